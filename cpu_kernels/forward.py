@@ -1,0 +1,329 @@
+"""The forward pass of a chunk of tokens, as phases that all threads go through together.
+
+One call reads T tokens: T = 1 when text is generated, more when a prompt is read. Each phase is a list of independent
+items, see `cpu_kernels.team`. The formulas are those of `rwkv_cli.backends.reference`; dimension letters are those of
+`rwkv_cli.config`. Everything lies in buffers that the caller allocated once; all addresses are int64.
+"""
+
+import numpy as np
+from numba import njit
+
+from cpu_kernels import elementwise as el
+from cpu_kernels import wkv7
+from cpu_kernels.elementwise import FLOAT, GROUP
+from cpu_kernels.matrix import FLOAT16, INT8, LANES, SCALE_BYTES, find_active, rows_times_tokens, sparse_rows
+from cpu_kernels.simd import get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
+from cpu_kernels.team import end_phase, next_item
+
+BLOCK = 64
+"""Output rows that make one item of work: one head, and four tiles."""
+TILES = BLOCK // LANES
+
+# The matrices of a layer, in the order of the table `matrices`.
+RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, W2, A2, V2, G2, OUTPUT, FFN_KEY, FFN_VALUE = range(14)
+N_MATRICES = 14
+
+# The vectors [C] of a layer, in the order of the table `vectors`.
+X_R, X_K, X_V, X_W, X_A, X_G, W0, A0, V0, K_K, K_A, R_K, LN_X_W, LN_X_B, LN1_W, LN1_B, LN2_W, LN2_B, FFN_X_K = range(19)
+N_VECTORS = 19
+
+# The inputs of matrices, in the order of the table `inputs`; the first six follow the order of the vectors.
+IN_R, IN_K, IN_V, IN_W, IN_A, IN_G, HIDDEN_W, HIDDEN_A, HIDDEN_V, HIDDEN_G, GATED, IN_FFN, IN_HEAD = range(13)
+N_INPUTS = 13
+LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
+
+RUN = np.dtype(
+    [(name, np.int64) for name in ("L", "C", "F", "T", "all_logits")]  # all_logits: after each token, or the last only
+    + [
+        (name, np.int64)  # an address of float32, but where it says otherwise
+        for name in (
+            "tokens",  # int64 [T]
+            "embedding",  # kind embedding_kind [V, C]
+            "embedding_scales",  # bfloat16 [V, C/64]
+            "embedding_kind",  # not an address: a kind of `cpu_kernels.matrix`
+            "norms",  # [4, C]: weight and bias of ln0, weight and bias of ln_out
+            "vectors",  # [L, N_VECTORS, C]
+            "shift_att",  # [L, C]  the state
+            "shift_ffn",  # [L, C]  the state
+            "wkv",  # [L, H, N, N]  the state
+            "x",  # [T, C]  the residual stream
+            "u",  # [T, C]  the normalised input of a mix
+            "last",  # [T, C]  the normalised input of the token before
+            "r",  # [T, C]
+            "k",  # [T, C]
+            "v",  # [T, C]
+            "v_first",  # [T, C]
+            "w",  # [T, C]  decay
+            "a",  # [T, C]  in-context learning rate, later times kk
+            "vg",  # [T, C]  gate of the value residual
+            "g",  # [T, C]  output gate
+            "kk",  # [T, C]  removal key
+            "out",  # [T, C]  what a mix adds to the residual stream
+            "h",  # [T, F]  hidden units of the channel mix
+            "active",  # uint8 [T, F]  which of them are not zero
+            "counts",  # int32 [T, F/64]  and how many in each group
+            "logits",  # [T or 1, V padded to 64]
+        )
+    ]
+)
+"""Sizes, weights, state and buffers of one forward pass."""
+
+
+@njit
+def at(buffer, t, width):
+    """The address of row t of a float buffer [T, width]."""
+    return buffer + t * width * FLOAT
+
+
+@njit
+def embed(run, team, phase):
+    """x = LN(embedding of the token; ln0). An item is a token."""
+    C = run.C
+    t = next_item(team, phase)
+    while t < run.T:
+        token, x = run.tokens + 8 * t, at(run.x, t, C)
+        row = get_i64(token) * C
+        for i in range(0, C, LANES):
+            if run.embedding_kind == INT8:
+                scale = get_bf16(run.embedding_scales + (row + i) // GROUP * SCALE_BYTES)
+                store(x + i * FLOAT, load_i8_as_f32(run.embedding + row + i) * splat(scale))
+            elif run.embedding_kind == FLOAT16:
+                store(x + i * FLOAT, load_f16(run.embedding + (row + i) * 2))
+            else:
+                store(x + i * FLOAT, load(run.embedding + (row + i) * 4))
+        el.layer_norm(x, x, run.norms, at(run.norms, 1, C), C)
+        t = next_item(team, phase)
+
+
+@njit
+def shift_inputs(run, t, weight, bias, shift):
+    """u = LN(x) of token t, and the same of the token before, which for the first is in the state."""
+    C = run.C
+    el.layer_norm(at(run.u, t, C), at(run.x, t, C), weight, bias, C)
+    if t == 0:
+        el.copy(run.last, shift, C)
+    else:
+        el.layer_norm(at(run.last, t, C), at(run.x, t - 1, C), weight, bias, C)
+
+
+@njit
+def quantize_input(act, t):
+    """Round token t's row of an input to int8, for the integer kernels."""
+    K = act.cols
+    groups = t * (K // GROUP)
+    el.quantize(act.xq + t * K, at(act.scale, groups, 1), at(act.start, groups, 1), at(act.x, t, K), K)
+
+
+@njit
+def mix_time(run, inputs, vectors, shift, team, phase):
+    """The six inputs of the time mix, by token shift. An item is a token."""
+    C = run.C
+    t = next_item(team, phase)
+    while t < run.T:
+        shift_inputs(run, t, at(vectors, LN1_W, C), at(vectors, LN1_B, C), shift)
+        for i in range(IN_R, IN_G + 1):
+            el.token_shift(
+                at(inputs[i].x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, X_R + i, C), C
+            )
+            if i <= IN_V:  # the others feed low-rank maps, which are floats
+                quantize_input(inputs[i], t)
+        t = next_item(team, phase)
+
+
+@njit
+def project(run, matrices, inputs, matrix, shift, thread, team, phase):
+    """The first halves of the low-rank maps, then r, k and v. An item is a tile of the former or a block of the latter."""
+    C, T = run.C, run.T
+    if thread == 0:  # nobody reads the state's token shift any more
+        el.copy(shift, at(run.u, T - 1, C), C)
+    n_tiles = 0
+    for i in range(4):
+        n_tiles += matrices[matrix + W1 + i].rows // LANES
+    blocks = C // BLOCK
+    item = next_item(team, phase)
+    while item < n_tiles + 3 * blocks:
+        if item < n_tiles:
+            low_rank_tile(inputs, matrices, matrix, item, T)
+        else:
+            i, block = (item - n_tiles) // blocks, (item - n_tiles) % blocks
+            out = at(run.r if i == 0 else run.k if i == 1 else run.v, block, BLOCK)
+            rows_times_tokens(out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T)
+        item = next_item(team, phase)
+
+
+@njit
+def low_rank_tile(inputs, matrices, matrix, tile, T):
+    """One tile of w1, a1, v1 or g1 times its input, with the activation function between the two halves of the map."""
+    i = 0
+    while tile >= matrices[matrix + W1 + i].rows // LANES:
+        tile -= matrices[matrix + W1 + i].rows // LANES
+        i += 1
+    source, hidden = inputs[LOW_RANK_INPUTS[i]], inputs[HIDDEN_W + i]
+    out = at(hidden.x, tile, LANES)
+    rows_times_tokens(out, hidden.cols * FLOAT, matrices[matrix + W1 + i], tile, 1, source, T)
+    for t in range(T):
+        y = at(out, t, hidden.cols)
+        if W1 + i == W1:
+            store(y, el.tanh(load(y)))
+        elif W1 + i == G1:
+            store(y, el.sigmoid(load(y)))
+
+
+@njit
+def heads(run, matrices, inputs, matrix, vectors, layer, team, phase):
+    """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head."""
+    H = run.C // wkv7.N
+    head = next_item(team, phase)
+    while head < H:
+        stride, column = run.C * FLOAT, head * wkv7.HEAD_BYTES
+        for i in range(4):
+            if W2 + i == V2 and layer == 0:
+                continue
+            out = run.w if i == 0 else run.a if i == 1 else run.vg if i == 2 else run.g
+            rows_times_tokens(
+                out + column, stride, matrices[matrix + W2 + i], head * TILES, TILES, inputs[HIDDEN_W + i], run.T
+            )
+        S = run.wkv + (layer * H + head) * wkv7.N * wkv7.HEAD_BYTES
+        for t in range(run.T):
+            head_step(run, inputs[GATED], vectors + column, layer, S, column + t * stride, t, head)
+        head = next_item(team, phase)
+
+
+@njit
+def head_step(run, gated, vectors, layer, S, row, t, head):
+    """One token of one head; `row` is where the head's 64 channels of token t lie in a buffer [T, C]."""
+    C = run.C
+    r, k, v, a, kk, y = run.r + row, run.k + row, run.v + row, run.a + row, run.kk + row, gated.x + row
+    wkv7.decay(run.w + row, at(vectors, W0, C))
+    if layer == 0:
+        el.copy(run.v_first + row, v, wkv7.N)
+    else:
+        wkv7.value_residual(v, run.v_first + row, run.vg + row, at(vectors, V0, C))
+    wkv7.keys(kk, a, k, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
+    wkv7.step(y, S, r, run.w + row, k, v, kk, a)
+    norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
+    wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
+    group = t * (C // GROUP) + head
+    el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.start, group, 1), y, wkv7.N)
+
+
+@njit
+def add_output(run, m, gated, team, phase):
+    """x += output (y * g). An item is a block of rows."""
+    C = run.C
+    block = next_item(team, phase)
+    while block < C // BLOCK:
+        column = block * BLOCK * FLOAT
+        rows_times_tokens(run.out + column, C * FLOAT, m, block * TILES, TILES, gated, run.T)
+        for t in range(run.T):
+            el.add(at(run.x, t, C) + column, at(run.out, t, C) + column, BLOCK)
+        block = next_item(team, phase)
+
+
+@njit
+def mix_channels(run, act, vectors, shift, team, phase):
+    """The input of the channel mix, by token shift. An item is a token."""
+    C = run.C
+    t = next_item(team, phase)
+    while t < run.T:
+        shift_inputs(run, t, at(vectors, LN2_W, C), at(vectors, LN2_B, C), shift)
+        el.token_shift(at(act.x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, FFN_X_K, C), C)
+        quantize_input(act, t)
+        t = next_item(team, phase)
+
+
+@njit
+def hidden_units(run, m, act, shift, thread, team, phase):
+    """h = relu(ffn.key x)**2, and which of it is not zero. An item is a block of 64 units."""
+    C, F = run.C, run.F
+    if thread == 0:  # nobody reads the state's token shift any more
+        el.copy(shift, at(run.u, run.T - 1, C), C)
+    block = next_item(team, phase)
+    while block < F // BLOCK:
+        rows_times_tokens(at(run.h, block, BLOCK), F * FLOAT, m, block * TILES, TILES, act, run.T)
+        for t in range(run.T):
+            group = t * (F // GROUP) + block
+            el.square_relu(at(run.h, group, BLOCK), BLOCK)
+            find_active(run.active + group * GROUP, run.counts + group * FLOAT, at(run.h, group, BLOCK))
+        block = next_item(team, phase)
+
+
+@njit
+def add_hidden(run, m, team, phase):
+    """x += ffn.value h. An item is a block of 64 channels."""
+    C, F = run.C, run.F
+    block = next_item(team, phase)
+    while block < C // BLOCK:
+        for t in range(run.T):
+            sparse_rows(
+                at(run.x, t, C) + block * BLOCK * FLOAT,
+                m,
+                block,
+                at(run.h, t, F),
+                run.active + t * F,
+                run.counts + t * (F // GROUP) * FLOAT,
+            )
+        block = next_item(team, phase)
+
+
+@njit
+def head_input(run, act, team, phase):
+    """LN(x; ln_out) of the tokens whose logits are wanted. An item is a token."""
+    C = run.C
+    wanted = run.T if run.all_logits else 1
+    t = next_item(team, phase)
+    while t < wanted:
+        x = at(run.x, run.T - wanted + t, C)
+        el.layer_norm(at(act.x, t, C), x, at(run.norms, 2, C), at(run.norms, 3, C), C)
+        quantize_input(act, t)
+        t = next_item(team, phase)
+
+
+@njit
+def head(run, m, act, team, phase):
+    """The logits. An item is a block of the vocabulary."""
+    wanted = run.T if run.all_logits else 1
+    blocks = (m.rows + BLOCK - 1) // BLOCK
+    block = next_item(team, phase)
+    while block < blocks:
+        tiles = min(TILES, m.rows // LANES - block * TILES)
+        rows_times_tokens(at(run.logits, block, BLOCK), m.rows * FLOAT, m, block * TILES, tiles, act, wanted)
+        block = next_item(team, phase)
+
+
+@njit(nogil=True, cache=True)
+def forward(runs, matrices, inputs, team, phase, thread, n_threads):
+    """Read the tokens of runs[0], a record RUN: leaves the logits and the new state; gives the next phase's number.
+
+    matrices: MATRIX [L * N_MATRICES + 1], the head last. inputs: ACTIVATION [N_INPUTS]. The last four arguments are
+    those of `cpu_kernels.team.Team.run`.
+    """
+    run = runs[0]
+    C = run.C
+    embed(run, team, phase)
+    phase = end_phase(team, phase, thread, n_threads)
+    for layer in range(run.L):
+        matrix = layer * N_MATRICES
+        vectors = at(run.vectors, layer * N_VECTORS, C)
+        shift_att, shift_ffn = at(run.shift_att, layer, C), at(run.shift_ffn, layer, C)
+
+        mix_time(run, inputs, vectors, shift_att, team, phase)
+        phase = end_phase(team, phase, thread, n_threads)
+        project(run, matrices, inputs, matrix, shift_att, thread, team, phase)
+        phase = end_phase(team, phase, thread, n_threads)
+        heads(run, matrices, inputs, matrix, vectors, layer, team, phase)
+        phase = end_phase(team, phase, thread, n_threads)
+        add_output(run, matrices[matrix + OUTPUT], inputs[GATED], team, phase)
+        phase = end_phase(team, phase, thread, n_threads)
+
+        mix_channels(run, inputs[IN_FFN], vectors, shift_ffn, team, phase)
+        phase = end_phase(team, phase, thread, n_threads)
+        hidden_units(run, matrices[matrix + FFN_KEY], inputs[IN_FFN], shift_ffn, thread, team, phase)
+        phase = end_phase(team, phase, thread, n_threads)
+        add_hidden(run, matrices[matrix + FFN_VALUE], team, phase)
+        phase = end_phase(team, phase, thread, n_threads)
+
+    head_input(run, inputs[IN_HEAD], team, phase)
+    phase = end_phase(team, phase, thread, n_threads)
+    head(run, matrices[run.L * N_MATRICES], inputs[IN_HEAD], team, phase)
+    return end_phase(team, phase, thread, n_threads)

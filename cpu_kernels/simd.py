@@ -1,0 +1,318 @@
+"""Vectors for Numba: sixteen lanes of 32 bits, or sixty-four of 8, as values that kernels compute with.
+
+Numba has no vector type, and its loop vectoriser does not find a CPU's dot-product instructions. These types map to
+LLVM's own vectors: LLVM splits them into whatever registers the CPU has, so one kernel text serves AVX-512 (one
+register a vector), AVX2 (two) and NEON (four).
+
+    F32   <16 x float>     I32   <16 x i32>     I8   <64 x i8>
+
+An address is an int64; offsets are in bytes. All loads and stores are unaligned. Arithmetic on F32 is written with
+the usual operators; every function here is inlined into a few instructions.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16
+
+_i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_float = ir.FloatType()
+
+
+class Vector(types.Type):
+    """A vector of LLVM's, as a Numba type."""
+
+    def __init__(self, name, llvm):
+        self.llvm = llvm
+        super().__init__(name=name)
+
+
+F32 = Vector("F32", ir.VectorType(_float, LANES))
+I32 = Vector("I32", ir.VectorType(_i32, LANES))
+I8 = Vector("I8", ir.VectorType(_i8, 4 * LANES))
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+def _emits(result, *arguments):
+    """Turn `emit(builder, *values) -> value` into a Numba intrinsic of this signature."""
+
+    def decorate(emit):
+        def codegen(context, builder, signature, values):
+            value = emit(builder, *values)
+            return context.get_dummy_value() if value is None else value
+
+        def typed(*_):
+            return result(*arguments), codegen
+
+        # Numba counts the arguments in the signature of the function that it is given.
+        by_count = (
+            None,
+            lambda typingctx, a: typed(),
+            lambda typingctx, a, b: typed(),
+            lambda typingctx, a, b, c: typed(),
+        )
+        typer = by_count[len(arguments)]
+        typer.__name__, typer.__doc__, typer.__module__ = emit.__name__, emit.__doc__, emit.__module__
+        return intrinsic(typer)
+
+    return decorate
+
+
+def _call(builder, name, result, *values):
+    """Call an LLVM intrinsic or a C function by name."""
+    signature = ir.FunctionType(result, [value.type for value in values])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), values)
+
+
+def _at(builder, address, llvm):
+    """The address as a pointer to values of the LLVM type `llvm`."""
+    return builder.inttoptr(address, llvm.as_pointer())
+
+
+def _splat(builder, scalar, lanes=LANES):
+    """A vector with `scalar` in every lane."""
+    vector = ir.VectorType(scalar.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _i32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_i32, lanes), [0] * lanes))
+
+
+def _constant(vector, value):
+    """A vector constant with `value` in every lane."""
+    return ir.Constant(vector.llvm, [value] * vector.llvm.count)
+
+
+# --- one float or integer in memory ---------------------------------------------------------------------------------
+
+
+@_emits(types.float32, types.int64)
+def get_f32(builder, address):
+    """The float at an address."""
+    return builder.load(_at(builder, address, _float), align=4)
+
+
+@_emits(types.void, types.int64, types.float32)
+def put_f32(builder, address, value):
+    """Store a float at an address."""
+    builder.store(value, _at(builder, address, _float), align=4)
+
+
+@_emits(types.int32, types.int64)
+def get_i32(builder, address):
+    """The 32-bit integer at an address."""
+    return builder.load(_at(builder, address, _i32), align=4)
+
+
+@_emits(types.void, types.int64, types.int32)
+def put_i32(builder, address, value):
+    """Store a 32-bit integer at an address."""
+    builder.store(value, _at(builder, address, _i32), align=4)
+
+
+@_emits(types.float32, types.int64)
+def get_bf16(builder, address):
+    """The bfloat16 at an address, the upper half of a float, as a float."""
+    half = builder.load(_at(builder, address, _i16), align=2)
+    return builder.bitcast(builder.shl(builder.zext(half, _i32), _i32(16)), _float)
+
+
+@_emits(types.int64, types.int64)
+def get_i64(builder, address):
+    """The 64-bit integer at an address."""
+    return builder.load(_at(builder, address, _i64), align=8)
+
+
+@_emits(types.int64, types.int64)
+def get_u8(builder, address):
+    """The byte at an address."""
+    return builder.zext(builder.load(_at(builder, address, _i8), align=1), _i64)
+
+
+@_emits(types.void, types.int64, types.int64)
+def put_u8(builder, address, value):
+    """Store the low byte of an integer."""
+    builder.store(builder.trunc(value, _i8), _at(builder, address, _i8), align=1)
+
+
+# --- sixteen floats -------------------------------------------------------------------------------------------------
+
+
+@_emits(F32, types.int64)
+def load(builder, address):
+    """Sixteen floats."""
+    return builder.load(_at(builder, address, F32.llvm), align=4)
+
+
+@_emits(types.void, types.int64, F32)
+def store(builder, address, vector):
+    """Store sixteen floats."""
+    builder.store(vector, _at(builder, address, F32.llvm), align=4)
+
+
+@_emits(F32, types.int64)
+def load_bf16(builder, address):
+    """Sixteen bfloat16, the upper halves of floats, as floats."""
+    halves = builder.load(_at(builder, address, ir.VectorType(_i16, LANES)), align=2)
+    return builder.bitcast(builder.shl(builder.zext(halves, I32.llvm), _constant(I32, 16)), F32.llvm)
+
+
+@_emits(F32, types.int64)
+def load_f16(builder, address):
+    """Sixteen IEEE half floats (finite) as floats, exactly.
+
+    By shifting the bits into a float's place and correcting the exponent with a multiplication by 2**112: this needs
+    no conversion instruction, which not every CPU has.
+    """
+    halves = builder.load(_at(builder, address, ir.VectorType(_i16, LANES)), align=2)
+    bits = builder.zext(halves, I32.llvm)
+    magnitude = builder.shl(builder.and_(bits, _constant(I32, 0x7FFF)), _constant(I32, 13))
+    scaled = builder.fmul(builder.bitcast(magnitude, F32.llvm), _constant(F32, 2.0**112))
+    sign = builder.shl(builder.and_(bits, _constant(I32, 0x8000)), _constant(I32, 16))
+    return builder.bitcast(builder.or_(builder.bitcast(scaled, I32.llvm), sign), F32.llvm)
+
+
+@_emits(F32, types.int64)
+def load_i8_as_f32(builder, address):
+    """Sixteen signed bytes as floats."""
+    narrow = builder.load(_at(builder, address, ir.VectorType(_i8, LANES)), align=1)
+    return builder.sitofp(builder.sext(narrow, I32.llvm), F32.llvm)
+
+
+@_emits(types.void, types.int64, F32)
+def store_f32_as_i8(builder, address, vector):
+    """Store sixteen floats, rounded to the nearest integer (ties to even), as signed bytes; they must be in range."""
+    whole = builder.fptosi(_call(builder, "llvm.rint.v16f32", F32.llvm, vector), I32.llvm)
+    narrow = ir.VectorType(_i8, LANES)
+    builder.store(builder.trunc(whole, narrow), _at(builder, address, narrow), align=1)
+
+
+@_emits(F32, types.float32)
+def splat(builder, scalar):
+    """A float in every lane."""
+    return _splat(builder, scalar)
+
+
+@_emits(F32, F32, F32, F32)
+def fma(builder, a, b, c):
+    """a * b + c, rounded once."""
+    return _call(builder, "llvm.fma.v16f32", F32.llvm, a, b, c)
+
+
+@_emits(F32, F32)
+def absolute(builder, a):
+    """|a| in each lane."""
+    return _call(builder, "llvm.fabs.v16f32", F32.llvm, a)
+
+
+@_emits(F32, F32, F32)
+def maximum(builder, a, b):
+    """The larger of each pair of lanes."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@_emits(F32, F32, F32)
+def minimum(builder, a, b):
+    """The smaller of each pair of lanes."""
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@_emits(types.float32, F32)
+def sum_lanes(builder, a):
+    """The sum of the lanes, added as a tree."""
+    return _tree(builder, a, builder.fadd)
+
+
+@_emits(types.float32, F32)
+def max_lanes(builder, a):
+    """The largest lane."""
+    return _tree(builder, a, lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
+
+
+def _tree(builder, vector, combine):
+    """Fold a vector's upper half into its lower half until one lane is left."""
+    lanes = LANES
+    while lanes > 1:
+        lanes //= 2
+        low, high = (
+            ir.Constant(ir.VectorType(_i32, lanes), list(range(start, start + lanes))) for start in (0, lanes)
+        )
+        vector = combine(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+    return builder.extract_element(vector, _i32(0))
+
+
+@_emits(F32, F32)
+def round_f32(builder, a):
+    """Each lane rounded to the nearest integer, ties to even."""
+    return _call(builder, "llvm.rint.v16f32", F32.llvm, a)
+
+
+@_emits(F32, F32, F32)
+def scale_by_power(builder, a, n):
+    """a * 2**n for whole n from -126 to 127: n goes straight into the exponent's bits."""
+    exponent = builder.add(builder.fptosi(n, I32.llvm), _constant(I32, 127))
+    return builder.fmul(a, builder.bitcast(builder.shl(exponent, _constant(I32, 23)), F32.llvm))
+
+
+def _operator(python_operator, method):
+    """Let the operator work on two F32."""
+
+    @_emits(F32, F32, F32)
+    def lanewise(builder, a, b):
+        return getattr(builder, method)(a, b)
+
+    @overload(python_operator)
+    def typed(a, b):
+        if a is F32 and b is F32:
+            return lambda a, b: lanewise(a, b)
+        return None
+
+
+for _python_operator, _method in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _operator(_python_operator, _method)
+
+
+# --- integers -------------------------------------------------------------------------------------------------------
+
+
+@_emits(I32, types.int32)
+def splat_i32(builder, scalar):
+    """An integer in every lane."""
+    return _splat(builder, scalar)
+
+
+@_emits(F32, I32)
+def to_f32(builder, a):
+    """Each integer as a float."""
+    return builder.sitofp(a, F32.llvm)
+
+
+@_emits(I8, types.int64)
+def load_i8(builder, address):
+    """Sixty-four signed bytes."""
+    return builder.load(_at(builder, address, I8.llvm), align=1)
+
+
+@_emits(I8, types.int64)
+def splat_4i8(builder, address):
+    """The four bytes at an address, sixteen times."""
+    four = builder.load(_at(builder, address, _i32), align=1)
+    return builder.bitcast(_splat(builder, four), I8.llvm)
+
+
+@_emits(types.int32, I32)
+def sum_lanes_i32(builder, a):
+    """The sum of the lanes."""
+    return _tree(builder, a, builder.add)

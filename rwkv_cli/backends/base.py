@@ -1,0 +1,43 @@
+"""What a backend is, and where it gets its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import ModelConfig
+from rwkv_cli.state import State
+
+Array = NDArray[np.float32]
+Progress = Callable[[int], None]
+"""Called with the number of tokens read since the last call."""
+
+
+class WeightSource(Protocol):
+    """Anything that gives the officially named tensors in float32: a published checkpoint or a model file."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def tensor(self, name: str) -> Array:
+        """One tensor of the shape that `ModelConfig.tensor_shapes` lists for `name`."""
+        ...
+
+
+class Backend(Protocol):
+    """Runs the model. Both methods advance `state` in place by len(tokens) >= 1 tokens, each in [0, V)."""
+
+    name: str  # as in --device
+    description: str  # for `rwkv info`: what does the arithmetic
+    config: ModelConfig
+
+    def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
+        """The logits [V] after the last token."""
+        ...
+
+    def forward_all(self, tokens: Sequence[int], state: State) -> Array:
+        """The logits [T, V] after each token."""
+        ...

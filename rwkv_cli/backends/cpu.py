@@ -1,0 +1,177 @@
+"""The CPU backend: where weights and buffers lie, for the kernels of `cpu_kernels`, which do the arithmetic."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import cpu_kernels
+from cpu_kernels import dot, forward, matrix, team
+from rwkv_cli import quantize
+from rwkv_cli.backends.base import Progress
+from rwkv_cli.modelfile import ModelFile
+from rwkv_cli.quantize import CHANNELS, GROUP, SCALE, TILE_ROWS
+from rwkv_cli.state import State
+
+Array = NDArray[np.float32]
+
+CHUNK = 64
+"""Tokens of a prompt that are read together: each weight is read once for all of them."""
+
+_KINDS = {"int8": matrix.INT8, "fp16": matrix.FLOAT16, "fp32": matrix.FLOAT32}
+
+# In the order of the tables that the kernels index, see `cpu_kernels.forward`.
+_MATRICES = (
+    "att.receptance.weight att.key.weight att.value.weight att.w1 att.a1 att.v1 att.g1 att.w2 att.a2 att.v2 att.g2 "
+    "att.output.weight ffn.key.weight ffn.value.weight"
+).split()
+_VECTORS = (
+    "att.x_r att.x_k att.x_v att.x_w att.x_a att.x_g att.w0 att.a0 att.v0 att.k_k att.k_a att.r_k "
+    "att.ln_x.weight att.ln_x.bias ln1.weight ln1.bias ln2.weight ln2.bias ffn.x_k"
+).split()
+_NORMS = ("blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias")
+
+
+class CpuBackend:
+    """Runs a model file as it lies in memory: the weights are used in place, in the layout that the file has."""
+
+    name = "cpu"
+
+    def __init__(self, model: ModelFile, n_threads: int | None = None, chunk: int = CHUNK) -> None:
+        self.config = model.config
+        self.chunk = chunk
+        self._model = model  # the kernels hold addresses only: this keeps the mapping alive
+        self._team = _team(n_threads or team.usable_cores())
+        self._runs = np.zeros(1, forward.RUN)
+        self._matrices, self._vectors = self._weights()
+        self._inputs = np.zeros(forward.N_INPUTS, matrix.ACTIVATION)
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self._room = 0  # tokens that the buffers have room for
+        self._lock = threading.Lock()
+        self._describe_model()
+
+    @property
+    def description(self) -> str:
+        """What does the arithmetic."""
+        return f"Numba, {self._model.info.weight_type} weights, {dot.CHOSEN}, {self._team.n_threads} threads"
+
+    def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
+        """The logits [V] after the last token; advances `state`."""
+        for start in range(0, len(tokens), self.chunk):
+            chunk = tokens[start : start + self.chunk]
+            logits = self._run(chunk, state, all_logits=False)
+            if progress:
+                progress(len(chunk))
+        return logits[0]
+
+    def forward_all(self, tokens: Sequence[int], state: State) -> Array:
+        """The logits [T, V] after each token; advances `state`."""
+        chunks = [tokens[start : start + self.chunk] for start in range(0, len(tokens), self.chunk)]
+        return np.concatenate([self._run(chunk, state, all_logits=True) for chunk in chunks])
+
+    def _run(self, tokens: Sequence[int], state: State, all_logits: bool) -> Array:
+        """One pass of at most `chunk` tokens; the logits [1 or T, V], as a copy."""
+        T = len(tokens)
+        V = self.config.vocab_size
+        with self._lock:
+            self._make_room(T, T if all_logits else 1)
+            run = self._runs[0]
+            run["T"], run["all_logits"] = T, all_logits
+            self._buffers["tokens"][:T] = tokens
+            for name in ("shift_att", "wkv", "shift_ffn"):
+                run[name] = _address(getattr(state, name))
+            self._team.run(forward.forward, self._runs, self._matrices, self._inputs)
+            return self._buffers["logits"][: T if all_logits else 1, :V].copy()
+
+    def _weights(self) -> tuple[NDArray[Any], Array]:
+        """The table of matrices, and all vectors of the layers [L, N_VECTORS, C]."""
+        L, C = self.config.n_layer, self.config.n_embd
+        matrices = np.zeros(L * forward.N_MATRICES + 1, matrix.MATRIX)
+        vectors = np.zeros((L, forward.N_VECTORS, C), np.float32)
+        for i in range(L):
+            for j, name in enumerate(_MATRICES):
+                if i > 0 or name not in ("att.v1", "att.v2"):
+                    self._describe_matrix(matrices[i * forward.N_MATRICES + j], f"blocks.{i}.{name}")
+            for j, name in enumerate(_VECTORS):
+                if i > 0 or name != "att.v0":
+                    vectors[i, j] = self._model.stored(f"blocks.{i}.{name}").reshape(-1)
+        self._describe_matrix(matrices[-1], "head.weight")
+        return matrices, vectors
+
+    def _describe_matrix(self, row: Any, name: str) -> None:
+        weights = self._model.stored(name)
+        weight_type = quantize.type_of(name, self._model.info.weight_type)
+        row["kind"] = _KINDS[weight_type]
+        if quantize.layout_of(name) == "by_input":
+            row["rows"], row["cols"] = weights.shape[0] * CHANNELS, weights.shape[1]
+        else:
+            row["rows"], row["cols"] = weights.shape[0] * TILE_ROWS, weights.shape[1] * weights.shape[3]
+        row["weights"] = _address(weights)
+        if weight_type == "int8":
+            row["scales"] = _address(self._model.stored(name + SCALE))
+
+    def _describe_model(self) -> None:
+        """What stays the same in every pass."""
+        run, config = self._runs[0], self.config
+        run["L"], run["C"], run["F"] = config.n_layer, config.n_embd, config.n_ffn
+        self._norms = np.stack([self._model.stored(name) for name in _NORMS])
+        run["norms"], run["vectors"] = _address(self._norms), _address(self._vectors)
+        run["embedding"] = _address(self._model.stored("emb.weight"))
+        run["embedding_kind"] = _KINDS[self._model.info.weight_type]
+        if self._model.info.weight_type == "int8":
+            run["embedding_scales"] = _address(self._model.stored("emb.weight" + SCALE))
+
+    def _make_room(self, T: int, logits: int) -> None:
+        """Allocate the buffers of a pass of T tokens, unless there are larger ones."""
+        if T > self._room:
+            self._room = T if T == 1 else self.chunk
+            self._allocate(self._room)
+        if "logits" not in self._buffers or logits > len(self._buffers["logits"]):
+            rows = self._matrices[-1]["rows"]
+            self._buffers["logits"] = np.empty((logits, rows), np.float32)
+            self._runs[0]["logits"] = _address(self._buffers["logits"])
+
+    def _allocate(self, T: int) -> None:
+        C, F = self.config.n_embd, self.config.n_ffn
+        buffers: dict[str, NDArray[Any]] = {
+            name: np.empty((T, C), np.float32)
+            for name in ("x", "u", "last", "r", "k", "v", "v_first", "w", "a", "vg", "g", "kk", "out")
+        }
+        buffers["tokens"] = np.empty(T, np.int64)
+        buffers["h"] = np.empty((T, F), np.float32)
+        buffers["active"] = np.empty((T, F), np.uint8)
+        buffers["counts"] = np.empty((T, F // GROUP), np.int32)
+        for name, buffer in buffers.items():
+            self._runs[0][name] = _address(buffer)
+        ranks = [self._matrices[forward.N_MATRICES * (self.config.n_layer - 1) + forward.W1 + i]["rows"] for i in range(4)]
+        for i in range(forward.N_INPUTS):
+            hidden = i - forward.HIDDEN_W
+            cols = ranks[hidden] if 0 <= hidden < 4 else C
+            x, xq = np.empty((T, cols), np.float32), np.empty((T, cols), np.int8)
+            scale, start = np.empty((T, cols // GROUP), np.float32), np.empty((T, cols // GROUP), np.int32)
+            self._inputs[i] = (cols, _address(x), _address(xq), _address(scale), _address(start))
+            buffers |= {f"input {i} {j}": buffer for j, buffer in enumerate((x, xq, scale, start))}
+        self._buffers |= buffers
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where a contiguous array lies."""
+    if not array.flags.c_contiguous:
+        raise ValueError("a kernel needs a contiguous array")
+    return array.ctypes.data
+
+
+@functools.cache
+def _team(n_threads: int) -> team.Team:
+    """The threads of this process that compute, shared by all models."""
+    return team.Team(n_threads)
+
+
+def is_compiled() -> bool:
+    """Whether the kernels are in the cache; otherwise the first pass compiles them, for some ten seconds."""
+    return cpu_kernels.is_compiled("forward")

@@ -1,0 +1,193 @@
+"""Weights as a model file stores them: pure functions, from a float32 tensor to stored arrays and back.
+
+Two independent steps. The *type* decides how a number is stored:
+
+    fp32   float32
+    fp16   float16
+    int8   symmetric: q = round(w / scale) in [-127, 127], one bfloat16 scale for 64 values along the input axis
+
+The *layout* decides the order, so that a kernel reads memory from front to back. R output rows, K input columns:
+
+    vector     as it is, always float32: norms, token-shift mixes, biases
+    rows       emb.weight: row-major, since one row is read
+    tiles      big matrices: 16 rows interleaved,  [R/16, K/c, 16, c] with c = 4 for int8 and 1 for floats; R padded to
+               a multiple of 16
+    low_rank   the pairs w1 w2, a1 a2, v1 v2, g1 g2: transposed to [out, in], then as tiles, in float16 (float32 in fp32);
+               the rank padded to a multiple of 16
+    by_input   ffn.value.weight: by hidden unit, 64 channels at a time,  [R/64, K, 64], so that the rows of hidden units
+               that are zero need not be read
+
+The scales of int8 follow the same layout with one column for 64: [R/16, K/64, 16, 1] and [R/64, K/64, 64].
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import Shape
+from rwkv_cli.errors import UnsupportedModelError
+
+WeightType = Literal["int8", "fp16", "fp32"]
+WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
+
+Layout = Literal["vector", "rows", "tiles", "low_rank", "by_input"]
+
+Array = NDArray[np.float32]
+Stored = dict[str, NDArray[Any]]
+
+GROUP = 64  # values that share a scale
+TILE_ROWS = 16
+CHANNELS = 64  # of a block of ffn.value
+SCALE = ".scale"  # follows the name of the tensor that it scales
+
+_LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
+_DTYPES = {"int8": "I8", "fp16": "F16", "fp32": "F32"}
+_NUMPY = {"fp16": np.float16, "fp32": np.float32}
+_ROWS_AT_ONCE = 2048  # bounds the temporary arrays of quantization; a multiple of TILE_ROWS
+
+
+def layout_of(name: str) -> Layout:
+    """Where a tensor belongs, by its official name."""
+    if name == "emb.weight":
+        return "rows"
+    if name.endswith("ffn.value.weight"):
+        return "by_input"
+    if _LOW_RANK.search(name):
+        return "low_rank"
+    if name == "head.weight" or name.endswith(
+        ("receptance.weight", "key.weight", "att.value.weight", "output.weight")
+    ):
+        return "tiles"
+    return "vector"
+
+
+def type_of(name: str, weight_type: WeightType) -> WeightType:
+    """How a tensor is stored in a file of the given type: what is small or sensitive stays a float."""
+    layout = layout_of(name)
+    if layout == "vector":
+        return "fp32"
+    if layout == "low_rank" and weight_type == "int8":
+        return "fp16"
+    return weight_type
+
+
+def stored_form(name: str, shape: Shape, weight_type: WeightType) -> dict[str, tuple[str, Shape]]:
+    """Name -> safetensors dtype and shape of everything that `store` gives for a tensor of this shape.
+
+    Raises UnsupportedModelError for sizes that the kernels do not have.
+    """
+    layout, kind = layout_of(name), type_of(name, weight_type)
+    if layout == "vector":
+        return {name: ("F32", shape)}
+    R, K = shape[::-1] if layout == "low_rank" else shape
+    if layout == "low_rank":
+        R, K = _padded(R), _padded(K)
+    elif K % GROUP or (layout == "by_input" and R % CHANNELS):
+        raise UnsupportedModelError(
+            f"{name} has the shape {list(shape)}; its rows should be a multiple of {GROUP} long"
+        )
+    form = {name: (_DTYPES[kind], _arranged_shape(layout, R, K, 4 if kind == "int8" else 1))}
+    if kind == "int8":
+        form[name + SCALE] = ("BF16", _arranged_shape(layout, R, K // GROUP, 1))
+    return form
+
+
+def store(name: str, tensor: Array, weight_type: WeightType) -> Stored:
+    """The arrays to store for one tensor, as `stored_form` announces them; the tensor must be finite."""
+    layout, kind = layout_of(name), type_of(name, weight_type)
+    if layout == "vector":
+        return {name: tensor}
+    if layout == "low_rank":
+        R, K = tensor.T.shape
+        tensor = np.pad(tensor.T, ((0, _padded(R) - R), (0, _padded(K) - K)))
+    if kind == "int8":
+        q, scale = quantize_int8(tensor)
+        return {name: _arrange(layout, q, 4), name + SCALE: _arrange(layout, scale, 1)}
+    largest = float(np.finfo(_NUMPY[kind]).max)
+    if max(tensor.max(), -tensor.min()) > largest:
+        raise UnsupportedModelError(f"{name} holds values too large for {kind}; use --type fp32")
+    return {name: _arrange(layout, tensor.astype(_NUMPY[kind]), 1)}
+
+
+def restore(name: str, shape: Shape, stored: Stored) -> Array:
+    """The float32 tensor of this shape from what `store` gave: its inverse, but for the rounding."""
+    layout = layout_of(name)
+    array = stored[name]
+    if layout == "vector":
+        return array
+    flat = _flatten(layout, array)
+    if name + SCALE in stored:
+        scale = bf16_to_f32(_flatten(layout, stored[name + SCALE]))
+        groups = flat.reshape(*scale.shape, GROUP)
+        flat = np.multiply(groups, scale[..., None], dtype=np.float32).reshape(flat.shape)
+    if layout == "low_rank":
+        return np.ascontiguousarray(flat.T[: shape[0], : shape[1]], dtype=np.float32)
+    return np.ascontiguousarray(flat[: shape[0]], dtype=np.float32)
+
+
+def quantize_int8(w: Array) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    """Round w [R, K] to int8 [R, K] and bfloat16 scales [R, K/64] (as uint16): w = q * scale, but for the rounding.
+
+    The scale of a group is its largest magnitude / 127, rounded up to bfloat16 before the division, so that the scale's
+    own rounding is no error. A group of zeros has the scale 0.
+    """
+    R, K = w.shape
+    q, scale = np.empty((R, K), np.int8), np.empty((R, K // GROUP), np.uint16)
+    for start in range(0, R, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        groups = w[rows].reshape(-1, K // GROUP, GROUP)
+        scale[rows] = f32_to_bf16_up(np.abs(groups).max(axis=2) / np.float32(127))
+        divisor = bf16_to_f32(scale[rows])[:, :, None]
+        # Too small a number for a float has no reciprocal either: such a group is zero.
+        rounded = np.rint(np.divide(groups, divisor, out=np.zeros_like(groups), where=divisor > 0))
+        q[rows] = rounded.astype(np.int8).reshape(-1, K)
+    return q, scale
+
+
+def f32_to_bf16_up(x: Array) -> NDArray[np.uint16]:
+    """The least bfloat16 not below x >= 0, as the upper half of its bits."""
+    return ((x.view(np.uint32) + np.uint32(0xFFFF)) >> np.uint32(16)).astype(np.uint16)
+
+
+def bf16_to_f32(bits: NDArray[np.uint16]) -> Array:
+    """bfloat16, given as the upper halves of floats, as float32."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _padded(rows: int) -> int:
+    return rows + -rows % TILE_ROWS
+
+
+def _arranged_shape(layout: Layout, R: int, K: int, c: int) -> Shape:
+    if layout == "rows":
+        return (R, K)
+    if layout == "by_input":
+        return (R // CHANNELS, K, CHANNELS)
+    return (_padded(R) // TILE_ROWS, K // c, TILE_ROWS, c)
+
+
+def _arrange(layout: Layout, matrix: NDArray[Any], c: int) -> NDArray[Any]:
+    """A matrix [R, K] in the order of its layout, with c neighbouring columns kept together in a tile."""
+    R, K = matrix.shape
+    shape = _arranged_shape(layout, R, K, c)
+    if layout == "rows":
+        return matrix
+    if layout == "by_input":
+        return np.ascontiguousarray(matrix.reshape(-1, CHANNELS, K).transpose(0, 2, 1))
+    matrix = np.pad(matrix, ((0, _padded(R) - R), (0, 0)))
+    return np.ascontiguousarray(matrix.reshape(shape[0], TILE_ROWS, K // c, c).transpose(0, 2, 1, 3))
+
+
+def _flatten(layout: Layout, arranged: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `_arrange`, but for padded rows."""
+    if layout == "rows":
+        return arranged
+    if layout == "by_input":
+        blocks, K, _ = arranged.shape
+        return arranged.transpose(0, 2, 1).reshape(blocks * CHANNELS, K)
+    tiles, vectors, _, c = arranged.shape
+    return arranged.transpose(0, 2, 1, 3).reshape(tiles * TILE_ROWS, vectors * c)

@@ -1,0 +1,40 @@
+"""The recurrent state: all that a model remembers of what it has read, in a size that never changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import ModelConfig
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class State:
+    """What a model carries from one token to the next, in float32 whatever the type of its weights."""
+
+    shift_att: Array  # [L, C] the last token's normalised input of each time mix (token shift)
+    wkv: Array  # [L, H, N, N] the associative memory of each head, row = value index, column = key index
+    shift_ffn: Array  # [L, C] the last token's normalised input of each channel mix (token shift)
+
+    @classmethod
+    def zeros(cls, config: ModelConfig) -> State:
+        """The state of a model that has read nothing."""
+        L, C, H, N = config.n_layer, config.n_embd, config.n_head, config.head_size
+        return cls(
+            shift_att=np.zeros((L, C), np.float32),
+            wkv=np.zeros((L, H, N, N), np.float32),
+            shift_ffn=np.zeros((L, C), np.float32),
+        )
+
+    def copy(self) -> State:
+        """An independent copy: a branch of the conversation."""
+        return State(self.shift_att.copy(), self.wkv.copy(), self.shift_ffn.copy())
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory."""
+        return self.shift_att.nbytes + self.wkv.nbytes + self.shift_ffn.nbytes
