@@ -1,0 +1,70 @@
+"""Stop strings in text that arrives in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rwkv_cli.errors import UsageError
+
+
+class StopFilter:
+    """Passes text on up to the first stop string, and holds back only what may still become one.
+
+    The first stop string is the one that is complete first; of those that end at the same character, the
+    longest. How the text is cut into pieces makes no difference. The time is linear in the text: each stop
+    string is followed by the automaton of Knuth, Morris and Pratt (SIAM J. Comput. 6, 1977).
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Raises UsageError for an empty stop string, which would stop everything."""
+        if not all(stops):
+            raise UsageError("a stop string is empty: it must have at least one character")
+        self.stopped: str | None = None  # the stop string that was met
+        self._automata = [_Automaton(stop) for stop in sorted(set(stops), key=len, reverse=True)]
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """What can be shown, now that text has come; nothing of a stop string or after it."""
+        if self.stopped is not None:
+            return ""
+        pending = self._held + text
+        for position in range(len(self._held), len(pending)):
+            # Not a generator: every automaton has to see every character.
+            complete = [automaton.advance(pending[position]) for automaton in self._automata]
+            if True in complete:
+                self.stopped = self._automata[complete.index(True)].stop
+                self._held = ""
+                return pending[: position + 1 - len(self.stopped)]
+        n_held = max((automaton.matched for automaton in self._automata), default=0)
+        self._held = pending[len(pending) - n_held :]
+        return pending[: len(pending) - n_held]
+
+    def flush(self) -> str:
+        """The text held back, once no more will come: empty after a stop string."""
+        held, self._held = self._held, ""
+        for automaton in self._automata:
+            automaton.matched = 0  # in step with what is held, should the text go on after all
+        return held
+
+
+class _Automaton:
+    """Follows one string through a text: `matched` of its characters are the end of the text so far."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.matched = 0
+        # borders[n]: the longest proper prefix of stop[:n + 1] that is also its suffix.
+        self._borders = [0] * len(stop)
+        length = 0
+        for n in range(1, len(stop)):
+            while length and stop[n] != stop[length]:
+                length = self._borders[length - 1]
+            length += stop[n] == stop[length]
+            self._borders[n] = length
+
+    def advance(self, character: str) -> bool:
+        """Take the next character of the text; True if the string is complete with it."""
+        while self.matched and self.stop[self.matched] != character:
+            self.matched = self._borders[self.matched - 1]
+        self.matched += self.stop[self.matched] == character
+        return self.matched == len(self.stop)
