@@ -1,0 +1,41 @@
+"""Run RWKV-7 language models: `rwkv_cli.load()` gives a `Model`.
+
+>>> import rwkv_cli
+>>> model = rwkv_cli.load()
+>>> for step in model.generate("Once upon a time", template="story", seed=1, max_tokens=20):
+...     print(step.text, end="")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rwkv_cli.errors import RwkvError
+    from rwkv_cli.generate import Generation, Step
+    from rwkv_cli.model import Model, load
+    from rwkv_cli.sampling import SamplingSettings
+    from rwkv_cli.state import State
+
+__version__ = "0.1.0"
+
+__all__ = ["Generation", "Model", "RwkvError", "SamplingSettings", "State", "Step", "__version__", "load"]
+
+_HOMES = {
+    "Generation": "generate",
+    "Model": "model",
+    "RwkvError": "errors",
+    "SamplingSettings": "sampling",
+    "State": "state",
+    "Step": "generate",
+    "load": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `rwkv --help` needs none of this."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"rwkv_cli.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,125 @@
+"""The token loop: read a prompt, then choose, decode and feed back one token after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rwkv_cli.backends.base import Backend, Progress
+from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling import Logits, Sampler
+from rwkv_cli.state import State
+from rwkv_cli.streaming import StopFilter
+from rwkv_cli.tokenizer import StreamDecoder, Tokenizer
+
+Finish = Literal["end", "stop", "length"]
+"""Why a generation ended: the model ended the document, a stop string came, or max_tokens were generated."""
+
+UNLIMITED = -1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token."""
+
+    token: int
+    text: str  # what can be shown now: may be empty, while half a character or a possible stop string is held back
+    logprob: float  # the natural logarithm of the probability that the model gave the token
+    finish: Finish | None = None  # set on the last step
+
+
+@dataclass
+class Usage:
+    """Counts and times of a generation so far."""
+
+    prompt_tokens: int
+    generated_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def prefill_speed(self) -> float:
+        """Prompt tokens a second."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_speed(self) -> float:
+        """Generated tokens a second; the first one comes out of the prompt's logits and costs no pass."""
+        passes = max(self.generated_tokens - 1, 0)
+        return passes / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass
+class Generation(Iterator[Step]):
+    """An iterator over steps that knows its usage, its state, and the text that it still holds back.
+
+    `tokens` is the prompt, at least one token; `state` is advanced in place. Without a tokenizer the steps have no
+    text. When the iteration ends early, `flush` gives the text that was held back.
+    """
+
+    backend: Backend
+    tokenizer: Tokenizer | None
+    tokens: Sequence[int]
+    state: State
+    sampler: Sampler
+    max_tokens: int = UNLIMITED
+    stop: Sequence[str] = ()
+    progress: Progress | None = None
+    usage: Usage = field(init=False)
+    finish: Finish | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise UsageError("the prompt is empty: give some text to go on from")
+        if self.max_tokens < UNLIMITED:
+            raise UsageError(f"--max-tokens is {self.max_tokens}: it must be at least 0, or -1 for no limit")
+        if self.stop and not self.tokenizer:
+            raise UsageError("stop strings need a tokenizer, and this model has none")
+        self.usage = Usage(prompt_tokens=len(self.tokens))
+        self._decoder = StreamDecoder(self.tokenizer) if self.tokenizer else None
+        self._filter = StopFilter(self.stop)
+        self._last: int | None = None  # a token that was chosen and not yet read by the model
+        self._end = self.tokenizer.end_of_document if self.tokenizer else 0
+
+    def __next__(self) -> Step:
+        if self.finish or self.max_tokens == 0:
+            raise StopIteration
+        choice = self.sampler.sample(self._advance())
+        self._last = choice.token
+        self.usage.generated_tokens += 1
+        text = self._show(choice.token)
+        if self.finish and self.finish != "stop":
+            text += self.flush()
+        return Step(choice.token, text, choice.logprob, self.finish)
+
+    def flush(self) -> str:
+        """The text held back so far; for the end, when no more will come."""
+        if self._decoder is None or self._filter.stopped:
+            return ""
+        return self._filter.feed(self._decoder.flush()) + self._filter.flush()
+
+    def _advance(self) -> Logits:
+        """The logits for the next token: after the prompt, or after the last token chosen."""
+        start = time.perf_counter()
+        if self._last is None:
+            logits = self.backend.forward(self.tokens, self.state, self.progress)
+            self.usage.prefill_seconds = time.perf_counter() - start
+        else:
+            logits = self.backend.forward([self._last], self.state)
+            self.usage.decode_seconds += time.perf_counter() - start
+        return logits
+
+    def _show(self, token: int) -> str:
+        """The text that this token lets out; sets `finish` if it is the last one."""
+        text = ""
+        if token == self._end:
+            self.finish = "end"
+        elif self._decoder is not None:
+            text = self._filter.feed(self._decoder.feed(token))
+        if self._filter.stopped:
+            self.finish = "stop"
+        elif not self.finish and self.usage.generated_tokens == self.max_tokens:
+            self.finish = "length"
+        return text

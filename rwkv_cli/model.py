@@ -1,0 +1,210 @@
+"""The Python API: `load` a model, then `forward` tokens or `generate` text."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli import paths, registry
+from rwkv_cli.backends import auto
+from rwkv_cli.backends.base import Backend, Progress
+from rwkv_cli.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.config import ModelConfig
+from rwkv_cli.errors import UsageError
+from rwkv_cli.generate import Generation
+from rwkv_cli.modelfile import ModelFile, ModelInfo, is_model_file, write_model
+from rwkv_cli.quantize import WeightType
+from rwkv_cli.sampling import Sampler, SamplingSettings, exempt_tokens
+from rwkv_cli.state import State
+from rwkv_cli.template import TEMPLATES, Template, find_template, get_template
+from rwkv_cli.tokenizer import Tokenizer, load_tokenizer
+
+Array = NDArray[np.float32]
+
+log = logging.getLogger("rwkv_cli")
+
+
+class Reporter:
+    """Hears of work that takes long; the command line shows it, everybody else finds it in the log."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        log.info(text)
+
+    def quantizing(self, done: int, total: int) -> None:
+        """`done` of `total` weights are quantized."""
+
+
+@dataclass
+class Model:
+    """A model, ready to run."""
+
+    info: ModelInfo  # what its file says of itself
+    path: Path  # of the file that it was loaded from
+    tokenizer: Tokenizer | None  # None if the checkpoint has none
+    backend: Backend
+
+    @property
+    def config(self) -> ModelConfig:
+        """The sizes of the model."""
+        return self.info.config
+
+    @property
+    def template(self) -> Template:
+        """The prompt template that the model was trained on."""
+        return TEMPLATES.get(self.info.template, TEMPLATES["raw"])
+
+    def forward(self, tokens: Sequence[int], state: State | None = None) -> tuple[Array, State]:
+        """Read tokens: the logits after the last one, float32 [V], and the new state.
+
+        `state` is where to go on from, None for the beginning; it is left as it is. Raises UsageError for no tokens,
+        for a token outside the vocabulary, and for the state of a model of another shape.
+        """
+        state = self._own(tokens, state)
+        return self.backend.forward(tokens, state), state
+
+    def forward_all(self, tokens: Sequence[int], state: State | None = None) -> tuple[Array, State]:
+        """Like `forward`, with the logits after each token, float32 [T, V]."""
+        state = self._own(tokens, state)
+        return self.backend.forward_all(tokens, state), state
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        template: str | None = "raw",
+        system: str | None = None,
+        stop: Sequence[str] = (),
+        state: State | None = None,
+        progress: Progress | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Iterate over the tokens that follow a prompt, a `Step` each.
+
+        `prompt` is a text, laid out by `template` (None for the model's own), or tokens. `max_tokens` of -1 sets no
+        limit. `sampling` are fields of `SamplingSettings`; their defaults are those of the template, if it is the
+        model's own, those of the model file. The generation also ends at the end of the document and, without it,
+        before a stop string. `state` is left as it is. Raises UsageError for settings that cannot be right.
+        """
+        layout = self.template if template is None else get_template(template)
+        tokens = self._lay_out(prompt, layout, system) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise UsageError("the prompt is empty: give some text to go on from")
+        return Generation(
+            backend=self.backend,
+            tokenizer=self.tokenizer,
+            tokens=tokens,
+            state=self._own(tokens, state),
+            sampler=Sampler(self.sampling_settings(layout, **sampling), self._exempt()),
+            max_tokens=max_tokens,
+            stop=(*layout.stop, *stop),
+            progress=progress,
+        )
+
+    def sampling_settings(self, template: Template, **overrides: Any) -> SamplingSettings:
+        """What to sample with: `overrides` that are not None, over the defaults of the model and of the template."""
+        own = self.info.sampling if template.name == self.info.template else {}
+        chosen = {name: value for name, value in overrides.items() if value is not None}
+        return SamplingSettings(**{**template.sampling, **own, **chosen})
+
+    def _lay_out(self, prompt: str, template: Template, system: str | None) -> list[int]:
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer: give the prompt as tokens, or put its tokenizer.json beside it")
+        if not prompt:
+            raise UsageError("the prompt is empty: give some text to go on from")
+        begin = [self.tokenizer.end_of_document] if template.begin else []
+        return begin + self.tokenizer.encode(template.render(prompt, system))
+
+    def _exempt(self) -> Callable[[int], bool] | frozenset[int]:
+        return exempt_tokens(self.tokenizer) if self.tokenizer else frozenset()
+
+    def _own(self, tokens: Sequence[int], state: State | None) -> State:
+        """A state that may be changed; checks that both fit the model."""
+        if not len(tokens):
+            raise UsageError("there are no tokens to read")
+        lowest, highest = min(tokens), max(tokens)
+        if lowest < 0 or highest >= self.config.vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise UsageError(f"there is no token {wrong}: the vocabulary has {self.config.vocab_size:,}")
+        fresh = State.zeros(self.config)
+        if state is None:
+            return fresh
+        if (state.shift_att.shape, state.wkv.shape) != (fresh.shift_att.shape, fresh.wkv.shape):
+            raise UsageError("the state belongs to a model of another shape")
+        return state.copy()
+
+
+def load(
+    path_or_name: str | Path | None = None, device: str = "auto", *, reporter: Reporter | None = None
+) -> Model:
+    """Open a model: the embedded one, a model file, or a published checkpoint of any format.
+
+    On `device` "reference" a checkpoint is read as it is, in float32; on the others it is quantized to int8 once, into
+    the user's cache. Raises an RwkvError, in one sentence, for whatever cannot be.
+    """
+    reporter = reporter or Reporter()
+    selection = auto.select(device)
+    path = registry.locate(path_or_name)
+    source: ModelFile | Checkpoint
+    if is_model_file(path):
+        source, info = _opened(path)
+    else:
+        checkpoint = open_checkpoint(path)
+        if selection.device == "reference":
+            source, info = checkpoint, describe(checkpoint, "fp32")
+        else:
+            source, info = _opened(_cached(checkpoint, reporter))
+    tokenizer = load_tokenizer(info.tokenizer, info.config.vocab_size) if info.tokenizer else None
+    return Model(info, path, tokenizer, auto.create(selection, source))
+
+
+def describe(checkpoint: Checkpoint, weight_type: WeightType, digest: bool = False) -> ModelInfo:
+    """What a model file made of this checkpoint will say of itself; `digest` reads the whole file for its sha256."""
+    name = checkpoint.path.name
+    template = find_template(name, checkpoint.config.vocab_size)
+    source = {"name": name, "format": checkpoint.format}
+    return ModelInfo(
+        config=checkpoint.config,
+        weight_type=weight_type,
+        tokenizer=checkpoint.tokenizer,
+        template=template,
+        sampling=TEMPLATES[template].sampling,
+        source=source | ({"sha256": checkpoint.sha256()} if digest else {}),
+    )
+
+
+def convert(checkpoint: Checkpoint, target: Path, weight_type: WeightType, reporter: Reporter | None = None) -> None:
+    """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError."""
+    info = describe(checkpoint, weight_type, digest=True)
+    if info.tokenizer:
+        load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
+    write_model(target, checkpoint, info, (reporter or Reporter()).quantizing)
+
+
+def _opened(path: Path) -> tuple[ModelFile, ModelInfo]:
+    model = ModelFile(path)
+    return model, model.info
+
+
+def _cached(checkpoint: Checkpoint, reporter: Reporter) -> Path:
+    """The int8 form of a checkpoint in the user's cache, made now if it is not there."""
+    identity = hashlib.sha256()
+    for file in checkpoint.files:
+        status = file.stat()
+        identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    folder = paths.cache_folder() / "models"
+    target = folder / f"{checkpoint.path.stem}-int8-{identity.hexdigest()[:16]}.safetensors"
+    if not (target.exists() and is_model_file(target)):
+        reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
+        os.makedirs(folder, exist_ok=True)
+        convert(checkpoint, target, "int8", reporter)
+    return target
