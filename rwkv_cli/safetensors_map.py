@@ -1,0 +1,288 @@
+"""The safetensors container: mapped for reading, streamed for writing.
+
+A file is eight bytes of header length, a JSON header (name -> dtype, shape, begin and end in the data) and
+the data, without holes. `map_safetensors` trusts nothing of it; `SafetensorsWriter` holds one tensor at a
+time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import mmap
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.errors import StorageError
+
+Shape = tuple[int, ...]
+
+# NumPy has no bf16: its bits come and go as uint16.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "F32": np.dtype("<f4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F64": np.dtype("<f8"),
+}
+ALIGNMENT = 64  # a cache line, and the widest vector load
+MAX_HEADER = 100_000_000  # the limit of the official library
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+class MappedTensor(NamedTuple):
+    """One tensor of a mapped file; `array` is a read-only view into it, uint16 for BF16."""
+
+    dtype: str
+    shape: Shape
+    array: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A mapped file. The mapping lives as long as any of the arrays does."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, MappedTensor]
+
+
+def map_safetensors(path: Path) -> Mapped:
+    """Map a safetensors file and check its whole header; no tensor is read.
+
+    Raises ValueError, with half a sentence about the file ("its header ..."), when it is damaged or no
+    safetensors file, and OSError when it cannot be opened.
+    """
+    size = path.stat().st_size
+    if size < 8:
+        raise ValueError("it is too short to be a safetensors file")
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if header_size > MAX_HEADER:
+            raise ValueError("its header is longer than any safetensors header may be")
+        if header_size > size - 8:
+            raise ValueError("its header is longer than the file, which may be truncated")
+        header = _parse_header(file.read(header_size))
+        mapping = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + header_size :]
+    metadata = _check_metadata(header.pop("__metadata__", {}))
+    entries = {name: _check_entry(name, fields) for name, fields in header.items()}
+    _check_layout(entries, len(mapping))
+    tensors = {}
+    for name, entry in entries.items():
+        flat = np.frombuffer(mapping[entry.begin : entry.end], DTYPES[entry.dtype])
+        tensors[name] = MappedTensor(entry.dtype, entry.shape, flat.reshape(entry.shape))
+    return Mapped(metadata, tensors)
+
+
+class SafetensorsWriter:
+    """Writes a safetensors file; its tensors are announced first, then written one at a time in any order.
+
+        with SafetensorsWriter(path, {"a": ("F32", (2, 3))}, {"key": "value"}) as writer:
+            writer.write("a", array)
+
+    The file appears under its name only when all is written and on the disk; after any failure nothing is
+    left, not even the temporary file beside it. Every tensor whose size is a multiple of 64 bytes starts at a
+    multiple of 64 in the file; the others come last, aligned to their own items. Raises StorageError when the
+    file cannot be written, ValueError for a tensor that is missing or not as announced.
+    """
+
+    def __init__(
+        self, path: Path, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.path = path
+        self._header, self._entries = _layout(tensors, metadata or {})
+        self._missing = set(tensors)
+        self.size = len(self._header) + max((entry.end for entry in self._entries.values()), default=0)
+        self._temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        if self.path.is_dir():
+            raise StorageError(f"cannot write {self.path}: there is a folder of this name")
+        try:
+            self._file = self._temporary.open("xb")
+            self._file.write(self._header)
+        except BaseException as error:
+            self._discard()
+            if isinstance(error, OSError):
+                raise storage_error(self.path, error, self.size) from error
+            raise
+        return self
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """Write one tensor, of the dtype in `DTYPES` and the shape that were announced."""
+        entry = self._entries[name]
+        if array.dtype != DTYPES[entry.dtype] or array.shape != entry.shape:
+            raise ValueError(f"{name} is {entry.dtype} {entry.shape}, not {array.dtype} {array.shape}")
+        if self._file is None:
+            raise ValueError("the writer is not open")
+        try:
+            self._file.seek(len(self._header) + entry.begin)
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise storage_error(self.path, error, self.size) from error
+        self._missing.discard(name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        except OSError as failure:
+            raise storage_error(self.path, failure, self.size) from failure
+        finally:
+            self._discard()
+
+    def _commit(self) -> None:
+        if self._missing:
+            raise ValueError(f"{min(self._missing)} was announced but not written")
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.path)
+
+    def _discard(self) -> None:
+        """Remove the temporary file, if it is still there."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk fails again when the buffer is flushed
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            self._file = None
+
+
+def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:
+    """One sentence about a file that cannot be written; `needed` is its size in bytes, where known."""
+    if error.errno in _NO_SPACE:
+        reason = "no space left on the disk"
+    elif error.errno == errno.EFBIG:
+        reason = "the file would be larger than this disk or account allows"
+    elif isinstance(error, FileNotFoundError):
+        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
+    elif isinstance(error, PermissionError):
+        return StorageError(f"cannot write {path}: no permission to write in {path.parent}")
+    else:
+        reason = (error.strerror or str(error)).lower()
+    return StorageError(
+        f"cannot write {path}: {reason}" + (f" (needs {format_size(needed)})" if needed else "")
+    )
+
+
+def format_size(size: int) -> str:
+    """A number of bytes for people, in decimal units: "31.2 MB"."""
+    if size < 1000:
+        return f"{size} bytes"
+    value = float(size)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"
+
+
+class _Entry(NamedTuple):
+    dtype: str
+    shape: Shape
+    begin: int  # in the data
+    end: int
+
+
+def _layout(
+    tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, _Entry]]:
+    """The header, padded so that the data starts at a multiple of 64, and every tensor's place.
+
+    Tensors of the largest power of two go first: each then starts at a multiple of its own, at most 64.
+    """
+    sizes = {name: math.prod(shape) * DTYPES[dtype].itemsize for name, (dtype, shape) in tensors.items()}
+    entries, position = {}, 0
+    for name in sorted(tensors, key=lambda name: -math.gcd(sizes[name], ALIGNMENT)):
+        dtype, shape = tensors[name]
+        entries[name] = _Entry(dtype, tuple(shape), position, position + sizes[name])
+        position += sizes[name]
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, entry in entries.items():
+        offsets = [entry.begin, entry.end]
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    if len(text) > MAX_HEADER:
+        raise ValueError("the header would be longer than any safetensors header may be")
+    return len(text).to_bytes(8, "little") + text, entries
+
+
+def _parse_header(data: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise KeyError("twice")
+        return result
+
+    try:
+        text = data.decode()
+        header = json.loads(text, object_pairs_hook=unique) if text.startswith("{") else None
+    except KeyError:
+        raise ValueError("its header names something twice") from None
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object: it is damaged or no safetensors file")
+    return header
+
+
+def _check_metadata(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata is no table of strings")
+    return metadata
+
+
+def _check_entry(name: str, fields: Any) -> _Entry:
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the tensor {name[:80]!r} is described wrongly")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"the tensor {name[:80]!r} has a type that cannot be read: {str(dtype)[:20]!r}")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(shape) > 16 or len(offsets) != 2:
+        raise ValueError(f"the tensor {name[:80]!r} has a senseless shape or place")
+    entry = _Entry(dtype, tuple(shape), *offsets)
+    if entry.end - entry.begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"the tensor {name[:80]!r} has another size than its shape")
+    return entry
+
+
+def _are_counts(values: Any) -> bool:
+    # `type` and not `isinstance`: JSON's true is an int for Python.
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _check_layout(entries: Mapping[str, _Entry], data_size: int) -> None:
+    """The tensors must cover the data without holes, overlaps or remains."""
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != position:
+            raise ValueError(f"the tensor {name[:80]!r} does not follow the one before it")
+        position = entry.end
+    if position > data_size:
+        raise ValueError("it is truncated: its header announces more data than there is")
+    if position < data_size:
+        raise ValueError("there is data behind its last tensor")
