@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from rwkv_cli.backends import auto
 from rwkv_cli.backends.base import Backend, Progress
 from rwkv_cli.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.errors import UsageError
+from rwkv_cli.errors import ModelFileError, UsageError
 from rwkv_cli.generate import Generation
 from rwkv_cli.modelfile import ModelFile, ModelInfo, is_model_file, write_model
 from rwkv_cli.quantize import WeightType
+from rwkv_cli.safetensors_map import storage_error
 from rwkv_cli.sampling import Sampler, SamplingSettings, exempt_tokens
 from rwkv_cli.state import State
 from rwkv_cli.template import TEMPLATES, Template, find_template, get_template
@@ -118,7 +118,9 @@ class Model:
 
     def _lay_out(self, prompt: str, template: Template, system: str | None) -> list[int]:
         if self.tokenizer is None:
-            raise UsageError(f"{self.path} has no tokenizer: give the prompt as tokens, or put its tokenizer.json beside it")
+            raise UsageError(
+                f"{self.path} has no tokenizer: give the prompt as tokens, or put its tokenizer.json beside it"
+            )
         if not prompt:
             raise UsageError("the prompt is empty: give some text to go on from")
         begin = [self.tokenizer.end_of_document] if template.begin else []
@@ -131,14 +133,19 @@ class Model:
         """A state that may be changed; checks that both fit the model."""
         if not len(tokens):
             raise UsageError("there are no tokens to read")
-        lowest, highest = min(tokens), max(tokens)
+        numbers = np.asarray(tokens)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise UsageError("tokens must be a sequence of whole numbers")
+        lowest, highest = numbers.min(), numbers.max()
         if lowest < 0 or highest >= self.config.vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise UsageError(f"there is no token {wrong}: the vocabulary has {self.config.vocab_size:,}")
         fresh = State.zeros(self.config)
         if state is None:
             return fresh
-        if (state.shift_att.shape, state.wkv.shape) != (fresh.shift_att.shape, fresh.wkv.shape):
+        # A smaller state would have the kernels write beside it.
+        pairs = zip(vars(state).values(), vars(fresh).values(), strict=True)
+        if any((found.shape, found.dtype) != (wanted.shape, wanted.dtype) for found, wanted in pairs):
             raise UsageError("the state belongs to a model of another shape")
         return state.copy()
 
@@ -167,10 +174,15 @@ def load(
     return Model(info, path, tokenizer, auto.create(selection, source))
 
 
-def describe(checkpoint: Checkpoint, weight_type: WeightType, digest: bool = False) -> ModelInfo:
-    """What a model file made of this checkpoint will say of itself; `digest` reads the whole file for its sha256."""
+def describe(
+    checkpoint: Checkpoint, weight_type: WeightType, digest: bool = False, template: str | None = None
+) -> ModelInfo:
+    """What a model file made of this checkpoint will say of itself; `digest` reads the whole file for its sha256.
+
+    `template` is the name of its prompt template, guessed if it is None.
+    """
     name = checkpoint.path.name
-    template = find_template(name, checkpoint.config.vocab_size)
+    template = template or find_template(name, checkpoint.config.vocab_size)
     source = {"name": name, "format": checkpoint.format}
     return ModelInfo(
         config=checkpoint.config,
@@ -182,9 +194,15 @@ def describe(checkpoint: Checkpoint, weight_type: WeightType, digest: bool = Fal
     )
 
 
-def convert(checkpoint: Checkpoint, target: Path, weight_type: WeightType, reporter: Reporter | None = None) -> None:
+def convert(
+    checkpoint: Checkpoint,
+    target: Path,
+    weight_type: WeightType,
+    reporter: Reporter | None = None,
+    template: str | None = None,
+) -> None:
     """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError."""
-    info = describe(checkpoint, weight_type, digest=True)
+    info = describe(checkpoint, weight_type, digest=True, template=template)
     if info.tokenizer:
         load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
     write_model(target, checkpoint, info, (reporter or Reporter()).quantizing)
@@ -201,10 +219,22 @@ def _cached(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     for file in checkpoint.files:
         status = file.stat()
         identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    identity.update(repr(checkpoint.tokenizer).encode())  # it may have been put beside the checkpoint since
     folder = paths.cache_folder() / "models"
     target = folder / f"{checkpoint.path.stem}-int8-{identity.hexdigest()[:16]}.safetensors"
-    if not (target.exists() and is_model_file(target)):
+    if not _is_usable(target):
         reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
-        os.makedirs(folder, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(target, error) from None
         convert(checkpoint, target, "int8", reporter)
     return target
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        ModelFile(path)
+    except ModelFileError:
+        return False
+    return True

@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from rwkv_cli import quantize
 from rwkv_cli.checkpoints.base import Checkpoint
 from rwkv_cli.config import ModelConfig, Shape
-from rwkv_cli.errors import ModelFileError
+from rwkv_cli.errors import ModelFileError, UnsupportedModelError, UsageError
 from rwkv_cli.quantize import WeightType
 from rwkv_cli.safetensors_map import MappedTensor, SafetensorsWriter, map_safetensors
+from rwkv_cli.sampling import SamplingSettings
+from rwkv_cli.template import TEMPLATES
 from rwkv_cli.tokenizer import TokenizerSpec
 
 VERSION = 1
@@ -63,7 +65,7 @@ class ModelFile:
             raise ModelFileError(f"there is no file {path}") from None
         except OSError as error:
             raise ModelFileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
-        except ValueError as error:
+        except (ValueError, UnsupportedModelError) as error:
             raise ModelFileError(f"{path} is not a model file that can be used: {error}") from None
 
     @property
@@ -151,7 +153,9 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
     if "rwkv" not in metadata:
         raise ValueError("it is a safetensors file of another program")
     if (version := _json(metadata, "rwkv", int)) != VERSION:
-        raise ValueError(f"it has version {version} of the format and this program knows {VERSION}; update rwkv-cli")
+        raise ValueError(
+            f"it has version {version} of the format and this program knows {VERSION}; update rwkv-cli"
+        )
     try:
         config = ModelConfig.from_dict(_json(metadata, "config", dict))
     except ValueError as error:
@@ -161,17 +165,21 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
         raise ValueError(f"its weights have the unknown type {weight_type!r}")
     if config.n_layer > len(tensors):  # before a loop over layers that are not there
         raise ValueError("it has fewer tensors than layers")
+    unknown = set(tensors) - {TOKENIZER}
     for name, shape in config.tensor_shapes().items():
         for part, (dtype, stored_shape) in quantize.stored_form(name, shape, weight_type).items():
+            unknown.discard(part)
             found = tensors.get(part)
             if found is None or (found.dtype, found.shape) != (dtype, stored_shape):
                 raise ValueError(f"the tensor {part} is missing or has the wrong type or shape")
+    if unknown:
+        raise ValueError(f"its config has no place for the tensor {min(unknown)[:80]}")
     return ModelInfo(
         config=config,
         weight_type=weight_type,
         tokenizer=_read_tokenizer(_json(metadata, "tokenizer", dict).get("kind"), tensors.get(TOKENIZER)),
-        template=_json(metadata, "template", str),
-        sampling=_json(metadata, "sampling", dict),
+        template=_read_template(_json(metadata, "template", str)),
+        sampling=_read_sampling(_json(metadata, "sampling", dict)),
         source=_json(metadata, "source", dict),
     )
 
@@ -185,6 +193,22 @@ def _read_tokenizer(kind: object, vocabulary: MappedTensor | None) -> TokenizerS
     if kind == "tokenizer.json" and data:
         return TokenizerSpec("tokenizer.json", data)
     raise ValueError(f"its tokenizer is of an unknown kind, {kind!r}, or missing")
+
+
+def _read_template(name: str) -> str:
+    if name not in TEMPLATES:
+        raise ValueError(
+            f"it needs the template {name[:80]!r}, which this program does not have; update rwkv-cli"
+        )
+    return name
+
+
+def _read_sampling(defaults: dict[str, Any]) -> dict[str, Any]:
+    try:
+        SamplingSettings(**defaults)
+    except (TypeError, AttributeError, OverflowError, UsageError) as error:
+        raise ValueError(f"its sampling defaults are wrong: {str(error)[:80]}") from None
+    return defaults
 
 
 def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:

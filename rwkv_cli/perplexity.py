@@ -34,11 +34,11 @@ def perplexity(
     length: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """exp of the mean loss over `windows` pieces of `length` tokens, evenly spread, each from an empty state."""
+    """exp of the mean loss of `length` predictions in each of `windows` pieces, evenly spread, each from an empty state."""
     losses = []
     for j in range(windows):
         start = j * (len(tokens) // windows)
-        losses.append(negative_log_likelihoods(backend, tokens[start : start + length]).mean())
+        losses.append(negative_log_likelihoods(backend, tokens[start : start + length + 1]).mean())
         if progress:
             progress(j + 1, windows)
     return float(np.exp(np.mean(losses)))

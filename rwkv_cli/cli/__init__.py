@@ -1,0 +1,13 @@
+"""The command line: thin commands over `rwkv_cli`.
+
+    main      the program: its commands, and the one place where errors become sentences and exit codes
+    generate  quantize  info      a command each
+    facts     what info tells
+    options   options of the commands
+    prompt    where a prompt comes from
+    output    steps of a generation, as text or as JSON
+    progress  what is shown while one waits
+    ui        the terminal
+
+`rwkv --help` imports main, the commands, options and nothing else: commands import what they need when they run.
+"""

@@ -1,0 +1,89 @@
+"""Facts about this machine, for `rwkv info`; what a system does not tell is None."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+_NVIDIA_QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+_FEATURES = (
+    "avx2 avxvnni avx512f avx512bw avx512vnni avx512bf16 avx10.1-512 amx-int8 neon dotprod i8mm sve sve2"
+).split()
+
+
+class Memory(NamedTuple):
+    """In bytes."""
+
+    total: int | None
+    available: int | None  # without swapping
+
+
+def system() -> str:
+    """The operating system, its version and the kind of processor."""
+    return f"{platform.system()} {platform.release()}, {platform.machine()}"
+
+
+def cpu_name() -> str:
+    """What its maker calls the CPU, or else its architecture."""
+    found = re.search(r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    if found:
+        return found[1].strip()
+    if platform.system() == "Darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def cpu_features() -> list[str]:
+    """The vector and dot-product instructions of the CPU, as LLVM names them."""
+    import llvmlite.binding as llvm
+
+    has = llvm.get_host_cpu_features()
+    return [name for name in _FEATURES if has.get(name)]
+
+
+def usable_cores() -> int:
+    """The number of processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory() -> Memory:
+    """The memory of the machine."""
+    sizes = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _text("/proc/meminfo"), re.MULTILINE))
+    if len(sizes) == 2:
+        return Memory(1024 * int(sizes["MemTotal"]), 1024 * int(sizes["MemAvailable"]))
+    try:
+        return Memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, others not these names
+        return Memory(None, None)
+
+
+def gpus() -> list[str]:
+    """NVIDIA GPUs: name, memory and driver version of each."""
+    lines = _output("nvidia-smi", *_NVIDIA_QUERY).splitlines()
+    return [f"{name}, {size}, driver {driver}" for name, size, driver in (line.split(", ") for line in lines)]
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _output(command: str, *arguments: str) -> str:
+    """What a command prints; nothing if it is missing, fails or hangs."""
+    program = shutil.which(command)
+    if program is None:
+        return ""
+    try:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
