@@ -6,7 +6,7 @@ items, see `cpu_kernels.team`. The formulas are those of `rwkv_cli.backends.refe
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, typeof, types
 
 from cpu_kernels import elementwise as el
 from cpu_kernels import wkv7
@@ -28,7 +28,27 @@ RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, W2, A2, V2, G2, OUTPUT, FFN_KEY, FFN_VAL
 N_MATRICES = 14
 
 # The vectors [C] of a layer, in the order of the table `vectors`.
-X_R, X_K, X_V, X_W, X_A, X_G, W0, A0, V0, K_K, K_A, R_K, LN_X_W, LN_X_B, LN1_W, LN1_B, LN2_W, LN2_B, FFN_X_K = range(19)
+(
+    X_R,
+    X_K,
+    X_V,
+    X_W,
+    X_A,
+    X_G,
+    W0,
+    A0,
+    V0,
+    K_K,
+    K_A,
+    R_K,
+    LN_X_W,
+    LN_X_B,
+    LN1_W,
+    LN1_B,
+    LN2_W,
+    LN2_B,
+    FFN_X_K,
+) = range(19)
 N_VECTORS = 19
 
 # The inputs of matrices, in the order of the table `inputs`; the first six follow the order of the vectors.
@@ -37,7 +57,9 @@ N_INPUTS = 14
 LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
 
 RUN = np.dtype(
-    [(name, np.int64) for name in ("L", "C", "F", "T", "all_logits")]  # all_logits: after each token, or the last only
+    [
+        (name, np.int64) for name in ("L", "C", "F", "T", "all_logits")
+    ]  # all_logits: after each token, or the last only
     + [
         (name, np.int64)  # an address of float32, but where it says otherwise
         for name in (
@@ -151,7 +173,9 @@ def project(run, matrices, inputs, matrix, shift, thread, team, phase):
         else:
             i, block = (item - n_tiles) // blocks, (item - n_tiles) % blocks
             out = at(run.r if i == 0 else run.k if i == 1 else run.v, block, BLOCK)
-            rows_times_tokens(out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T)
+            rows_times_tokens(
+                out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T
+            )
         item = next_item(team, phase)
 
 
@@ -252,7 +276,9 @@ def hidden_units(run, m, act, hidden, shift, thread, team, phase):
             if is_integer(m):
                 scale, sums = at(hidden.scale, group, 1), at(hidden.sums, group, 1)
                 el.quantize(hidden.xq + group * GROUP, scale, sums, h, GROUP)
-                find_active_i8(run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP)
+                find_active_i8(
+                    run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP
+                )
             else:
                 find_active_f32(run.active + group * GROUP, at(run.counts, group, 1), h)
         block = next_item(team, phase)
@@ -322,7 +348,9 @@ def forward(run, matrices, inputs, team, phase, thread, n_threads):
 
         mix_channels(run, inputs[IN_FFN], vectors, shift_ffn, team, phase)
         phase = end_phase(team, phase, thread, n_threads)
-        hidden_units(run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, thread, team, phase)
+        hidden_units(
+            run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, thread, team, phase
+        )
         phase = end_phase(team, phase, thread, n_threads)
         add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], thread, team, phase)
         phase = end_phase(team, phase, thread, n_threads)
@@ -349,3 +377,8 @@ def passes(runs, matrices, inputs, team, job, done, thread, n_threads):
         done += 1
         more = thread != 0
     return done
+
+
+def compile_passes(runs, matrices, inputs):
+    """Compile `passes`, or load it from the cache, so that the first pass does not have to."""
+    passes.compile((*(typeof(table) for table in (runs, matrices, inputs)), *[types.int64] * 5))

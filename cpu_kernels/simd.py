@@ -264,7 +264,9 @@ def _tree(builder, vector, combine):
         low, high = (
             ir.Constant(ir.VectorType(_i32, lanes), list(range(start, start + lanes))) for start in (0, lanes)
         )
-        vector = combine(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+        vector = combine(
+            builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high)
+        )
     return builder.extract_element(vector, _i32(0))
 
 

@@ -88,13 +88,14 @@ def end_phase(team, phase, thread, n_threads):
 
 @njit
 def begin_pass(team, job, done, thread):
-    """The first phase of pass number `done`, or -1 if there is none for this thread to do.
+    """The first phase of the pass that follows pass number `done`, or -1 if there is none for this thread to do.
 
-    The first thread starts the pass; the others wait for it, but not for long, and not for another job's.
+    The first thread begins the pass; the others wait for it, but not for long, and not for another job's.
     """
     if thread == 0:
         _store_release(team + _JOB, job)
-        _store_release(team + _PASSES, done + 1)
+        _fetch_add(team + _PASSES, 1)
+        return _load_acquire(team + _PHASE)
     looks = 0
     while _load_acquire(team + _PASSES) <= done:
         looks += 1
@@ -114,7 +115,11 @@ def end_pass(team, phase, thread, n_threads):
 
 
 class Team:
-    """The threads of this process that compute; the caller is one of them."""
+    """The threads of this process that compute; the caller is one of them.
+
+    Whatever must stay in step from pass to pass is in the shared counters and changes in compiled code only: an
+    interrupt in Python can come at any moment without doing harm.
+    """
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
@@ -123,9 +128,8 @@ class Team:
         self._address = unaligned + -unaligned % CACHE_LINE
         self._one_at_a_time = threading.Lock()
         self._changed = threading.Condition()
-        self._passes = 0  # begun so far
+        self._busy = False  # a pass is about to begin, or under way
         self._job = None
-        self._sleeping = 0
         for thread in range(1, n_threads):
             threading.Thread(target=self._work, args=(thread,), daemon=True, name=f"rwkv-{thread}").start()
 
@@ -137,24 +141,25 @@ class Team:
         done. `job` stands for kernel and arguments: another job has another number.
         """
         with self._one_at_a_time:
-            with self._changed:
-                done, self._passes = self._passes, self._passes + 1
-                self._job = (kernel, (*arguments, self._address, job))
-                if self._sleeping:
+            arguments = (*arguments, self._address, job)
+            try:
+                with self._changed:
+                    self._job = (kernel, arguments)
+                    self._busy = True
                     self._changed.notify_all()
-            kernel(*arguments, self._address, job, done, 0, self.n_threads)
+                kernel(*arguments, 0, 0, self.n_threads)
+            finally:
+                with self._changed:
+                    self._busy, self._job = False, None  # nothing may keep a model alive
 
     def _work(self, thread: int) -> None:
         done = 0
         while True:
             with self._changed:
-                while self._passes == done:
-                    self._sleeping += 1
-                    self._changed.wait()
-                    self._sleeping -= 1
+                self._changed.wait_for(lambda: self._busy)
                 kernel, arguments = self._job
             done = kernel(*arguments, done, thread, self.n_threads)
-            del kernel, arguments  # a sleeping thread must not keep a model alive
+            del kernel, arguments
 
 
 def usable_cores() -> int:

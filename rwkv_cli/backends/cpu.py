@@ -59,6 +59,7 @@ class CpuBackend:
         self._lock = threading.Lock()
         self._job = next(_jobs)
         self._describe_model()
+        forward.compile_passes(self._runs, self._matrices, self._inputs)  # or load them from the cache
 
     @property
     def description(self) -> str:
@@ -153,7 +154,10 @@ class CpuBackend:
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
         for name, buffer in buffers.items():
             self._runs[0][name] = _address(buffer)
-        ranks = [self._matrices[forward.N_MATRICES * (self.config.n_layer - 1) + forward.W1 + i]["rows"] for i in range(4)]
+        ranks = [
+            self._matrices[forward.N_MATRICES * (self.config.n_layer - 1) + forward.W1 + i]["rows"]
+            for i in range(4)
+        ]
         widths = {forward.LOW_W + i: rank for i, rank in enumerate(ranks)} | {forward.HIDDEN: F}
         for i in range(forward.N_INPUTS):
             cols = widths.get(i, C)
