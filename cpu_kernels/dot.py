@@ -1,10 +1,10 @@
 """The integer dot product of four bytes, by each CPU's own instruction: the one place that knows about CPUs.
 
-The operation is  dot4(acc, w, x)[i] = acc[i] + sum over j of w[4i + j] * x[4i + j],  for sixteen lanes i, with w and x
-signed bytes. x86's instruction takes its first factor unsigned: there the bytes of w are shifted by 128 on their way
-in, and a sum over a group must start at -128 * sum(x) to make good for it. `WEIGHT_OFFSET` is that shift.
+The operation is  dot4(acc, w, x)[i] = acc[i] + sum over j of (w[4i + j] + WEIGHT_OFFSET) * x[4i + j],  for sixteen lanes
+i, with w and x from -127 to 127. The offset is there for CPUs whose instruction takes its first factor unsigned; the
+caller takes it out again with the sum of x. `dot4_unsigned` is the same for w from 0 to 15, without an offset.
 
-To add a CPU, write its emitter and add a row to `INSTRUCTIONS`; tests run every row that the machine has.
+To add a CPU, write its two emitters and add a row to `INSTRUCTIONS`; the tests run every row that the machine has.
 """
 
 import os
@@ -16,19 +16,83 @@ from llvmlite import ir
 
 from cpu_kernels.simd import I8, I32, _call, _constant, _emits
 
+_i32 = ir.IntType(32)
 
-def _vpdpbusd(builder, acc, w, x):
-    """AVX-512 VNNI: sixty-four products in one instruction."""
-    unsigned = builder.xor(w, _constant(I8, -128))  # w + 128, as an unsigned byte
-    # Older versions of LLVM take vectors of i32, newer ones of i8; LLVM rewrites the older form by itself.
-    operands = acc, builder.bitcast(unsigned, I32.llvm), builder.bitcast(x, I32.llvm)
-    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", I32.llvm, *operands)
+
+def _in_parts(n_parts, emit):
+    """Apply `emit(builder, acc, w, x)` to each of n equal parts of the vectors, for CPUs with narrower registers."""
+
+    def emit_all(builder, acc, w, x):
+        done = [emit(builder, *(_part(builder, v, n_parts, i) for v in (acc, w, x))) for i in range(n_parts)]
+        while len(done) > 1:
+            done = [_join(builder, *done[i : i + 2]) for i in range(0, len(done), 2)]
+        return done[0]
+
+    return emit_all
+
+
+def _part(builder, vector, n_parts, i):
+    size = vector.type.count // n_parts
+    lanes = ir.Constant(ir.VectorType(_i32, size), list(range(i * size, (i + 1) * size)))
+    return builder.shuffle_vector(vector, vector, lanes)
+
+
+def _join(builder, a, b):
+    lanes = ir.Constant(ir.VectorType(_i32, 2 * a.type.count), list(range(2 * a.type.count)))
+    return builder.shuffle_vector(a, b, lanes)
+
+
+def _vpdpbusd(bits):
+    """AVX-512 VNNI and AVX-VNNI: unsigned times signed, four products and the sum in one instruction."""
+
+    def emit(builder, acc, w, x):
+        # Older versions of LLVM take vectors of i32, newer ones of i8; LLVM rewrites the older form by itself.
+        w, x = builder.bitcast(w, acc.type), builder.bitcast(x, acc.type)
+        return _call(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", acc.type, acc, w, x)
+
+    return emit
+
+
+def _shifted(emit):
+    """For an instruction whose first factor is unsigned: the weights, increased by 128."""
+    return lambda builder, acc, w, x: emit(builder, acc, builder.xor(w, _constant(I8, -128)), x)
+
+
+def _avx2_unsigned(builder, acc, w, x):
+    """AVX2: products in pairs as 16 bits, which 2 * 127 * 127 still fits, then pairs of pairs as 32."""
+    pairs = ir.VectorType(ir.IntType(16), 16)
+    products = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", pairs, w, x)
+    ones = ir.Constant(pairs, [1] * 16)
+    return builder.add(acc, _call(builder, "llvm.x86.avx2.pmadd.wd", acc.type, products, ones))
+
+
+def _avx2_signed(builder, acc, w, x):
+    """|w| * (x with the sign of w)"""
+    x = _call(builder, "llvm.x86.avx2.psign.b", x.type, x, w)
+    w = _call(builder, "llvm.abs.v32i8", w.type, w, ir.Constant(ir.IntType(1), 0))
+    return _avx2_unsigned(builder, acc, w, x)
+
+
+def _sdot(builder, acc, w, x):
+    """ARM's dot product extension: signed times signed."""
+    return _call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", acc.type, acc, w, x)
+
+
+def _neon(builder, acc, w, x):
+    """ARM without it: products as 16 bits, added in pairs, and again in pairs."""
+    products = ir.VectorType(ir.IntType(16), 8)
+    sums = []
+    for half in range(2):
+        a, b = (_part(builder, v, 2, half) for v in (w, x))
+        product = _call(builder, "llvm.aarch64.neon.smull.v8i16", products, a, b)
+        sums.append(_call(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", acc.type, product))
+    return builder.add(acc, _call(builder, "llvm.aarch64.neon.addp.v4i32", acc.type, *sums))
 
 
 def _plain(builder, acc, w, x):
     """Widen, multiply, add: what any CPU can do."""
     for j in range(4):
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), 16), list(range(j, 64, 4)))
+        lanes = ir.Constant(ir.VectorType(_i32, 16), list(range(j, 64, 4)))
         a, b = (builder.sext(builder.shuffle_vector(v, v, lanes), I32.llvm) for v in (w, x))
         acc = builder.add(acc, builder.mul(a, b))
     return acc
@@ -38,13 +102,20 @@ class Instruction(NamedTuple):
     """How one family of CPUs computes dot4."""
 
     features: tuple[str, ...]  # that the CPU must have, as LLVM names them
-    weight_offset: int  # what is added to a weight on its way in
-    emit: Callable
+    signed: Callable  # emits dot4
+    unsigned: Callable  # emits dot4_unsigned
+    weight_offset: int = 0
 
+
+_vnni_512, _vnni_256 = _vpdpbusd(512), _in_parts(2, _vpdpbusd(256))
 
 INSTRUCTIONS = {
-    "avx512-vnni": Instruction(("avx512f", "avx512bw", "avx512vnni"), 128, _vpdpbusd),
-    "plain": Instruction((), 0, _plain),
+    "avx512-vnni": Instruction(("avx512f", "avx512bw", "avx512vnni"), _shifted(_vnni_512), _vnni_512, 128),
+    "avx-vnni": Instruction(("avx2", "avxvnni"), _shifted(_vnni_256), _vnni_256, 128),
+    "avx2": Instruction(("avx2",), _in_parts(2, _avx2_signed), _in_parts(2, _avx2_unsigned)),
+    "neon-dotprod": Instruction(("dotprod",), _in_parts(4, _sdot), _in_parts(4, _sdot)),
+    "neon": Instruction(("neon",), _in_parts(4, _neon), _in_parts(4, _neon)),
+    "plain": Instruction((), _plain, _plain),
 }
 """Name -> how; the first one that the CPU can run is chosen."""
 
@@ -67,4 +138,5 @@ def choose() -> str:
 CHOSEN = choose()
 WEIGHT_OFFSET = INSTRUCTIONS[CHOSEN].weight_offset
 
-dot4 = _emits(I32, I32, I8, I8)(INSTRUCTIONS[CHOSEN].emit)
+dot4 = _emits(I32, I32, I8, I8)(INSTRUCTIONS[CHOSEN].signed)
+dot4_unsigned = _emits(I32, I32, I8, I8)(INSTRUCTIONS[CHOSEN].unsigned)

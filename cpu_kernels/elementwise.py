@@ -6,7 +6,6 @@ All lengths are multiples of 64, so that no loop has a remainder. Addresses are 
 import numpy as np
 from numba import njit
 
-from cpu_kernels.dot import WEIGHT_OFFSET
 from cpu_kernels.simd import (
     absolute,
     fma,
@@ -96,11 +95,11 @@ def token_shift(out, u, last, mix, n):
 
 
 @njit
-def quantize(xq, scale, start, x, n):
-    """Round x [n] to int8 in groups of 64:  x = xq * scale, the largest of a group becoming 127.
+def quantize(xq, scale, sums, x, n):
+    """Round x [n] to int8 in groups of 64:  x = xq * scale, the largest of a group becoming 127 or -127.
 
-    Beside the bytes xq [n] and the float scale [n / 64], each group gets the int32 at which its dot products start:
-    -WEIGHT_OFFSET * sum(xq), see `cpu_kernels.dot`. A group of zeros has the scale 0.
+    Beside the bytes xq [n] and the float scale [n / 64], each group gets the sum of its bytes, int32, which makes good
+    for weights that a kernel increases on their way in. A group of zeros has the scale 0.
     """
     for g in range(n // GROUP):
         group = x + g * GROUP * FLOAT
@@ -115,7 +114,7 @@ def quantize(xq, scale, start, x, n):
             store_f32_as_i8(xq + g * GROUP + i // FLOAT, rounded)
             total = total + rounded
         put_f32(scale + g * FLOAT, top / _f(127))
-        put_i32(start + g * FLOAT, np.int32(-WEIGHT_OFFSET) * np.int32(sum_lanes(total)))
+        put_i32(sums + g * FLOAT, np.int32(sum_lanes(total)))
 
 
 @njit

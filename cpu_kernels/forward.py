@@ -6,34 +6,60 @@ items, see `cpu_kernels.team`. The formulas are those of `rwkv_cli.backends.refe
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, typeof, types
 
 from cpu_kernels import elementwise as el
 from cpu_kernels import wkv7
 from cpu_kernels.elementwise import FLOAT, GROUP
-from cpu_kernels.matrix import FLOAT16, INT8, LANES, SCALE_BYTES, find_active, rows_times_tokens, sparse_rows
-from cpu_kernels.simd import get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
-from cpu_kernels.team import end_phase, next_item
+from cpu_kernels.hidden import dense_rows, find_active_f32, find_active_i8, sparse_rows
+from cpu_kernels.integer import SCALE_BYTES
+from cpu_kernels.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
+from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
+from cpu_kernels.team import begin_pass, end_pass, end_phase, next_item
 
 BLOCK = 64
 """Output rows that make one item of work: one head, and four tiles."""
 TILES = BLOCK // LANES
+PACKED_BYTES = BLOCK * GROUP
+"""Scratch room of each thread, for `cpu_kernels.hidden.dense_rows`."""
 
 # The matrices of a layer, in the order of the table `matrices`.
 RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, W2, A2, V2, G2, OUTPUT, FFN_KEY, FFN_VALUE = range(14)
 N_MATRICES = 14
 
 # The vectors [C] of a layer, in the order of the table `vectors`.
-X_R, X_K, X_V, X_W, X_A, X_G, W0, A0, V0, K_K, K_A, R_K, LN_X_W, LN_X_B, LN1_W, LN1_B, LN2_W, LN2_B, FFN_X_K = range(19)
+(
+    X_R,
+    X_K,
+    X_V,
+    X_W,
+    X_A,
+    X_G,
+    W0,
+    A0,
+    V0,
+    K_K,
+    K_A,
+    R_K,
+    LN_X_W,
+    LN_X_B,
+    LN1_W,
+    LN1_B,
+    LN2_W,
+    LN2_B,
+    FFN_X_K,
+) = range(19)
 N_VECTORS = 19
 
 # The inputs of matrices, in the order of the table `inputs`; the first six follow the order of the vectors.
-IN_R, IN_K, IN_V, IN_W, IN_A, IN_G, HIDDEN_W, HIDDEN_A, HIDDEN_V, HIDDEN_G, GATED, IN_FFN, IN_HEAD = range(13)
-N_INPUTS = 13
+IN_R, IN_K, IN_V, IN_W, IN_A, IN_G, LOW_W, LOW_A, LOW_V, LOW_G, GATED, IN_FFN, HIDDEN, IN_HEAD = range(14)
+N_INPUTS = 14
 LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
 
 RUN = np.dtype(
-    [(name, np.int64) for name in ("L", "C", "F", "T", "all_logits")]  # all_logits: after each token, or the last only
+    [
+        (name, np.int64) for name in ("L", "C", "F", "T", "all_logits")
+    ]  # all_logits: after each token, or the last only
     + [
         (name, np.int64)  # an address of float32, but where it says otherwise
         for name in (
@@ -59,9 +85,9 @@ RUN = np.dtype(
             "g",  # [T, C]  output gate
             "kk",  # [T, C]  removal key
             "out",  # [T, C]  what a mix adds to the residual stream
-            "h",  # [T, F]  hidden units of the channel mix
             "active",  # uint8 [T, F]  which of them are not zero
             "counts",  # int32 [T, F/64]  and how many in each group
+            "packed",  # uint8 [threads, PACKED_BYTES]
             "logits",  # [T or 1, V padded to 64]
         )
     ]
@@ -111,7 +137,7 @@ def quantize_input(act, t):
     """Round token t's row of an input to int8, for the integer kernels."""
     K = act.cols
     groups = t * (K // GROUP)
-    el.quantize(act.xq + t * K, at(act.scale, groups, 1), at(act.start, groups, 1), at(act.x, t, K), K)
+    el.quantize(act.xq + t * K, at(act.scale, groups, 1), at(act.sums, groups, 1), at(act.x, t, K), K)
 
 
 @njit
@@ -147,7 +173,9 @@ def project(run, matrices, inputs, matrix, shift, thread, team, phase):
         else:
             i, block = (item - n_tiles) // blocks, (item - n_tiles) % blocks
             out = at(run.r if i == 0 else run.k if i == 1 else run.v, block, BLOCK)
-            rows_times_tokens(out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T)
+            rows_times_tokens(
+                out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T
+            )
         item = next_item(team, phase)
 
 
@@ -158,7 +186,7 @@ def low_rank_tile(inputs, matrices, matrix, tile, T):
     while tile >= matrices[matrix + W1 + i].rows // LANES:
         tile -= matrices[matrix + W1 + i].rows // LANES
         i += 1
-    source, hidden = inputs[LOW_RANK_INPUTS[i]], inputs[HIDDEN_W + i]
+    source, hidden = inputs[LOW_RANK_INPUTS[i]], inputs[LOW_W + i]
     out = at(hidden.x, tile, LANES)
     rows_times_tokens(out, hidden.cols * FLOAT, matrices[matrix + W1 + i], tile, 1, source, T)
     for t in range(T):
@@ -181,7 +209,7 @@ def heads(run, matrices, inputs, matrix, vectors, layer, team, phase):
                 continue
             out = run.w if i == 0 else run.a if i == 1 else run.vg if i == 2 else run.g
             rows_times_tokens(
-                out + column, stride, matrices[matrix + W2 + i], head * TILES, TILES, inputs[HIDDEN_W + i], run.T
+                out + column, stride, matrices[matrix + W2 + i], head * TILES, TILES, inputs[LOW_W + i], run.T
             )
         S = run.wkv + (layer * H + head) * wkv7.N * wkv7.HEAD_BYTES
         for t in range(run.T):
@@ -204,7 +232,7 @@ def head_step(run, gated, vectors, layer, S, row, t, head):
     norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
     wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
     group = t * (C // GROUP) + head
-    el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.start, group, 1), y, wkv7.N)
+    el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.sums, group, 1), y, wkv7.N)
 
 
 @njit
@@ -233,36 +261,43 @@ def mix_channels(run, act, vectors, shift, team, phase):
 
 
 @njit
-def hidden_units(run, m, act, shift, thread, team, phase):
+def hidden_units(run, m, act, hidden, shift, thread, team, phase):
     """h = relu(ffn.key x)**2, and which of it is not zero. An item is a block of 64 units."""
     C, F = run.C, run.F
     if thread == 0:  # nobody reads the state's token shift any more
         el.copy(shift, at(run.u, run.T - 1, C), C)
     block = next_item(team, phase)
     while block < F // BLOCK:
-        rows_times_tokens(at(run.h, block, BLOCK), F * FLOAT, m, block * TILES, TILES, act, run.T)
+        rows_times_tokens(at(hidden.x, block, BLOCK), F * FLOAT, m, block * TILES, TILES, act, run.T)
         for t in range(run.T):
             group = t * (F // GROUP) + block
-            el.square_relu(at(run.h, group, BLOCK), BLOCK)
-            find_active(run.active + group * GROUP, run.counts + group * FLOAT, at(run.h, group, BLOCK))
+            h = at(hidden.x, group, GROUP)
+            el.square_relu(h, GROUP)
+            if is_integer(m):
+                scale, sums = at(hidden.scale, group, 1), at(hidden.sums, group, 1)
+                el.quantize(hidden.xq + group * GROUP, scale, sums, h, GROUP)
+                find_active_i8(
+                    run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP
+                )
+            else:
+                find_active_f32(run.active + group * GROUP, at(run.counts, group, 1), h)
         block = next_item(team, phase)
 
 
 @njit
-def add_hidden(run, m, team, phase):
+def add_hidden(run, m, hidden, thread, team, phase):
     """x += ffn.value h. An item is a block of 64 channels."""
     C, F = run.C, run.F
     block = next_item(team, phase)
     while block < C // BLOCK:
-        for t in range(run.T):
-            sparse_rows(
-                at(run.x, t, C) + block * BLOCK * FLOAT,
-                m,
-                block,
-                at(run.h, t, F),
-                run.active + t * F,
-                run.counts + t * (F // GROUP) * FLOAT,
-            )
+        x, t = at(run.x, block, BLOCK), 0
+        if is_integer(m):
+            t = run.T // 4 * 4
+            dense_rows(x, C * FLOAT, m, block, hidden, t, run.packed + thread * PACKED_BYTES)
+        while t < run.T:
+            groups = t * (F // GROUP)
+            sparse_rows(at(x, t, C), m, block, hidden, t, run.active + t * F, at(run.counts, groups, 1))
+            t += 1
         block = next_item(team, phase)
 
 
@@ -291,14 +326,9 @@ def head(run, m, act, team, phase):
         block = next_item(team, phase)
 
 
-@njit(nogil=True, cache=True)
-def forward(runs, matrices, inputs, team, phase, thread, n_threads):
-    """Read the tokens of runs[0], a record RUN: leaves the logits and the new state; gives the next phase's number.
-
-    matrices: MATRIX [L * N_MATRICES + 1], the head last. inputs: ACTIVATION [N_INPUTS]. The last four arguments are
-    those of `cpu_kernels.team.Team.run`.
-    """
-    run = runs[0]
+@njit
+def forward(run, matrices, inputs, team, phase, thread, n_threads):
+    """Read the tokens of `run`, leaving the logits and the new state; gives the number of the last phase."""
     C = run.C
     embed(run, team, phase)
     phase = end_phase(team, phase, thread, n_threads)
@@ -318,12 +348,37 @@ def forward(runs, matrices, inputs, team, phase, thread, n_threads):
 
         mix_channels(run, inputs[IN_FFN], vectors, shift_ffn, team, phase)
         phase = end_phase(team, phase, thread, n_threads)
-        hidden_units(run, matrices[matrix + FFN_KEY], inputs[IN_FFN], shift_ffn, thread, team, phase)
+        hidden_units(
+            run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, thread, team, phase
+        )
         phase = end_phase(team, phase, thread, n_threads)
-        add_hidden(run, matrices[matrix + FFN_VALUE], team, phase)
+        add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], thread, team, phase)
         phase = end_phase(team, phase, thread, n_threads)
 
     head_input(run, inputs[IN_HEAD], team, phase)
     phase = end_phase(team, phase, thread, n_threads)
     head(run, matrices[run.L * N_MATRICES], inputs[IN_HEAD], team, phase)
-    return end_phase(team, phase, thread, n_threads)
+    return phase
+
+
+@njit(nogil=True, cache=True)
+def passes(runs, matrices, inputs, team, job, done, thread, n_threads):
+    """Forward passes of runs[0], a record RUN, as `cpu_kernels.team.Team.run` wants them.
+
+    matrices: MATRIX [L * N_MATRICES + 1], the head last. inputs: ACTIVATION [N_INPUTS].
+    """
+    more = True
+    while more:
+        phase = begin_pass(team, job, done, thread)
+        if phase < 0:
+            break
+        phase = forward(runs[0], matrices, inputs, team, phase, thread, n_threads)
+        end_pass(team, phase, thread, n_threads)
+        done += 1
+        more = thread != 0
+    return done
+
+
+def compile_passes(runs, matrices, inputs):
+    """Compile `passes`, or load it from the cache, so that the first pass does not have to."""
+    passes.compile((*(typeof(table) for table in (runs, matrices, inputs)), *[types.int64] * 5))

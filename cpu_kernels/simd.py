@@ -136,6 +136,12 @@ def get_u8(builder, address):
     return builder.zext(builder.load(_at(builder, address, _i8), align=1), _i64)
 
 
+@_emits(types.int64, types.int64)
+def get_i8(builder, address):
+    """The signed byte at an address."""
+    return builder.sext(builder.load(_at(builder, address, _i8), align=1), _i64)
+
+
 @_emits(types.void, types.int64, types.int64)
 def put_u8(builder, address, value):
     """Store the low byte of an integer."""
@@ -184,6 +190,20 @@ def load_i8_as_f32(builder, address):
     """Sixteen signed bytes as floats."""
     narrow = builder.load(_at(builder, address, ir.VectorType(_i8, LANES)), align=1)
     return builder.sitofp(builder.sext(narrow, I32.llvm), F32.llvm)
+
+
+@_emits(F32, types.int64)
+def load_low_halves_as_f32(builder, address):
+    """The low four bits of each of sixteen bytes, as floats."""
+    bytes_ = builder.load(_at(builder, address, ir.VectorType(_i8, LANES)), align=1)
+    return builder.sitofp(builder.and_(builder.zext(bytes_, I32.llvm), _constant(I32, 0x0F)), F32.llvm)
+
+
+@_emits(F32, types.int64)
+def load_high_halves_as_f32(builder, address):
+    """The high four bits of each of sixteen bytes, as floats."""
+    bytes_ = builder.load(_at(builder, address, ir.VectorType(_i8, LANES)), align=1)
+    return builder.sitofp(builder.lshr(builder.zext(bytes_, I32.llvm), _constant(I32, 4)), F32.llvm)
 
 
 @_emits(types.void, types.int64, F32)
@@ -244,7 +264,9 @@ def _tree(builder, vector, combine):
         low, high = (
             ir.Constant(ir.VectorType(_i32, lanes), list(range(start, start + lanes))) for start in (0, lanes)
         )
-        vector = combine(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
+        vector = combine(
+            builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high)
+        )
     return builder.extract_element(vector, _i32(0))
 
 
@@ -312,7 +334,39 @@ def splat_4i8(builder, address):
     return builder.bitcast(_splat(builder, four), I8.llvm)
 
 
-@_emits(types.int32, I32)
-def sum_lanes_i32(builder, a):
-    """The sum of the lanes."""
-    return _tree(builder, a, builder.add)
+@_emits(I8, I8)
+def low_halves(builder, bytes_):
+    """The low four bits of each byte."""
+    return builder.and_(bytes_, _constant(I8, 0x0F))
+
+
+@_emits(I8, I8)
+def high_halves(builder, bytes_):
+    """The high four bits of each byte."""
+    # By 16 bits, since no CPU shifts bytes.
+    wide = ir.VectorType(_i16, 2 * LANES)
+    shifted = builder.lshr(builder.bitcast(bytes_, wide), ir.Constant(wide, [4] * 2 * LANES))
+    return builder.and_(builder.bitcast(shifted, I8.llvm), _constant(I8, 0x0F))
+
+
+@_emits(types.void, types.int64, I8)
+def store_i8(builder, address, vector):
+    """Store sixty-four bytes."""
+    builder.store(vector, _at(builder, address, I8.llvm), align=1)
+
+
+@_emits(I8, types.int64, types.int64)
+def interleave(builder, address, stride):
+    """Sixteen bytes of each of four rows, `stride` bytes apart, as [16, 4]: the operand of dot4 for four rows."""
+    narrow, wide = ir.VectorType(_i8, LANES), ir.VectorType(_i16, LANES)
+    rows = []
+    for _ in range(4):
+        rows.append(builder.load(_at(builder, address, narrow), align=1))
+        address = builder.add(address, stride)
+
+    def zip_lanes(a, b):
+        order = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_i32, 2 * LANES), order))
+
+    low, high = (builder.bitcast(zip_lanes(rows[i], rows[i + 1]), wide) for i in (0, 2))
+    return builder.bitcast(zip_lanes(low, high), I8.llvm)

@@ -2,11 +2,15 @@
 
 A phase is a list of independent items of work, such as the row tiles of a matrix. Each thread takes the next item by
 increasing a shared ticket, so that a thread which the machine slows down takes fewer, and then waits at a barrier for
-the others. A barrier costs well under a microsecond, where starting a parallel loop costs several; a model has
+the others. A barrier costs a fraction of a microsecond, where starting a parallel loop costs several; a model has
 hundreds of phases a token.
 
-The counters only ever grow, from one forward pass to the next, so that nobody needs to reset them at a moment when
-all threads are known to be elsewhere.
+Between two passes the threads look out for the next one without returning to Python, where they would have to wait
+for the interpreter's lock, and go to sleep when none comes for about a millisecond. All waiting is bounded: whoever
+has looked often enough lets the machine run something else between two looks.
+
+The counters only ever grow, from one pass to the next, so that nobody needs to reset them at a moment when all
+threads are known to be elsewhere.
 """
 
 import os
@@ -21,12 +25,16 @@ from cpu_kernels.simd import _at, _call, _emits
 
 _i64 = ir.IntType(64)
 
-SPINS_BEFORE_YIELD = 4000
-"""How often a waiting thread looks before it lets the machine run another: some ten microseconds."""
+LOOKS_BEFORE_YIELD = 4000
+"""How often a waiting thread looks before it lets the machine run another between looks: some ten microseconds."""
+
+LOOKS_BEFORE_SLEEP = LOOKS_BEFORE_YIELD + 2000
+"""How often a thread without work looks before it sleeps: about a millisecond, longer than it takes to choose a token."""
 
 CACHE_LINE = 64
-TEAM_BYTES = 4 * CACHE_LINE
-"""The counters: arrivals at barriers, then the tickets of three phases, each on a cache line of its own."""
+# The shared counters, each on a cache line of its own.
+_ARRIVED, _TICKETS, _PASSES, _JOB, _PHASE = 0, 1 * CACHE_LINE, 4 * CACHE_LINE, 5 * CACHE_LINE, 6 * CACHE_LINE
+_TEAM_BYTES = 7 * CACHE_LINE
 
 
 @_emits(types.int64, types.int64, types.int64)
@@ -56,7 +64,7 @@ def _let_others_run(builder, _unused):
 @njit
 def next_item(team, phase):
     """The number of the next item of this phase that nobody has taken."""
-    return _fetch_add(team + CACHE_LINE * (1 + phase % 3), 1)
+    return _fetch_add(team + _TICKETS + CACHE_LINE * (phase % 3), 1)
 
 
 @njit
@@ -66,54 +74,92 @@ def end_phase(team, phase, thread, n_threads):
     The ticket of the next phase was last used two phases ago, which everybody has left: the first thread clears it.
     """
     if thread == 0:
-        _store_release(team + CACHE_LINE * (1 + (phase + 1) % 3), 0)
+        _store_release(team + _TICKETS + CACHE_LINE * ((phase + 1) % 3), 0)
     everybody = (phase + 1) * n_threads
-    spins = 0
-    arrived = _fetch_add(team, 1) + 1
+    looks = 0
+    arrived = _fetch_add(team + _ARRIVED, 1) + 1
     while arrived < everybody:
-        spins += 1
-        if spins > SPINS_BEFORE_YIELD:
+        looks += 1
+        if looks > LOOKS_BEFORE_YIELD:
             _let_others_run(0)
-        arrived = _load_acquire(team)
+        arrived = _load_acquire(team + _ARRIVED)
     return phase + 1
+
+
+@njit
+def begin_pass(team, job, done, thread):
+    """The first phase of the pass that follows pass number `done`, or -1 if there is none for this thread to do.
+
+    The first thread begins the pass; the others wait for it, but not for long, and not for another job's.
+    """
+    if thread == 0:
+        _store_release(team + _JOB, job)
+        _fetch_add(team + _PASSES, 1)
+        return _load_acquire(team + _PHASE)
+    looks = 0
+    while _load_acquire(team + _PASSES) <= done:
+        looks += 1
+        if looks > LOOKS_BEFORE_YIELD:
+            _let_others_run(0)
+        if looks > LOOKS_BEFORE_SLEEP:
+            return -1
+    return _load_acquire(team + _PHASE) if _load_acquire(team + _JOB) == job else -1
+
+
+@njit
+def end_pass(team, phase, thread, n_threads):
+    """Wait until every thread has ended the last phase of a pass."""
+    if thread == 0:
+        _store_release(team + _PHASE, phase + 1)
+    end_phase(team, phase, thread, n_threads)
 
 
 class Team:
     """The threads of this process that compute; the caller is one of them.
 
-    They are started once and sleep between forward passes.
+    Whatever must stay in step from pass to pass is in the shared counters and changes in compiled code only: an
+    interrupt in Python can come at any moment without doing harm.
     """
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
-        self._counters = np.zeros(TEAM_BYTES // 8 + CACHE_LINE // 8, np.int64)
+        self._counters = np.zeros((_TEAM_BYTES + CACHE_LINE) // 8, np.int64)
         unaligned = self._counters.ctypes.data
-        self.address = unaligned + -unaligned % CACHE_LINE
-        self._phase = 0
-        self._lock = threading.Lock()
+        self._address = unaligned + -unaligned % CACHE_LINE
+        self._one_at_a_time = threading.Lock()
+        self._changed = threading.Condition()
+        self._busy = False  # a pass is about to begin, or under way
         self._job = None
-        self._wake = [threading.Semaphore(0) for _ in range(n_threads - 1)]
-        for thread, wake in enumerate(self._wake, start=1):
-            threading.Thread(target=self._work, args=(thread, wake), daemon=True, name=f"rwkv-{thread}").start()
+        for thread in range(1, n_threads):
+            threading.Thread(target=self._work, args=(thread,), daemon=True, name=f"rwkv-{thread}").start()
 
-    def run(self, kernel, *arguments) -> None:
-        """Call `kernel(*arguments, team address, first phase, thread, number of threads)` on every thread.
+    def run(self, kernel, job: int, *arguments) -> None:
+        """Call `kernel(*arguments, team address, job, passes done, thread, number of threads)` on every thread.
 
-        The kernel must not hold the GIL, must go through the same phases on every thread, and gives the number of the
-        phase after its last. It must end with `end_phase`, so that all its work is done when it returns on one thread.
+        The kernel must not hold the GIL. It goes from `begin_pass` to `end_pass`, through the same phases on every
+        thread, again and again until `begin_pass` gives -1, the first thread only once; and gives the number of passes
+        done. `job` stands for kernel and arguments: another job has another number.
         """
-        with self._lock:
-            self._job = (kernel, arguments, self._phase)
-            for wake in self._wake:
-                wake.release()
-            self._phase = kernel(*arguments, self.address, self._phase, 0, self.n_threads)
+        with self._one_at_a_time:
+            arguments = (*arguments, self._address, job)
+            try:
+                with self._changed:
+                    self._job = (kernel, arguments)
+                    self._busy = True
+                    self._changed.notify_all()
+                kernel(*arguments, 0, 0, self.n_threads)
+            finally:
+                with self._changed:
+                    self._busy, self._job = False, None  # nothing may keep a model alive
 
-    def _work(self, thread: int, wake: threading.Semaphore) -> None:
+    def _work(self, thread: int) -> None:
+        done = 0
         while True:
-            wake.acquire()
-            kernel, arguments, phase = self._job
-            kernel(*arguments, self.address, phase, thread, self.n_threads)
-            del kernel, arguments  # a sleeping thread must not keep a model alive
+            with self._changed:
+                self._changed.wait_for(lambda: self._busy)
+                kernel, arguments = self._job
+            done = kernel(*arguments, done, thread, self.n_threads)
+            del kernel, arguments
 
 
 def usable_cores() -> int:

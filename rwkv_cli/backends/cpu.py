@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +38,9 @@ _VECTORS = (
 _NORMS = ("blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias")
 
 
+_jobs = itertools.count()
+
+
 class CpuBackend:
     """Runs a model file as it lies in memory: the weights are used in place, in the layout that the file has."""
 
@@ -53,7 +57,9 @@ class CpuBackend:
         self._buffers: dict[str, NDArray[Any]] = {}
         self._room = 0  # tokens that the buffers have room for
         self._lock = threading.Lock()
+        self._job = next(_jobs)
         self._describe_model()
+        forward.compile_passes(self._runs, self._matrices, self._inputs)  # or load them from the cache
 
     @property
     def description(self) -> str:
@@ -85,7 +91,7 @@ class CpuBackend:
             self._buffers["tokens"][:T] = tokens
             for name in ("shift_att", "wkv", "shift_ffn"):
                 run[name] = _address(getattr(state, name))
-            self._team.run(forward.forward, self._runs, self._matrices, self._inputs)
+            self._team.run(forward.passes, self._job, self._runs, self._matrices, self._inputs)
             return self._buffers["logits"][: T if all_logits else 1, :V].copy()
 
     def _weights(self) -> tuple[NDArray[Any], Array]:
@@ -143,19 +149,22 @@ class CpuBackend:
             for name in ("x", "u", "last", "r", "k", "v", "v_first", "w", "a", "vg", "g", "kk", "out")
         }
         buffers["tokens"] = np.empty(T, np.int64)
-        buffers["h"] = np.empty((T, F), np.float32)
+        buffers["packed"] = np.empty((self._team.n_threads, forward.PACKED_BYTES), np.uint8)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
         for name, buffer in buffers.items():
             self._runs[0][name] = _address(buffer)
-        ranks = [self._matrices[forward.N_MATRICES * (self.config.n_layer - 1) + forward.W1 + i]["rows"] for i in range(4)]
+        ranks = [
+            self._matrices[forward.N_MATRICES * (self.config.n_layer - 1) + forward.W1 + i]["rows"]
+            for i in range(4)
+        ]
+        widths = {forward.LOW_W + i: rank for i, rank in enumerate(ranks)} | {forward.HIDDEN: F}
         for i in range(forward.N_INPUTS):
-            hidden = i - forward.HIDDEN_W
-            cols = ranks[hidden] if 0 <= hidden < 4 else C
+            cols = widths.get(i, C)
             x, xq = np.empty((T, cols), np.float32), np.empty((T, cols), np.int8)
-            scale, start = np.empty((T, cols // GROUP), np.float32), np.empty((T, cols // GROUP), np.int32)
-            self._inputs[i] = (cols, _address(x), _address(xq), _address(scale), _address(start))
-            buffers |= {f"input {i} {j}": buffer for j, buffer in enumerate((x, xq, scale, start))}
+            scale, sums = np.empty((T, cols // GROUP), np.float32), np.empty((T, cols // GROUP), np.int32)
+            self._inputs[i] = (cols, _address(x), _address(xq), _address(scale), _address(sums))
+            buffers |= {f"input {i} {j}": buffer for j, buffer in enumerate((x, xq, scale, sums))}
         self._buffers |= buffers
 
 
