@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.config import Shape
+from rwkv_cli.config import HEAD_SIZE, Shape
 from rwkv_cli.errors import UnsupportedModelError
 
 WeightType = Literal["int8", "fp16", "fp32"]
@@ -46,7 +46,7 @@ SCALE = ".scale"  # follows the name of the tensor that it scales
 
 _LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
 _DTYPES = {"int8": "I8", "fp16": "F16", "fp32": "F32"}
-_NUMPY = {"fp16": np.float16, "fp32": np.float32}
+_NUMPY: dict[str, type[np.float16 | np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 _ROWS_AT_ONCE = 2048  # bounds the temporary arrays of quantization; a multiple of TILE_ROWS
 
 
@@ -81,6 +81,8 @@ def stored_form(name: str, shape: Shape, weight_type: WeightType) -> dict[str, t
     Raises UnsupportedModelError for sizes that the kernels do not have.
     """
     layout, kind = layout_of(name), type_of(name, weight_type)
+    if name.endswith("att.r_k") and shape[1] != HEAD_SIZE:
+        raise UnsupportedModelError(f"{name} shows heads of {shape[1]}; they should be of {HEAD_SIZE}")
     if layout == "vector":
         return {name: ("F32", shape)}
     R, K = shape[::-1] if layout == "low_rank" else shape

@@ -56,7 +56,7 @@ def locate(path_or_name: str | Path | None) -> Path:
             f"the model {entry.name} is not on this machine: download {entry.file} from "
             f"https://huggingface.co/{entry.repository} and give its path"
         )
-    if path.name != wanted or path.suffix:
+    if path.name != wanted or path.suffix[1:].isalpha():  # a name may end in ".1b"
         raise CheckpointError(f"there is no file {wanted}")
     near = difflib.get_close_matches(wanted.lower(), entries(), n=1)
     hint = f"; did you mean {near[0]}?" if near else ": give a path or one of " + ", ".join(sorted(entries()))

@@ -32,7 +32,9 @@ class State:
 
     def copy(self) -> State:
         """An independent copy: a branch of the conversation."""
-        return State(self.shift_att.copy(), self.wkv.copy(), self.shift_ffn.copy())
+        return State(
+            *(np.array(part, np.float32, order="C") for part in (self.shift_att, self.wkv, self.shift_ffn))
+        )
 
     @property
     def nbytes(self) -> int:

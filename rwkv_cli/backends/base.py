@@ -31,8 +31,12 @@ class Backend(Protocol):
     """Runs the model. Both methods advance `state` in place by len(tokens) >= 1 tokens, each in [0, V)."""
 
     name: str  # as in --device
-    description: str  # for `rwkv info`: what does the arithmetic
     config: ModelConfig
+
+    @property
+    def description(self) -> str:
+        """What does the arithmetic, for `rwkv info`."""
+        ...
 
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
         """The logits [V] after the last token."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +51,7 @@ class CpuBackend:
         self.config = model.config
         self.chunk = chunk
         self._model = model  # the kernels hold addresses only: this keeps the mapping alive
-        self._team = _team(n_threads or team.usable_cores())
+        self.n_threads = n_threads or team.usable_cores()
         self._runs = np.zeros(1, forward.RUN)
         self._matrices, self._vectors = self._weights()
         self._inputs = np.zeros(forward.N_INPUTS, matrix.ACTIVATION)
@@ -64,16 +65,16 @@ class CpuBackend:
     @property
     def description(self) -> str:
         """What does the arithmetic."""
-        return f"Numba, {self._model.info.weight_type} weights, {dot.CHOSEN}, {self._team.n_threads} threads"
+        return f"Numba, {self._model.info.weight_type} weights, {dot.CHOSEN}, {self.n_threads} threads"
 
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
         """The logits [V] after the last token; advances `state`."""
         for start in range(0, len(tokens), self.chunk):
             chunk = tokens[start : start + self.chunk]
-            logits = self._run(chunk, state, all_logits=False)
+            logits: Array = self._run(chunk, state, all_logits=False)[0]
             if progress:
                 progress(len(chunk))
-        return logits[0]
+        return logits
 
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
         """The logits [T, V] after each token; advances `state`."""
@@ -91,8 +92,9 @@ class CpuBackend:
             self._buffers["tokens"][:T] = tokens
             for name in ("shift_att", "wkv", "shift_ffn"):
                 run[name] = _address(getattr(state, name))
-            self._team.run(forward.passes, self._job, self._runs, self._matrices, self._inputs)
-            return self._buffers["logits"][: T if all_logits else 1, :V].copy()
+            _team(self.n_threads).run(forward.passes, self._job, self._runs, self._matrices, self._inputs)
+            logits: Array = self._buffers["logits"][: T if all_logits else 1, :V].copy()
+            return logits
 
     def _weights(self) -> tuple[NDArray[Any], Array]:
         """The table of matrices, and all vectors of the layers [L, N_VECTORS, C]."""
@@ -149,7 +151,7 @@ class CpuBackend:
             for name in ("x", "u", "last", "r", "k", "v", "v_first", "w", "a", "vg", "g", "kk", "out")
         }
         buffers["tokens"] = np.empty(T, np.int64)
-        buffers["packed"] = np.empty((self._team.n_threads, forward.PACKED_BYTES), np.uint8)
+        buffers["packed"] = np.empty((self.n_threads, forward.PACKED_BYTES), np.uint8)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
         for name, buffer in buffers.items():
@@ -161,10 +163,10 @@ class CpuBackend:
         widths = {forward.LOW_W + i: rank for i, rank in enumerate(ranks)} | {forward.HIDDEN: F}
         for i in range(forward.N_INPUTS):
             cols = widths.get(i, C)
-            x, xq = np.empty((T, cols), np.float32), np.empty((T, cols), np.int8)
-            scale, sums = np.empty((T, cols // GROUP), np.float32), np.empty((T, cols // GROUP), np.int32)
-            self._inputs[i] = (cols, _address(x), _address(xq), _address(scale), _address(sums))
-            buffers |= {f"input {i} {j}": buffer for j, buffer in enumerate((x, xq, scale, sums))}
+            parts: list[NDArray[Any]] = [np.empty((T, cols), np.float32), np.empty((T, cols), np.int8)]
+            parts += [np.empty((T, cols // GROUP), np.float32), np.empty((T, cols // GROUP), np.int32)]
+            self._inputs[i] = (cols, *(_address(part) for part in parts))
+            buffers |= {f"input {i} {j}": part for j, part in enumerate(parts)}
         self._buffers |= buffers
 
 
@@ -181,6 +183,10 @@ def _team(n_threads: int) -> team.Team:
     return team.Team(n_threads)
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_team.cache_clear)  # threads do not survive a fork
+
+
 def is_compiled() -> bool:
     """Whether the kernels are in the cache; otherwise the first pass compiles them, for some ten seconds."""
-    return cpu_kernels.is_compiled("forward")
+    return bool(cpu_kernels.is_compiled("forward"))

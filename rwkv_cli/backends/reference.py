@@ -27,12 +27,14 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float = LAYER_NORM_EPS
     """Normalise the last axis of x to mean 0 and variance 1, then scale and shift."""
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + np.float32(eps)) * weight + bias
+    normed: Array = centred / np.sqrt(variance + np.float32(eps)) * weight + bias
+    return normed
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), written with tanh so that no x overflows."""
-    return np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * x))
+    result: Array = np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * x))
+    return result
 
 
 def wkv7(S: Array, r: Array, w: Array, k: Array, v: Array, kk: Array, a: Array) -> Array:
@@ -45,7 +47,8 @@ def wkv7(S: Array, r: Array, w: Array, k: Array, v: Array, kk: Array, a: Array) 
     S *= w[:, None, :]
     S -= held[:, :, None] * (kk * a)[:, None, :]
     S += v[:, :, None] * k[:, None, :]
-    return np.einsum("hij,hj->hi", S, r)
+    y: Array = np.einsum("hij,hj->hi", S, r)
+    return y
 
 
 class ReferenceBackend:
@@ -125,10 +128,11 @@ class ReferenceBackend:
         u = layer_norm(x, p["ln2.weight"], p["ln2.bias"])
         k = p["ffn.key.weight"] @ (u + (state.shift_ffn[i] - u) * p["ffn.x_k"])
         state.shift_ffn[i] = u
-        return p["ffn.value.weight"] @ np.square(np.maximum(k, 0))
+        y: Array = p["ffn.value.weight"] @ np.square(np.maximum(k, 0))
+        return y
 
     def _head(self, x: Array) -> Array:
         """The logits [V] of the residual stream x [C]."""
-        return self.weights["head.weight"] @ layer_norm(
-            x, self.weights["ln_out.weight"], self.weights["ln_out.bias"]
-        )
+        W = self.weights
+        logits: Array = W["head.weight"] @ layer_norm(x, W["ln_out.weight"], W["ln_out.bias"])
+        return logits
