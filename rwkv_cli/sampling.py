@@ -50,6 +50,8 @@ class SamplingSettings:
         _check("--temperature", self.temperature, 0)
         _check("--top-p", self.top_p, 0, 1)
         _check("--top-k", self.top_k, 0)
+        if self.top_k != int(self.top_k):
+            raise UsageError(f"--top-k is {self.top_k:g}: it must be a whole number")
         _check("--min-p", self.min_p, 0, 1)
         _check("--presence-penalty", self.presence_penalty)
         _check("--frequency-penalty", self.frequency_penalty)
