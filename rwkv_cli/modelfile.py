@@ -131,7 +131,7 @@ def write_model(
 
 def _metadata(info: ModelInfo) -> dict[str, str]:
     scheme: dict[str, Any] = {"type": info.weight_type}
-    if info.weight_type == "int8":
+    if info.weight_type in quantize.INTEGERS:
         scheme |= {"symmetric": True, "group": quantize.GROUP, "scale": "bf16"}
     fields = {
         "rwkv": VERSION,  # first: `is_model_file` looks for it

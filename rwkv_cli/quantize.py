@@ -4,20 +4,24 @@ Two independent steps. The *type* decides how a number is stored:
 
     fp32   float32
     fp16   float16
-    int8   symmetric: q = round(w / scale) in [-127, 127], one bfloat16 scale for 64 values along the input axis
+    int8   symmetric: w = q * scale with q in [-127, 127], one bfloat16 scale for 64 values along the input axis
+    int4   symmetric: w = (q - 8) * scale with q in [0, 15], the same scales, searched for the least error
 
 The *layout* decides the order, so that a kernel reads memory from front to back. R output rows, K input columns:
 
     vector     as it is, always float32: norms, token-shift mixes, biases
-    rows       emb.weight: row-major, since one row is read
-    tiles      big matrices: 16 rows interleaved,  [R/16, K/c, 16, c] with c = 4 for int8 and 1 for floats; R padded to
-               a multiple of 16
+    rows       emb.weight: row-major, since one row is read; int8 in an int4 file, since it costs no time
+    tiles      big matrices: 16 rows interleaved,  [R/16, K/c, 16, c] with c = 4 for integers and 1 for floats; R padded
+               to a multiple of 16
     low_rank   the pairs w1 w2, a1 a2, v1 v2, g1 g2: transposed to [out, in], then as tiles, in float16 (float32 in fp32);
                the rank padded to a multiple of 16
     by_input   ffn.value.weight: by hidden unit, 64 channels at a time,  [R/64, K, 64], so that the rows of hidden units
                that are zero need not be read
 
-The scales of int8 follow the same layout with one column for 64: [R/16, K/64, 16, 1] and [R/64, K/64, 64].
+The scales of integers follow the same layout with one column for 64: [R/16, K/64, 16, 1] and [R/64, K/64, 64].
+
+Two int4 weights share a byte. Of the 64 columns of a group in a tile, the low halves of the first 8 x 64 bytes hold columns
+0 to 31, the high halves columns 32 to 63:  [R/16, K/8, 16, 4]. Likewise with the 64 channels of by_input: [R/64, K, 32].
 """
 
 from __future__ import annotations
@@ -31,8 +35,10 @@ from numpy.typing import NDArray
 from rwkv_cli.config import HEAD_SIZE, Shape
 from rwkv_cli.errors import UnsupportedModelError
 
-WeightType = Literal["int8", "fp16", "fp32"]
+WeightType = Literal["int8", "int4", "fp16", "fp32"]
 WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
+
+INTEGERS: tuple[WeightType, ...] = ("int8", "int4")
 
 Layout = Literal["vector", "rows", "tiles", "low_rank", "by_input"]
 
@@ -40,13 +46,15 @@ Array = NDArray[np.float32]
 Stored = dict[str, NDArray[Any]]
 
 GROUP = 64  # values that share a scale
+INT4_OFFSET = 8
 TILE_ROWS = 16
 CHANNELS = 64  # of a block of ffn.value
 SCALE = ".scale"  # follows the name of the tensor that it scales
 
 _LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
-_DTYPES = {"int8": "I8", "fp16": "F16", "fp32": "F32"}
+_DTYPES = {"int8": "I8", "int4": "U8", "fp16": "F16", "fp32": "F32"}
 _NUMPY: dict[str, type[np.float16 | np.float32]] = {"fp16": np.float16, "fp32": np.float32}
+_INT4_FACTORS = (*np.linspace(0.7, 1.2, 16), *-np.linspace(0.85, 1.35, 16))  # tried, times extreme / -8
 _ROWS_AT_ONCE = 2048  # bounds the temporary arrays of quantization; a multiple of TILE_ROWS
 
 
@@ -70,8 +78,10 @@ def type_of(name: str, weight_type: WeightType) -> WeightType:
     layout = layout_of(name)
     if layout == "vector":
         return "fp32"
-    if layout == "low_rank" and weight_type == "int8":
+    if layout == "low_rank" and weight_type in INTEGERS:
         return "fp16"
+    if layout == "rows" and weight_type == "int4":
+        return "int8"
     return weight_type
 
 
@@ -92,8 +102,9 @@ def stored_form(name: str, shape: Shape, weight_type: WeightType) -> dict[str, t
         raise UnsupportedModelError(
             f"{name} has the shape {list(shape)}; its rows should be a multiple of {GROUP} long"
         )
-    form = {name: (_DTYPES[kind], _arranged_shape(layout, R, K, 4 if kind == "int8" else 1))}
-    if kind == "int8":
+    arranged = _arranged_shape(layout, R, K, 4 if kind in INTEGERS else 1)
+    form = {name: (_DTYPES[kind], _halved(layout, arranged) if kind == "int4" else arranged)}
+    if kind in INTEGERS:
         form[name + SCALE] = ("BF16", _arranged_shape(layout, R, K // GROUP, 1))
     return form
 
@@ -109,6 +120,9 @@ def store(name: str, tensor: Array, weight_type: WeightType) -> Stored:
     if kind == "int8":
         q, scale = quantize_int8(tensor)
         return {name: _arrange(layout, q, 4), name + SCALE: _arrange(layout, scale, 1)}
+    if kind == "int4":
+        q4, scale = quantize_int4(tensor)
+        return {name: _pack(layout, _arrange(layout, q4, 4)), name + SCALE: _arrange(layout, scale, 1)}
     largest = float(np.finfo(_NUMPY[kind]).max)
     if max(tensor.max(), -tensor.min()) > largest:
         raise UnsupportedModelError(f"{name} holds values too large for {kind}; use --type fp32")
@@ -121,6 +135,8 @@ def restore(name: str, shape: Shape, stored: Stored) -> Array:
     array = stored[name]
     if layout == "vector":
         return array
+    if array.dtype == np.uint8:
+        array = _unpack(layout, array).view(np.int8) - np.int8(INT4_OFFSET)
     flat = _flatten(layout, array)
     if name + SCALE in stored:
         scale = bf16_to_f32(_flatten(layout, stored[name + SCALE]))
@@ -148,6 +164,42 @@ def quantize_int8(w: Array) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
         rounded = np.rint(np.divide(groups, divisor, out=np.zeros_like(groups), where=divisor > 0))
         q[rows] = rounded.astype(np.int8).reshape(-1, K)
     return q, scale
+
+
+def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """Round w [R, K] to uint8 [R, K] from 0 to 15 and bfloat16 scales [R, K/64]: w = (q - 8) * scale, but for the rounding.
+
+    The value of largest magnitude would map to -8 exactly with the scale value / -8, which may be negative. Scales around
+    that one and around its opposite are tried, and the one with the least squared error is taken.
+    """
+    R, K = w.shape
+    q, scale = np.empty((R, K), np.uint8), np.empty((R, K // GROUP), np.uint16)
+    for start in range(0, R, _ROWS_AT_ONCE // 8):
+        rows = slice(start, start + _ROWS_AT_ONCE // 8)
+        groups = w[rows].reshape(-1, GROUP)
+        extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
+        best, least = np.zeros_like(extreme), np.square(groups).sum(axis=1, keepdims=True)
+        for factor in _INT4_FACTORS:
+            candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -INT4_OFFSET)))
+            rounded = _round_int4(groups, candidate)
+            error = np.square(rounded * candidate - groups).sum(axis=1, keepdims=True)
+            better = error < least
+            best, least = np.where(better, candidate, best), np.where(better, error, least)
+        q[rows] = (_round_int4(groups, best) + INT4_OFFSET).astype(np.uint8).reshape(-1, K)
+        scale[rows] = f32_to_bf16(best).reshape(-1, K // GROUP)
+    return q, scale
+
+
+def _round_int4(groups: Array, scale: Array) -> Array:
+    """groups / scale, rounded and cut to [-8, 7]; 0 where the scale is."""
+    quotient = np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)
+    return np.clip(np.rint(quotient, out=quotient), -INT4_OFFSET, INT4_OFFSET - 1, out=quotient)
+
+
+def f32_to_bf16(x: Array) -> NDArray[np.uint16]:
+    """The nearest bfloat16, ties to even, as the upper half of its bits; x must be finite."""
+    bits = x.view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
 
 
 def f32_to_bf16_up(x: Array) -> NDArray[np.uint16]:
@@ -193,3 +245,29 @@ def _flatten(layout: Layout, arranged: NDArray[Any]) -> NDArray[Any]:
         return arranged.transpose(0, 2, 1).reshape(blocks * CHANNELS, K)
     tiles, vectors, _, c = arranged.shape
     return arranged.transpose(0, 2, 1, 3).reshape(tiles * TILE_ROWS, vectors * c)
+
+
+def _halved(layout: Layout, shape: Shape) -> Shape:
+    """The shape after two int4 were put into each byte."""
+    if layout == "by_input":
+        return (*shape[:2], shape[2] // 2)
+    return (shape[0], shape[1] // 2, *shape[2:])
+
+
+def _pack(layout: Layout, arranged: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Put two int4 into each byte, see the top of this file."""
+    if layout == "tiles":  # [R/16, K/64, 16 quads of columns, 64 bytes]
+        groups = arranged.reshape(arranged.shape[0], -1, 2, GROUP // 8, TILE_ROWS * 4)
+    else:
+        groups = arranged.reshape(*arranged.shape[:2], 2, -1)
+    halves = np.moveaxis(groups, 2, 0)
+    return np.ascontiguousarray(halves[0] | (halves[1] << np.uint8(4))).reshape(_halved(layout, arranged.shape))
+
+
+def _unpack(layout: Layout, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The inverse of `_pack`."""
+    if layout == "tiles":
+        groups = packed.reshape(packed.shape[0], -1, GROUP // 8, TILE_ROWS * 4)
+        both = np.stack([groups & np.uint8(15), groups >> np.uint8(4)], axis=2)
+        return both.reshape(packed.shape[0], packed.shape[1] * 2, *packed.shape[2:])
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=2)

@@ -25,7 +25,7 @@ Array = NDArray[np.float32]
 CHUNK = 64
 """Tokens of a prompt that are read together: each weight is read once for all of them."""
 
-_KINDS = {"int8": matrix.INT8, "fp16": matrix.FLOAT16, "fp32": matrix.FLOAT32}
+_KINDS = {"int8": matrix.INT8, "int4": matrix.INT4, "fp16": matrix.FLOAT16, "fp32": matrix.FLOAT32}
 
 # In the order of the tables that the kernels index, see `cpu_kernels.forward`.
 _MATRICES = (
@@ -118,9 +118,10 @@ class CpuBackend:
         if quantize.layout_of(name) == "by_input":
             row["rows"], row["cols"] = weights.shape[0] * CHANNELS, weights.shape[1]
         else:
-            row["rows"], row["cols"] = weights.shape[0] * TILE_ROWS, weights.shape[1] * weights.shape[3]
+            packed = 2 if weight_type == "int4" else 1
+            row["rows"], row["cols"] = weights.shape[0] * TILE_ROWS, weights.shape[1] * weights.shape[3] * packed
         row["weights"] = _address(weights)
-        if weight_type == "int8":
+        if weight_type in quantize.INTEGERS:
             row["scales"] = _address(self._model.stored(name + SCALE))
 
     def _describe_model(self) -> None:
@@ -130,8 +131,9 @@ class CpuBackend:
         self._norms = np.stack([self._model.stored(name) for name in _NORMS])
         run["norms"], run["vectors"] = _address(self._norms), _address(self._vectors)
         run["embedding"] = _address(self._model.stored("emb.weight"))
-        run["embedding_kind"] = _KINDS[self._model.info.weight_type]
-        if self._model.info.weight_type == "int8":
+        weight_type = quantize.type_of("emb.weight", self._model.info.weight_type)
+        run["embedding_kind"] = _KINDS[weight_type]
+        if weight_type == "int8":
             run["embedding_scales"] = _address(self._model.stored("emb.weight" + SCALE))
 
     def _make_room(self, T: int, logits: int) -> None:
