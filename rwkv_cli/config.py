@@ -65,7 +65,11 @@ class ModelConfig:
         """
         C, F, V = self.n_embd, self.n_ffn, self.vocab_size
         ranks = {"w": self.rank_w, "a": self.rank_a, "v": self.rank_v, "g": self.rank_g}
-        shapes: dict[str, Shape] = {"emb.weight": (V, C), "blocks.0.ln0.weight": (C,), "blocks.0.ln0.bias": (C,)}
+        shapes: dict[str, Shape] = {
+            "emb.weight": (V, C),
+            "blocks.0.ln0.weight": (C,),
+            "blocks.0.ln0.bias": (C,),
+        }
         for i in range(self.n_layer):
             block, att, ffn = f"blocks.{i}.", f"blocks.{i}.att.", f"blocks.{i}.ffn."
             shapes |= {block + "ln1.weight": (C,), block + "ln1.bias": (C,)}
@@ -115,14 +119,22 @@ class ModelConfig:
             if found is None:
                 raise CheckpointError(f"the tensor {name} is missing: the checkpoint is incomplete")
             if len(found) != ndim or 0 in found:
-                raise CheckpointError(f"the tensor {name} has the shape {list(found)}; it should have {ndim} dimensions")
+                raise CheckpointError(
+                    f"the tensor {name} has the shape {list(found)}; it should have {ndim} dimensions"
+                )
             return found
 
-        layers = {int(part) for name in shapes if name.startswith("blocks.") and (part := name.split(".")[1]).isdigit()}
+        layers = {
+            int(part)
+            for name in shapes
+            if name.startswith("blocks.") and (part := name.split(".")[1]).isdigit()
+        }
         V, C = shape("emb.weight", 2)
         H, N = shape("blocks.0.att.r_k", 2)
         if H * N != C:
-            raise CheckpointError(f"{H} heads of {N} (blocks.0.att.r_k) do not make {C} channels (emb.weight)")
+            raise CheckpointError(
+                f"{H} heads of {N} (blocks.0.att.r_k) do not make {C} channels (emb.weight)"
+            )
         config = cls(
             n_layer=max(layers) + 1,
             n_embd=C,

@@ -178,11 +178,13 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         rows = slice(start, start + _ROWS_AT_ONCE // 8)
         groups = w[rows].reshape(-1, GROUP)
         extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
-        best, least = np.zeros_like(extreme), np.square(groups).sum(axis=1, keepdims=True)
+        # Errors are compared as parts of the largest magnitude: squares of huge or tiny weights are no floats.
+        parts = np.divide(groups, extreme, out=np.zeros_like(groups), where=extreme != 0)
+        best, least = np.zeros_like(extreme), np.square(parts).sum(axis=1, keepdims=True)
         for factor in _INT4_FACTORS:
             candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -INT4_OFFSET)))
-            rounded = _round_int4(groups, candidate)
-            error = np.square(rounded * candidate - groups).sum(axis=1, keepdims=True)
+            step = np.divide(candidate, extreme, out=np.zeros_like(candidate), where=extreme != 0)
+            error = np.square(_round_int4(parts, step) * step - parts).sum(axis=1, keepdims=True)
             better = error < least
             best, least = np.where(better, candidate, best), np.where(better, error, least)
         q[rows] = (_round_int4(groups, best) + INT4_OFFSET).astype(np.uint8).reshape(-1, K)
@@ -199,7 +201,9 @@ def _round_int4(groups: Array, scale: Array) -> Array:
 def f32_to_bf16(x: Array) -> NDArray[np.uint16]:
     """The nearest bfloat16, ties to even, as the upper half of its bits; x must be finite."""
     bits = x.view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16
+    )
 
 
 def f32_to_bf16_up(x: Array) -> NDArray[np.uint16]:
@@ -261,7 +265,9 @@ def _pack(layout: Layout, arranged: NDArray[np.uint8]) -> NDArray[np.uint8]:
     else:
         groups = arranged.reshape(*arranged.shape[:2], 2, -1)
     halves = np.moveaxis(groups, 2, 0)
-    return np.ascontiguousarray(halves[0] | (halves[1] << np.uint8(4))).reshape(_halved(layout, arranged.shape))
+    return np.ascontiguousarray(halves[0] | (halves[1] << np.uint8(4))).reshape(
+        _halved(layout, arranged.shape)
+    )
 
 
 def _unpack(layout: Layout, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

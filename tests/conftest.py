@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # its threads and those of the kernels would wait for each other
+
 import pytest
 from engine import write_file
 from hypothesis import settings

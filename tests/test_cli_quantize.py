@@ -101,7 +101,7 @@ def test_a_file_that_exists_is_replaced_only_by_force(rwkv, folder):
         (("my.gguf", "/dev/null", "--force"), 2, "no file that could be replaced"),
         (("my.gguf", "missing/out"), 1, "the folder missing does not exist"),
         (("my.gguf", "my.model.pth/out"), 1, "cannot write my.model.pth/out"),
-        (("my.gguf", "--type", "int4"), 2, "'int4' is not one of 'int8', 'fp16', 'fp32'"),
+        (("my.gguf", "--type", "int3"), 2, "'int3' is not one of 'int8', 'int4', 'fp16', 'fp32'"),
         (("my.gguf", "--template", "wrold"), 2, "did you mean world?"),
         (("gosling",), 2, "is a model file already"),
         (("missing.pth",), 1, "there is no file missing.pth"),

@@ -212,7 +212,7 @@ def test_a_published_safetensors_file_is_no_model_file(tmp_path, good):
         ("config", TINY.as_dict() | {"more": 1}, "config is wrong"),
         ("quantization", None, "lack a usable 'quantization'"),
         ("quantization", {}, "unknown type None"),
-        ("quantization", {"type": "int4"}, "unknown type 'int4'"),
+        ("quantization", {"type": "int3"}, "unknown type 'int3'"),
         ("quantization", {"type": ["int8"]}, "unknown type"),
         ("quantization", {"type": "fp32"}, "missing or has the wrong type or shape"),
         ("tokenizer", None, "lack a usable 'tokenizer'"),

@@ -17,6 +17,7 @@ from rwkv_cli.quantize import (
     bf16_to_f32,
     f32_to_bf16_up,
     layout_of,
+    quantize_int4,
     quantize_int8,
     restore,
     store,
@@ -120,8 +121,9 @@ def test_quantizing_changes_nothing_in_the_weights():
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
 @pytest.mark.parametrize("config", [*SHAPES.values(), SMALLEST], ids=[*SHAPES, "smallest"])
 def test_what_is_stored_is_as_announced_and_comes_back(config, weight_type):
-    # Relative to the largest magnitude of a tensor; half a step of 1/127, and bf16's rounding up of the step.
-    error = {"fp32": 0, "fp16": 2.0**-11, "int8": (0.5 + 2.0**-7) / 127}
+    # Relative to the largest magnitude of a tensor; half a step of 1/127, and bf16's rounding up of the step. For int4
+    # half a step of 1/8, and what the search cuts off: the least of the factors that it tries is 0.7.
+    error = {"fp32": 0, "fp16": 2.0**-11, "int8": (0.5 + 2.0**-7) / 127, "int4": 0.31}
     for name, tensor in fine_weights(config).items():
         stored = store(name, tensor, weight_type)
         form = stored_form(name, tensor.shape, weight_type)
@@ -174,7 +176,7 @@ def test_tiles_interleave_sixteen_rows(weight_type, c):
     np.testing.assert_array_equal(stored, expected)
 
 
-@pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
+@pytest.mark.parametrize("weight_type", [kind for kind in WEIGHT_TYPES if kind != "int4"])
 def test_the_value_matrix_lies_by_hidden_unit(weight_type):
     R, K = 128, GROUP
     matrix = np.random.default_rng(0).integers(-126, 127, (R, K)).astype(np.float32)
@@ -183,6 +185,69 @@ def test_the_value_matrix_lies_by_hidden_unit(weight_type):
     for r in range(R):
         for k in range(K):
             assert stored[position_by_input(r, k, K)] == matrix[r, k]
+
+
+def whole_numbers(R: int, K: int) -> np.ndarray:
+    """A matrix that int4 holds exactly, with the scale 1."""
+    matrix = np.random.default_rng(0).integers(-8, 8, (R, K)).astype(np.float32)
+    matrix[:, ::GROUP] = -8
+    return matrix
+
+
+def test_int4_tiles_hold_column_k_and_k_plus_32_in_a_byte():
+    R, K = 16, 2 * GROUP
+    matrix = whole_numbers(R, K)
+    stored = store("head.weight", matrix, "int4")["head.weight"].reshape(-1)
+    for r in range(R):
+        for k in range(K):
+            group, column = divmod(k, GROUP)
+            byte = stored[group * 512 + position_in_tiles(r, column % 32, GROUP, 4)]
+            assert int(byte >> 4 if column >= 32 else byte & 15) - 8 == matrix[r, k]
+
+
+def test_the_int4_value_matrix_holds_channel_c_and_c_plus_32_in_a_byte():
+    R, K = 128, GROUP
+    matrix = whole_numbers(R, K)
+    stored = store("blocks.0.ffn.value.weight", matrix, "int4")["blocks.0.ffn.value.weight"]
+    for r in range(R):
+        for k in range(K):
+            byte = stored[r // 64, k, r % 32]
+            assert int(byte >> 4 if r % 64 >= 32 else byte & 15) - 8 == matrix[r, k]
+
+
+def test_int4_search_is_no_worse_than_rounding_by_the_largest_magnitude():
+    w = np.random.default_rng(0).standard_normal((64, 8 * GROUP)).astype(np.float32)
+    q, scale = quantize_int4(w)
+    found = (q.astype(np.float32) - 8) * np.repeat(bf16_to_f32(scale), GROUP, axis=1)
+    groups = w.reshape(64, 8, GROUP)
+    step = np.take_along_axis(groups, np.abs(groups).argmax(2)[..., None], 2) / -8
+    plain = np.clip(np.rint(groups / step), -8, 7) * step
+    assert np.square(found - w).sum() < 0.95 * np.square(plain - groups).sum()
+
+
+@given(any_group)
+def test_int4_error_of_any_group_is_bounded(group):
+    w = group[None] / max(np.abs(group).max(), TINIEST)  # at most 1, whose squares are floats
+    q, scale = quantize_int4(w)
+    found = (q.astype(np.float32) - 8) * bf16_to_f32(scale)
+    assert q.max() <= 15
+    assert np.square(found - w).sum() <= np.square(w).sum() * (
+        1 + 1e-6
+    )  # never worse than leaving the group out
+
+
+@pytest.mark.parametrize("magnitude", [HUGE, np.float32(1e-30)])
+def test_int4_of_huge_and_tiny_weights_is_that_of_ordinary_ones(magnitude):
+    w = whole_numbers(16, GROUP) / np.float32(8)
+    q, scale = quantize_int4(w * magnitude)
+    np.testing.assert_array_equal(q, quantize_int4(w)[0])
+    assert np.isfinite(bf16_to_f32(scale)).all()
+
+
+def test_an_all_zero_group_of_int4_is_zero():
+    q, scale = quantize_int4(np.zeros((16, GROUP), np.float32))
+    assert (q == 8).all()
+    assert not scale.any()
 
 
 def test_scales_follow_the_layout_of_their_weights():

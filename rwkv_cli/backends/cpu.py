@@ -119,7 +119,10 @@ class CpuBackend:
             row["rows"], row["cols"] = weights.shape[0] * CHANNELS, weights.shape[1]
         else:
             packed = 2 if weight_type == "int4" else 1
-            row["rows"], row["cols"] = weights.shape[0] * TILE_ROWS, weights.shape[1] * weights.shape[3] * packed
+            row["rows"], row["cols"] = (
+                weights.shape[0] * TILE_ROWS,
+                weights.shape[1] * weights.shape[3] * packed,
+            )
         row["weights"] = _address(weights)
         if weight_type in quantize.INTEGERS:
             row["scales"] = _address(self._model.stored(name + SCALE))

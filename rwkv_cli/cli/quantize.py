@@ -27,7 +27,7 @@ def quantize(
         ),
     ] = None,
     weight_type: Annotated[
-        Literal["int8", "fp16", "fp32"], typer.Option("--type", "-t", help="How weights are stored.")
+        Literal["int8", "int4", "fp16", "fp32"], typer.Option("--type", "-t", help="How weights are stored.")
     ] = "int8",
     template: Annotated[
         str | None,
