@@ -9,8 +9,8 @@
     forward      the sequence of all of them: a chunk of tokens, from embedding to logits
     trie         greedy longest match over bytes, for the World tokenizer
 
-Compiled code is cached on disk, in a folder of this user. Numba decides by the file of the outermost function whether a
-cached version is still good, so the folder's name carries a digest of all sources, and of the instruction that was chosen.
+Compiled code is cached on disk, in a folder of this user. Numba decides by the file of the outermost function whether
+a cached version is still good, so the folder's name carries a digest of all sources and of the chosen instruction.
 """
 
 import hashlib

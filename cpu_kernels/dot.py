@@ -1,8 +1,8 @@
 """The integer dot product of four bytes, by each CPU's own instruction: the one place that knows about CPUs.
 
-The operation is  dot4(acc, w, x)[i] = acc[i] + sum over j of (w[4i + j] + WEIGHT_OFFSET) * x[4i + j],  for sixteen lanes
-i, with w and x from -127 to 127. The offset is there for CPUs whose instruction takes its first factor unsigned; the
-caller takes it out again with the sum of x. `dot4_unsigned` is the same for w from 0 to 15, without an offset.
+The operation is  dot4(acc, w, x)[i] = acc[i] + sum over j of (w[4i + j] + WEIGHT_OFFSET) * x[4i + j],  for sixteen
+lanes i, with w and x from -127 to 127. The offset is there for CPUs whose instruction takes its first factor unsigned;
+the caller takes it out again with the sum of x. `dot4_unsigned` is the same for w from 0 to 15, without an offset.
 
 To add a CPU, write its two emitters and add a row to `INSTRUCTIONS`; the tests run every row that the machine has.
 """

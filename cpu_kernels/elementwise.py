@@ -9,7 +9,6 @@ from numba import njit
 from cpu_kernels.simd import (
     absolute,
     fma,
-    get_f32,
     load,
     max_lanes,
     maximum,

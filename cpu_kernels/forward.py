@@ -158,7 +158,7 @@ def mix_time(run, inputs, vectors, shift, team, phase):
 
 @njit
 def project(run, matrices, inputs, matrix, shift, thread, team, phase):
-    """The first halves of the low-rank maps, then r, k and v. An item is a tile of the former or a block of the latter."""
+    """The first halves of the low-rank maps, then r, k and v. An item is a tile of those or a block of these."""
     C, T = run.C, run.T
     if thread == 0:  # nobody reads the state's token shift any more
         el.copy(shift, at(run.u, T - 1, C), C)

@@ -12,7 +12,7 @@ from numba import njit
 from cpu_kernels import integer
 from cpu_kernels.elementwise import FLOAT, GROUP, VECTOR
 from cpu_kernels.integer import INT4_OFFSET, INT8_GROUP, QUAD, SCALE_BYTES, SCALES
-from cpu_kernels.matrix import FLOAT16, INT4, INT8, is_integer
+from cpu_kernels.matrix import FLOAT16, INT8, is_integer
 from cpu_kernels.simd import (
     LANES,
     fma,
@@ -159,7 +159,8 @@ _add_float32 = _float_kernel(load, 4)
 def dense_rows(out, stride, m, block, act, T, packed):
     """Like `sparse_rows`, to the bit, for T tokens, a multiple of four, and integer weights.
 
-    Each group of units is first turned into four tiles, in `packed` [4,096] bytes, so that the kernels of other matrices serve.
+    Each group of units is first turned into four tiles, in `packed` [4,096] bytes, so that the kernels of other
+    matrices serve.
     """
     F = m.cols
     for g in range(F // GROUP if T else 0):

@@ -29,7 +29,7 @@ LOOKS_BEFORE_YIELD = 4000
 """How often a waiting thread looks before it lets the machine run another between looks: some ten microseconds."""
 
 LOOKS_BEFORE_SLEEP = LOOKS_BEFORE_YIELD + 2000
-"""How often a thread without work looks before it sleeps: about a millisecond, longer than it takes to choose a token."""
+"""How often a thread without work looks before it sleeps: about a millisecond, more than it takes to choose a token."""
 
 CACHE_LINE = 64
 # The shared counters, each on a cache line of its own.

@@ -221,10 +221,8 @@ def _cached(checkpoint: Checkpoint, reporter: Reporter) -> Path:
         identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     identity.update(repr(checkpoint.tokenizer).encode())  # it may have been put beside the checkpoint since
     folder = paths.cache_folder() / "models"
-    target = (
-        folder
-        / f"{checkpoint.path.name.removesuffix(checkpoint.path.suffix) if checkpoint.path.is_file() else checkpoint.path.name}-int8-{identity.hexdigest()[:16]}.safetensors"
-    )
+    name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
+    target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"
     if not _is_usable(target):
         reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
         try:

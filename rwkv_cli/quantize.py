@@ -13,15 +13,15 @@ The *layout* decides the order, so that a kernel reads memory from front to back
     rows       emb.weight: row-major, since one row is read; int8 in an int4 file, since it costs no time
     tiles      big matrices: 16 rows interleaved,  [R/16, K/c, 16, c] with c = 4 for integers and 1 for floats; R padded
                to a multiple of 16
-    low_rank   the pairs w1 w2, a1 a2, v1 v2, g1 g2: transposed to [out, in], then as tiles, in float16 (float32 in fp32);
-               the rank padded to a multiple of 16
+    low_rank   the pairs w1 w2, a1 a2, v1 v2, g1 g2: transposed to [out, in], then as tiles, in float16 (float32 in
+               fp32); the rank padded to a multiple of 16
     by_input   ffn.value.weight: by hidden unit, 64 channels at a time,  [R/64, K, 64], so that the rows of hidden units
                that are zero need not be read
 
 The scales of integers follow the same layout with one column for 64: [R/16, K/64, 16, 1] and [R/64, K/64, 64].
 
-Two int4 weights share a byte. Of the 64 columns of a group in a tile, the low halves of the first 8 x 64 bytes hold columns
-0 to 31, the high halves columns 32 to 63:  [R/16, K/8, 16, 4]. Likewise with the 64 channels of by_input: [R/64, K, 32].
+Two int4 weights share a byte. Of the 64 columns of a group in a tile, the low halves of 8 x 64 bytes hold columns 0 to
+31, the high halves columns 32 to 63:  [R/16, K/8, 16, 4]. Likewise with the 64 channels of by_input:  [R/64, K, 32].
 """
 
 from __future__ import annotations
@@ -167,10 +167,10 @@ def quantize_int8(w: Array) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
 
 
 def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """Round w [R, K] to uint8 [R, K] from 0 to 15 and bfloat16 scales [R, K/64]: w = (q - 8) * scale, but for the rounding.
+    """Round w [R, K] to uint8 [R, K] from 0 to 15 and bfloat16 scales [R, K/64]: w = (q - 8) * scale, but for rounding.
 
-    The value of largest magnitude would map to -8 exactly with the scale value / -8, which may be negative. Scales around
-    that one and around its opposite are tried, and the one with the least squared error is taken.
+    The value of largest magnitude would map to -8 exactly with the scale value / -8, which may be negative. Scales
+    around that one and around its opposite are tried, and the one with the least squared error is taken.
     """
     R, K = w.shape
     q, scale = np.empty((R, K), np.uint8), np.empty((R, K // GROUP), np.uint16)

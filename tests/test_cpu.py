@@ -30,7 +30,7 @@ from rwkv_cli.backends.cpu import CpuBackend
 from rwkv_cli.backends.reference import ReferenceBackend
 from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.paths import EMBEDDED_MODEL
-from rwkv_cli.quantize import WEIGHT_TYPES
+from rwkv_cli.quantize import INTEGERS, WEIGHT_TYPES
 from rwkv_cli.state import State
 
 FLOATS = 2e-5
@@ -224,7 +224,7 @@ def test_saturated_gates_stay_finite(tmp_path, weight_type):
             weights[name] = weights[name] * 300
     (logits, _), (expected, _) = both(model_file(tmp_path / "x", weights, weight_type), some_tokens(TINY, 30))
     assert difference(logits, expected) <= (
-        0.2 if weight_type == "int8" else FLOATS
+        0.2 if weight_type in INTEGERS else FLOATS
     )  # such gates double a rounding
 
 

@@ -141,7 +141,7 @@ class CpuBackend:
 
     def _make_room(self, T: int, logits: int) -> None:
         """Allocate the buffers of a pass of T tokens, unless there are larger ones."""
-        if T > self._room:
+        if self._room < T:
             self._room = T if T == 1 else self.chunk
             self._allocate(self._room)
         if "logits" not in self._buffers or logits > len(self._buffers["logits"]):
