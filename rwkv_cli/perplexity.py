@@ -34,7 +34,7 @@ def perplexity(
     length: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """exp of the mean loss of `length` predictions in each of `windows` evenly spread pieces, each from an empty state."""
+    """exp of the mean loss of `length` predictions in each of `windows` evenly spread pieces, each from no state."""
     losses = []
     for j in range(windows):
         start = j * (len(tokens) // windows)
