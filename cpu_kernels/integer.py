@@ -3,7 +3,7 @@
 A group of a tile is 16 rows x 64 columns: sixteen *quads* of four columns, each one operand of `dot4`. Weights of all
 kinds go through the same kernels, which differ in how two quads are read:
 
-    int8     1,024 bytes: quad after quad
+    int8     1,024 bytes: quad after quad, read as they lie, which is what the CPU's prefetcher is made for
     int4     512 bytes: the low halves of 64 bytes are quad p, the high halves quad p + 8; a half is the weight + 8
 
 The integer sum of a group is exact. It is scaled by the weights' scale of each row and the activation's scale, and
@@ -35,7 +35,7 @@ from cpu_kernels.simd import (
 )
 
 QUAD = 4 * LANES  # bytes of an operand of dot4
-HALF = 8  # quads; two quads that are HALF apart are read together
+PAIRS = 8  # of quads that are read together, in a group
 SCALE_BYTES = 2  # bfloat16
 SCALES = LANES * SCALE_BYTES  # bytes of the scales of one group of a tile
 INT8_GROUP, INT4_GROUP = GROUP * LANES, GROUP * LANES // 2  # bytes of one group of a tile
@@ -52,9 +52,13 @@ class Kernels(NamedTuple):
     add_group_x4: Any
 
 
-def _kernels(two_quads, dot, offset, group_bytes):
-    """The kernels for weights whose quads `two_quads` reads, each weight increased by `offset`."""
+def _kernels(two_quads, step, apart, dot, offset, group_bytes):
+    """The kernels for weights of which `two_quads(weights, p)` gives the quads p * step and p * step + apart.
+
+    Each weight comes increased by `offset`.
+    """
     negative_offset = np.int32(-offset)
+    next_pair, next_quad = 4 * step, 4 * apart  # columns
 
     @njit
     def x1(out, m, tile, act, t):
@@ -65,10 +69,10 @@ def _kernels(two_quads, dot, offset, group_bytes):
         total = splat(_f(0))
         for g in range(groups):
             acc = splat_i32(negative_offset * get_i32(sums + g * FLOAT))
-            for p in range(HALF):
+            for p in range(PAIRS):
                 low, high = two_quads(weights, p)
-                acc = dot(acc, low, splat_4i8(xq + 4 * p))
-                acc = dot(acc, high, splat_4i8(xq + 4 * (p + HALF)))
+                acc = dot(acc, low, splat_4i8(xq + p * next_pair))
+                acc = dot(acc, high, splat_4i8(xq + p * next_pair + next_quad))
             total = fma(to_f32(acc), load_bf16(scales) * splat(get_f32(scale + g * FLOAT)), total)
             weights += group_bytes
             scales += SCALES
@@ -100,24 +104,24 @@ def _kernels(two_quads, dot, offset, group_bytes):
         a1 = b1 = splat_i32(negative_offset * get_i32(sums + token))
         a2 = b2 = splat_i32(negative_offset * get_i32(sums + 2 * token))
         a3 = b3 = splat_i32(negative_offset * get_i32(sums + 3 * token))
-        for p in range(HALF):
+        for p in range(PAIRS):
             a_low, a_high = two_quads(weights, p)
             b_low, b_high = two_quads(weights + next_tile, p)
-            x = splat_4i8(xq + 4 * p)
+            x = splat_4i8(xq + p * next_pair)
             a0, b0 = dot(a0, a_low, x), dot(b0, b_low, x)
-            x = splat_4i8(xq + K + 4 * p)
+            x = splat_4i8(xq + K + p * next_pair)
             a1, b1 = dot(a1, a_low, x), dot(b1, b_low, x)
-            x = splat_4i8(xq + 2 * K + 4 * p)
+            x = splat_4i8(xq + 2 * K + p * next_pair)
             a2, b2 = dot(a2, a_low, x), dot(b2, b_low, x)
-            x = splat_4i8(xq + 3 * K + 4 * p)
+            x = splat_4i8(xq + 3 * K + p * next_pair)
             a3, b3 = dot(a3, a_low, x), dot(b3, b_low, x)
-            x = splat_4i8(xq + 4 * (p + HALF))
+            x = splat_4i8(xq + p * next_pair + next_quad)
             a0, b0 = dot(a0, a_high, x), dot(b0, b_high, x)
-            x = splat_4i8(xq + K + 4 * (p + HALF))
+            x = splat_4i8(xq + K + p * next_pair + next_quad)
             a1, b1 = dot(a1, a_high, x), dot(b1, b_high, x)
-            x = splat_4i8(xq + 2 * K + 4 * (p + HALF))
+            x = splat_4i8(xq + 2 * K + p * next_pair + next_quad)
             a2, b2 = dot(a2, a_high, x), dot(b2, b_high, x)
-            x = splat_4i8(xq + 3 * K + 4 * (p + HALF))
+            x = splat_4i8(xq + 3 * K + p * next_pair + next_quad)
             a3, b3 = dot(a3, a_high, x), dot(b3, b_high, x)
         sa, sb = load_bf16(scales), load_bf16(scales + next_scales)
         _add_scaled(out, a0, b0, sa, sb, scale)
@@ -145,7 +149,7 @@ def _add_scaled(out, a, b, sa, sb, scale):
 
 @njit
 def _two_bytes(weights, p):
-    return load_i8(weights + p * QUAD), load_i8(weights + (p + HALF) * QUAD)
+    return load_i8(weights + 2 * p * QUAD), load_i8(weights + (2 * p + 1) * QUAD)
 
 
 @njit
@@ -154,7 +158,7 @@ def _two_halves(weights, p):
     return low_halves(both), high_halves(both)
 
 
-int8 = _kernels(_two_bytes, dot4, WEIGHT_OFFSET, INT8_GROUP)
-int4 = _kernels(_two_halves, dot4_unsigned, INT4_OFFSET, INT4_GROUP)
-unpacked_int4 = _kernels(_two_bytes, dot4_unsigned, INT4_OFFSET, INT8_GROUP)
+int8 = _kernels(_two_bytes, 2, 1, dot4, WEIGHT_OFFSET, INT8_GROUP)
+int4 = _kernels(_two_halves, 1, 8, dot4_unsigned, INT4_OFFSET, INT4_GROUP)
+unpacked_int4 = _kernels(_two_bytes, 2, 1, dot4_unsigned, INT4_OFFSET, INT8_GROUP)
 """int4 with a byte for each weight, still increased by 8."""

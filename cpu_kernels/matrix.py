@@ -56,6 +56,14 @@ def is_integer(m):
 
 
 @njit
+def weight_bytes(m, n):
+    """The bytes of n weights of a matrix."""
+    if m.kind == INT4:
+        return n // 2
+    return n if m.kind == INT8 else 2 * n if m.kind == FLOAT16 else 4 * n
+
+
+@njit
 def rows_times_tokens(out, stride, m, tile, n_tiles, act, T):
     """out[t, 0 : 16 * n_tiles] = rows of the matrix m, from tile `tile` on, times token t's activation, for t < T.
 

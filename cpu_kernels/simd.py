@@ -12,12 +12,17 @@ the usual operators; every function here is inlined into a few instructions.
 
 import operator
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
+
+_features = llvm.get_host_cpu_features()
+HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))
+"""Whether the CPU converts half floats: without it LLVM would call a function that no library here has."""
 
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _float = ir.FloatType()
@@ -26,8 +31,8 @@ _float = ir.FloatType()
 class Vector(types.Type):
     """A vector of LLVM's, as a Numba type."""
 
-    def __init__(self, name, llvm):
-        self.llvm = llvm
+    def __init__(self, name, llvm_type):
+        self.llvm = llvm_type
         super().__init__(name=name)
 
 
@@ -174,9 +179,12 @@ def load_bf16(builder, address):
 def load_f16(builder, address):
     """Sixteen IEEE half floats (finite) as floats, exactly.
 
-    By shifting the bits into a float's place and correcting the exponent with a multiplication by 2**112: this needs
-    no conversion instruction, which not every CPU has.
+    Where the CPU has no instruction for it, by shifting the bits into a float's place and correcting the exponent with
+    a multiplication by 2**112.
     """
+    if HAS_HALF_FLOATS:
+        halves = builder.load(_at(builder, address, ir.VectorType(ir.HalfType(), LANES)), align=2)
+        return builder.fpext(halves, F32.llvm)
     halves = builder.load(_at(builder, address, ir.VectorType(_i16, LANES)), align=2)
     bits = builder.zext(halves, I32.llvm)
     magnitude = builder.shl(builder.and_(bits, _constant(I32, 0x7FFF)), _constant(I32, 13))
