@@ -31,6 +31,7 @@ from cpu_kernels.simd import (
     load_i8_as_f32,
     load_low_halves_as_f32,
     low_halves,
+    prefetch,
     put_i32,
     put_u8,
     splat,
@@ -41,8 +42,11 @@ from cpu_kernels.simd import (
     to_f32,
 )
 
-FEW = 16
+FEW = 20
 """Up to so many units of a group that are not zero, their rows are read one by one."""
+
+AHEAD = 6
+"""So many groups before they are needed, such rows are asked for: the CPU itself sees no pattern in them."""
 
 _f = np.float32
 _add_int8 = integer.int8.add_group_x4
@@ -76,7 +80,10 @@ def sparse_rows(out, m, block, act, t, active, counts):
     `active` [F] and `counts` [F/64] list them, group by group.
     """
     F = m.cols
+    for g in range(AHEAD):
+        _ask_for_rows(m, block, g, active, counts)
     for g in range(F // GROUP):
+        _ask_for_rows(m, block, g + AHEAD, active, counts)
         n = get_i32(counts + g * FLOAT)
         if n == 0:
             continue
@@ -103,6 +110,17 @@ def sparse_rows(out, m, block, act, t, active, counts):
             _add_float16(out, m.weights + row * GROUP * 2, act.x + group * GROUP * FLOAT, units, n)
         else:
             _add_float32(out, m.weights + row * GROUP * 4, act.x + group * GROUP * FLOAT, units, n)
+
+
+@njit
+def _ask_for_rows(m, block, g, active, counts):
+    """Prefetch the rows of a group's active units, if they are few."""
+    if g >= m.cols // GROUP:
+        return
+    n, row_bytes = get_i32(counts + g * FLOAT), weight_bytes(m, GROUP)
+    rows = m.weights + (block * m.cols + g * GROUP) * row_bytes
+    for i in range(n if n <= FEW else 0):
+        prefetch(rows + get_u8(active + g * GROUP + i) * row_bytes)
 
 
 @njit

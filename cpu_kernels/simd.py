@@ -153,6 +153,15 @@ def put_u8(builder, address, value):
     builder.store(builder.trunc(value, _i8), _at(builder, address, _i8), align=1)
 
 
+@_emits(types.void, types.int64)
+def prefetch(builder, address):
+    """Ask for the cache line at an address, into the second-level cache: the first has room for few requests."""
+    pointer = _at(builder, address, _i8)
+    signature = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(function, [pointer, _i32(0), _i32(2), _i32(1)])  # to read; second level; data
+
+
 # --- sixteen floats -------------------------------------------------------------------------------------------------
 
 

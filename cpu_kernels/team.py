@@ -13,7 +13,6 @@ The counters only ever grow, from one pass to the next, so that nobody needs to 
 threads are known to be elsewhere.
 """
 
-import os
 import sys
 import threading
 
@@ -160,10 +159,3 @@ class Team:
                 kernel, arguments = self._job
             done = kernel(*arguments, done, thread, self.n_threads)
             del kernel, arguments
-
-
-def usable_cores() -> int:
-    """The number of processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

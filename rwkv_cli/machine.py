@@ -16,6 +16,9 @@ _FEATURES = (
 ).split()
 
 
+MOST_THREADS = 16
+
+
 class Memory(NamedTuple):
     """In bytes."""
 
@@ -51,6 +54,27 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """As many threads as there are processors to compute on: cores and not their hyper-threads, which share the units
+    that compute; no more than a container's share; and at most 16, since memory is the limit long before.
+    """
+    return max(1, min(_physical_cores(), int(_container_share()), MOST_THREADS))
+
+
+def _physical_cores() -> int:
+    """The cores behind the processors that this process may run on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return usable_cores()
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    return len({_text(siblings.format(cpu)) or cpu for cpu in os.sched_getaffinity(0)})
+
+
+def _container_share() -> float:
+    """How many processors the control group of this process may use (cgroup v2: a quota in each period)."""
+    found = re.match(r"(\d+) (\d+)", _text("/sys/fs/cgroup/cpu.max"))
+    return int(found[1]) / int(found[2]) if found and int(found[2]) else usable_cores()
 
 
 def memory() -> Memory:

@@ -29,6 +29,8 @@ from rwkv_cli.tokenizer import Tokenizer, load_tokenizer
 
 Array = NDArray[np.float32]
 
+MOST_THREADS = 256
+
 log = logging.getLogger("rwkv_cli")
 
 
@@ -151,14 +153,21 @@ class Model:
 
 
 def load(
-    path_or_name: str | Path | None = None, device: str = "auto", *, reporter: Reporter | None = None
+    path_or_name: str | Path | None = None,
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Model:
     """Open a model: the embedded one, a model file, or a published checkpoint of any format.
 
     On `device` "reference" a checkpoint is read as it is, in float32; on the others it is quantized to int8 once, into
-    the user's cache. Raises an RwkvError, in one sentence, for whatever cannot be.
+    the user's cache. `threads` is for the CPU; None takes one for each core. Raises an RwkvError, in one sentence, for
+    whatever cannot be.
     """
     reporter = reporter or Reporter()
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads is {threads}: it must be between 1 and {MOST_THREADS}")
     selection = auto.select(device)
     path = registry.locate(path_or_name)
     source: ModelFile | Checkpoint
@@ -171,7 +180,7 @@ def load(
         else:
             source, info = _opened(_cached(checkpoint, reporter))
     tokenizer = load_tokenizer(info.tokenizer, info.config.vocab_size) if info.tokenizer else None
-    return Model(info, path, tokenizer, auto.create(selection, source))
+    return Model(info, path, tokenizer, auto.create(selection, source, threads))
 
 
 def describe(

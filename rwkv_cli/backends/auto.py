@@ -29,8 +29,10 @@ def select(device: str) -> Selection:
     return Selection("cpu" if device == "cpu" else "reference", "chosen with --device")
 
 
-def create(selection: Selection, source: ModelFile | Checkpoint) -> Backend:
+def create(selection: Selection, source: ModelFile | Checkpoint, threads: int | None = None) -> Backend:
     """Build the selected backend; a checkpoint that is no model file can only be read by the reference.
+
+    `threads` is for the CPU; None takes `machine.default_threads`.
 
     Raises DeviceError when the backend cannot run on this machine.
     """
@@ -39,7 +41,7 @@ def create(selection: Selection, source: ModelFile | Checkpoint) -> Backend:
             from rwkv_cli.backends.cpu import CpuBackend
         except (ImportError, ValueError) as error:  # Numba is broken, or RWKV_CPU_KERNEL is wrong
             raise DeviceError(f"the CPU kernels cannot run: {error}") from None
-        return CpuBackend(source)
+        return CpuBackend(source, threads)
     from rwkv_cli.backends.reference import ReferenceBackend
 
     return ReferenceBackend(source)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import cpu_kernels
 from cpu_kernels import dot, forward, matrix, team
-from rwkv_cli import quantize
+from rwkv_cli import machine, quantize
 from rwkv_cli.backends.base import Progress
 from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.quantize import CHANNELS, GROUP, SCALE, TILE_ROWS
@@ -51,7 +51,7 @@ class CpuBackend:
         self.config = model.config
         self.chunk = chunk
         self._model = model  # the kernels hold addresses only: this keeps the mapping alive
-        self.n_threads = n_threads or team.usable_cores()
+        self.n_threads = n_threads or machine.default_threads()
         self._runs = np.zeros(1, forward.RUN)
         self._matrices, self._vectors = self._weights()
         self._inputs = np.zeros(forward.N_INPUTS, matrix.ACTIVATION)

@@ -20,7 +20,7 @@ def machine_facts() -> dict[str, Any]:
         "system": machine.system(),
         "cpu": machine.cpu_name(),
         "cpu_features": machine.cpu_features(),
-        "threads": machine.usable_cores(),
+        "threads": machine.default_threads(),
         "memory_bytes": total,
         "available_bytes": available,
         "gpu": machine.gpus(),

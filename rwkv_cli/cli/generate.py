@@ -16,6 +16,7 @@ def generate(
     prompt_file: options.PromptFile = None,
     model: options.Model = None,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     max_tokens: options.MaxTokens = 256,
     stop: options.Stop = None,
     template: options.Template = None,
@@ -70,7 +71,7 @@ def generate(
     StopFilter(stops)  # a large model was loaded, or even quantized
 
     with TerminalReporter(quiet) as reporter:
-        loaded = load(model, device, reporter=reporter)
+        loaded = load(model, device, threads=threads, reporter=reporter)
     layout = layout or loaded.template
     generation = loaded.generate(
         text, max_tokens=max_tokens, template=layout.name, system=system, stop=stops, **sampling

@@ -29,6 +29,10 @@ Device = Annotated[
     str,
     typer.Option("--device", "-d", metavar="NAME", help="Where to compute: auto, cpu, or reference (slow)."),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", help="Threads of the CPU to use.", show_default="one a core"),
+]
 MaxTokens = Annotated[
     int,
     typer.Option(
