@@ -4,9 +4,14 @@
     dot          the integer dot product, by each CPU's own instruction
     team         threads, tickets and barriers
     elementwise  norms, token shift, activation functions, rounding to int8
+    integer      dot products of int8 and int4 weights
+    floating     dot products of float weights
     matrix       a matrix times the activations of some tokens
+    hidden       ffn.value times the hidden units, most of which are zero
     wkv7         the recurrence of one head
+    layers       what a layer computes, one item of work at a time
     forward      the sequence of all of them: a chunk of tokens, from embedding to logits
+    bandwidth    how fast memory is read, the limit of decoding
     trie         greedy longest match over bytes, for the World tokenizer
 
 Compiled code is cached on disk, in a folder of this user. Numba decides by the file of the outermost function whether

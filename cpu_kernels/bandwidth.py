@@ -5,7 +5,7 @@ from numba import njit
 
 from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.simd import LANES, load, splat, store
-from cpu_kernels.team import begin_pass, end_pass, next_item
+from cpu_kernels.team import begin_pass, end_item, is_time_to_leave, item_of, look, phase_of, take
 
 BLOCK = 1 << 18
 """Bytes of an item of work."""
@@ -25,20 +25,25 @@ def _read(address, n_bytes):
 
 
 @njit(nogil=True, cache=True)
-def passes(address, n_blocks, sums, team, job, done, thread, n_threads):
+def passes(address, n_blocks, sums, team, job, thread):
     """Read n_blocks blocks once, as `cpu_kernels.team.Team.run` wants it; sums: float32 [threads, 16]."""
-    more = True
-    while more:
-        phase = begin_pass(team, job, done, thread)
-        if phase < 0:
-            break
-        total = splat(np.float32(0))
-        block = next_item(team, phase)
-        while block < n_blocks:
-            total = total + _read(address + block * BLOCK, BLOCK)
-            block = next_item(team, phase)
-        store(sums + thread * LANES * FLOAT, total)
-        end_pass(team, phase, thread, n_threads)
-        done += 1
-        more = thread != 0
-    return done
+    if thread == 0:
+        begin_pass(team, job)
+    looks = 0
+    while True:
+        ticket = look(team, job)
+        if ticket < 0:
+            return
+        if phase_of(ticket) == 0 and item_of(ticket) < n_blocks:
+            if take(team, ticket):
+                total = _read(address + item_of(ticket) * BLOCK, BLOCK)
+                sums_here = sums + thread * LANES * FLOAT
+                store(sums_here, load(sums_here) + total)
+                end_item(team, ticket, n_blocks)
+            looks = 0
+            continue
+        if phase_of(ticket) == 1 and thread == 0:
+            return
+        looks += 1
+        if is_time_to_leave(looks, thread):
+            return

@@ -1,384 +1,131 @@
-"""The forward pass of a chunk of tokens, as phases that all threads go through together.
+"""The forward pass of a chunk of tokens: phases, each a list of independent items, that a team of threads goes through.
 
-One call reads T tokens: T = 1 when text is generated, more when a prompt is read. Each phase is a list of independent
-items, see `cpu_kernels.team`. The formulas are those of `rwkv_cli.backends.reference`; dimension letters are those of
-`rwkv_cli.config`. Everything lies in buffers that the caller allocated once; all addresses are int64.
+See `cpu_kernels.layers` for the items and `cpu_kernels.team` for the threads.
 """
 
-import numpy as np
 from numba import njit, typeof, types
 
-from cpu_kernels import elementwise as el
-from cpu_kernels import wkv7
-from cpu_kernels.elementwise import FLOAT, GROUP
-from cpu_kernels.hidden import dense_rows, find_active_f32, find_active_i8, sparse_rows
-from cpu_kernels.integer import SCALE_BYTES
-from cpu_kernels.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
-from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
-from cpu_kernels.team import begin_pass, end_pass, end_phase, next_item
-
-BLOCK = 64
-"""Output rows that make one item of work: one head, and four tiles."""
-TILES = BLOCK // LANES
-PACKED_BYTES = BLOCK * GROUP
-"""Scratch room of each thread, for `cpu_kernels.hidden.dense_rows`."""
-
-# The matrices of a layer, in the order of the table `matrices`.
-RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, W2, A2, V2, G2, OUTPUT, FFN_KEY, FFN_VALUE = range(14)
-N_MATRICES = 14
-
-# The vectors [C] of a layer, in the order of the table `vectors`.
-(
-    X_R,
-    X_K,
-    X_V,
-    X_W,
-    X_A,
-    X_G,
-    W0,
-    A0,
-    V0,
-    K_K,
-    K_A,
-    R_K,
-    LN_X_W,
-    LN_X_B,
-    LN1_W,
-    LN1_B,
-    LN2_W,
-    LN2_B,
-    FFN_X_K,
-) = range(19)
-N_VECTORS = 19
-
-# The inputs of matrices, in the order of the table `inputs`; the first six follow the order of the vectors.
-IN_R, IN_K, IN_V, IN_W, IN_A, IN_G, LOW_W, LOW_A, LOW_V, LOW_G, GATED, IN_FFN, HIDDEN, IN_HEAD = range(14)
-N_INPUTS = 14
-LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
-
-RUN = np.dtype(
-    [
-        (name, np.int64) for name in ("L", "C", "F", "T", "all_logits")
-    ]  # all_logits: after each token, or the last only
-    + [
-        (name, np.int64)  # an address of float32, but where it says otherwise
-        for name in (
-            "tokens",  # int64 [T]
-            "embedding",  # kind embedding_kind [V, C]
-            "embedding_scales",  # bfloat16 [V, C/64]
-            "embedding_kind",  # not an address: a kind of `cpu_kernels.matrix`
-            "norms",  # [4, C]: weight and bias of ln0, weight and bias of ln_out
-            "vectors",  # [L, N_VECTORS, C]
-            "shift_att",  # [L, C]  the state
-            "shift_ffn",  # [L, C]  the state
-            "wkv",  # [L, H, N, N]  the state
-            "x",  # [T, C]  the residual stream
-            "u",  # [T, C]  the normalised input of a mix
-            "last",  # [T, C]  the normalised input of the token before
-            "r",  # [T, C]
-            "k",  # [T, C]
-            "v",  # [T, C]
-            "v_first",  # [T, C]
-            "w",  # [T, C]  decay
-            "a",  # [T, C]  in-context learning rate, later times kk
-            "vg",  # [T, C]  gate of the value residual
-            "g",  # [T, C]  output gate
-            "kk",  # [T, C]  removal key
-            "out",  # [T, C]  what a mix adds to the residual stream
-            "active",  # uint8 [T, F]  which of them are not zero
-            "counts",  # int32 [T, F/64]  and how many in each group
-            "packed",  # uint8 [threads, PACKED_BYTES]
-            "logits",  # [T or 1, V padded to 64]
-        )
-    ]
+from cpu_kernels import layers
+from cpu_kernels.layers import (
+    BLOCK,
+    FFN_KEY,
+    FFN_VALUE,
+    GATED,
+    HIDDEN,
+    IN_FFN,
+    IN_HEAD,
+    N_MATRICES,
+    N_VECTORS,
+    OUTPUT,
+    at,
+    n_low_rank_tiles,
+    n_wanted,
 )
-"""Sizes, weights, state and buffers of one forward pass."""
+from cpu_kernels.team import begin_pass, end_item, is_time_to_leave, item_of, look, phase_of, take
+
+# The phases of a pass: one to begin with, seven a layer, two to end with.
+EMBED, MIX_TIME, PROJECT, HEADS, ADD_OUTPUT, MIX_CHANNELS, HIDDEN_UNITS, ADD_HIDDEN, HEAD_INPUT, HEAD = range(
+    10
+)
+LAYER_PHASES = 7
 
 
 @njit
-def at(buffer, t, width):
-    """The address of row t of a float buffer [T, width]."""
-    return buffer + t * width * FLOAT
+def kind_of_phase(run, phase):
+    """Which of the ten kinds a phase of the pass is."""
+    if phase == 0:
+        return EMBED
+    if phase <= run.L * LAYER_PHASES:
+        return MIX_TIME + (phase - 1) % LAYER_PHASES
+    return HEAD_INPUT + (phase - 1 - run.L * LAYER_PHASES)
 
 
 @njit
-def embed(run, team, phase):
-    """x = LN(embedding of the token; ln0). An item is a token."""
-    C = run.C
-    t = next_item(team, phase)
-    while t < run.T:
-        token, x = run.tokens + 8 * t, at(run.x, t, C)
-        row = get_i64(token) * C
-        for i in range(0, C, LANES):
-            if run.embedding_kind == INT8:
-                scale = get_bf16(run.embedding_scales + (row + i) // GROUP * SCALE_BYTES)
-                store(x + i * FLOAT, load_i8_as_f32(run.embedding + row + i) * splat(scale))
-            elif run.embedding_kind == FLOAT16:
-                store(x + i * FLOAT, load_f16(run.embedding + (row + i) * 2))
-            else:
-                store(x + i * FLOAT, load(run.embedding + (row + i) * 4))
-        el.layer_norm(x, x, run.norms, at(run.norms, 1, C), C)
-        t = next_item(team, phase)
+def n_items(run, matrices, phase):
+    """How many items of work a phase has."""
+    kind, blocks = kind_of_phase(run, phase), run.C // BLOCK
+    if kind in (EMBED, MIX_TIME, MIX_CHANNELS):
+        return run.T
+    if kind == PROJECT:
+        return n_low_rank_tiles(matrices, layer_of(phase) * N_MATRICES) + 3 * blocks
+    if kind in (HEADS, ADD_OUTPUT, ADD_HIDDEN):
+        return blocks
+    if kind == HIDDEN_UNITS:
+        return run.F // BLOCK
+    if kind == HEAD_INPUT:
+        return n_wanted(run)
+    return (matrices[run.L * N_MATRICES].rows + BLOCK - 1) // BLOCK
 
 
 @njit
-def shift_inputs(run, t, weight, bias, shift):
-    """u = LN(x) of token t, and the same of the token before, which for the first is in the state."""
-    C = run.C
-    el.layer_norm(at(run.u, t, C), at(run.x, t, C), weight, bias, C)
-    if t == 0:
-        el.copy(run.last, shift, C)
+def layer_of(phase):
+    """The layer that a phase between the first and the last two belongs to."""
+    return (phase - 1) // LAYER_PHASES
+
+
+@njit
+def do_item(run, matrices, inputs, phase, item, thread):
+    """One item of work of a phase."""
+    kind, C = kind_of_phase(run, phase), run.C
+    if kind == EMBED:
+        layers.embed(run, item)
+    elif kind == HEAD_INPUT:
+        layers.head_input(run, inputs[IN_HEAD], item)
+    elif kind == HEAD:
+        layers.head(run, matrices[run.L * N_MATRICES], inputs[IN_HEAD], item)
     else:
-        el.layer_norm(at(run.last, t, C), at(run.x, t - 1, C), weight, bias, C)
-
-
-@njit
-def quantize_input(act, t):
-    """Round token t's row of an input to int8, for the integer kernels."""
-    K = act.cols
-    groups = t * (K // GROUP)
-    el.quantize(act.xq + t * K, at(act.scale, groups, 1), at(act.sums, groups, 1), at(act.x, t, K), K)
-
-
-@njit
-def mix_time(run, inputs, vectors, shift, team, phase):
-    """The six inputs of the time mix, by token shift. An item is a token."""
-    C = run.C
-    t = next_item(team, phase)
-    while t < run.T:
-        shift_inputs(run, t, at(vectors, LN1_W, C), at(vectors, LN1_B, C), shift)
-        for i in range(IN_R, IN_G + 1):
-            el.token_shift(
-                at(inputs[i].x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, X_R + i, C), C
-            )
-            if i <= IN_V:  # the others feed low-rank maps, which are floats
-                quantize_input(inputs[i], t)
-        t = next_item(team, phase)
-
-
-@njit
-def project(run, matrices, inputs, matrix, shift, thread, team, phase):
-    """The first halves of the low-rank maps, then r, k and v. An item is a tile of those or a block of these."""
-    C, T = run.C, run.T
-    if thread == 0:  # nobody reads the state's token shift any more
-        el.copy(shift, at(run.u, T - 1, C), C)
-    n_tiles = 0
-    for i in range(4):
-        n_tiles += matrices[matrix + W1 + i].rows // LANES
-    blocks = C // BLOCK
-    item = next_item(team, phase)
-    while item < n_tiles + 3 * blocks:
-        if item < n_tiles:
-            low_rank_tile(inputs, matrices, matrix, item, T)
-        else:
-            i, block = (item - n_tiles) // blocks, (item - n_tiles) % blocks
-            out = at(run.r if i == 0 else run.k if i == 1 else run.v, block, BLOCK)
-            rows_times_tokens(
-                out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T
-            )
-        item = next_item(team, phase)
-
-
-@njit
-def low_rank_tile(inputs, matrices, matrix, tile, T):
-    """One tile of w1, a1, v1 or g1 times its input, with the activation function between the two halves of the map."""
-    i = 0
-    while tile >= matrices[matrix + W1 + i].rows // LANES:
-        tile -= matrices[matrix + W1 + i].rows // LANES
-        i += 1
-    source, hidden = inputs[LOW_RANK_INPUTS[i]], inputs[LOW_W + i]
-    out = at(hidden.x, tile, LANES)
-    rows_times_tokens(out, hidden.cols * FLOAT, matrices[matrix + W1 + i], tile, 1, source, T)
-    for t in range(T):
-        y = at(out, t, hidden.cols)
-        if W1 + i == W1:
-            store(y, el.tanh(load(y)))
-        elif W1 + i == G1:
-            store(y, el.sigmoid(load(y)))
-
-
-@njit
-def heads(run, matrices, inputs, matrix, vectors, layer, team, phase):
-    """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head."""
-    H = run.C // wkv7.N
-    head = next_item(team, phase)
-    while head < H:
-        stride, column = run.C * FLOAT, head * wkv7.HEAD_BYTES
-        for i in range(4):
-            if W2 + i == V2 and layer == 0:
-                continue
-            out = run.w if i == 0 else run.a if i == 1 else run.vg if i == 2 else run.g
-            rows_times_tokens(
-                out + column, stride, matrices[matrix + W2 + i], head * TILES, TILES, inputs[LOW_W + i], run.T
-            )
-        S = run.wkv + (layer * H + head) * wkv7.N * wkv7.HEAD_BYTES
-        for t in range(run.T):
-            head_step(run, inputs[GATED], vectors + column, layer, S, column + t * stride, t, head)
-        head = next_item(team, phase)
-
-
-@njit
-def head_step(run, gated, vectors, layer, S, row, t, head):
-    """One token of one head; `row` is where the head's 64 channels of token t lie in a buffer [T, C]."""
-    C = run.C
-    r, k, v, a, kk, y = run.r + row, run.k + row, run.v + row, run.a + row, run.kk + row, gated.x + row
-    wkv7.decay(run.w + row, at(vectors, W0, C))
-    if layer == 0:
-        el.copy(run.v_first + row, v, wkv7.N)
-    else:
-        wkv7.value_residual(v, run.v_first + row, run.vg + row, at(vectors, V0, C))
-    wkv7.keys(kk, a, k, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
-    wkv7.step(y, S, r, run.w + row, k, v, kk, a)
-    norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
-    wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
-    group = t * (C // GROUP) + head
-    el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.sums, group, 1), y, wkv7.N)
-
-
-@njit
-def add_output(run, m, gated, team, phase):
-    """x += output (y * g). An item is a block of rows."""
-    C = run.C
-    block = next_item(team, phase)
-    while block < C // BLOCK:
-        column = block * BLOCK * FLOAT
-        rows_times_tokens(run.out + column, C * FLOAT, m, block * TILES, TILES, gated, run.T)
-        for t in range(run.T):
-            el.add(at(run.x, t, C) + column, at(run.out, t, C) + column, BLOCK)
-        block = next_item(team, phase)
-
-
-@njit
-def mix_channels(run, act, vectors, shift, team, phase):
-    """The input of the channel mix, by token shift. An item is a token."""
-    C = run.C
-    t = next_item(team, phase)
-    while t < run.T:
-        shift_inputs(run, t, at(vectors, LN2_W, C), at(vectors, LN2_B, C), shift)
-        el.token_shift(at(act.x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, FFN_X_K, C), C)
-        quantize_input(act, t)
-        t = next_item(team, phase)
-
-
-@njit
-def hidden_units(run, m, act, hidden, shift, thread, team, phase):
-    """h = relu(ffn.key x)**2, and which of it is not zero. An item is a block of 64 units."""
-    C, F = run.C, run.F
-    if thread == 0:  # nobody reads the state's token shift any more
-        el.copy(shift, at(run.u, run.T - 1, C), C)
-    block = next_item(team, phase)
-    while block < F // BLOCK:
-        rows_times_tokens(at(hidden.x, block, BLOCK), F * FLOAT, m, block * TILES, TILES, act, run.T)
-        for t in range(run.T):
-            group = t * (F // GROUP) + block
-            h = at(hidden.x, group, GROUP)
-            el.square_relu(h, GROUP)
-            if is_integer(m):
-                scale, sums = at(hidden.scale, group, 1), at(hidden.sums, group, 1)
-                el.quantize(hidden.xq + group * GROUP, scale, sums, h, GROUP)
-                find_active_i8(
-                    run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP
-                )
-            else:
-                find_active_f32(run.active + group * GROUP, at(run.counts, group, 1), h)
-        block = next_item(team, phase)
-
-
-@njit
-def add_hidden(run, m, hidden, thread, team, phase):
-    """x += ffn.value h. An item is a block of 64 channels."""
-    C, F = run.C, run.F
-    block = next_item(team, phase)
-    while block < C // BLOCK:
-        x, t = at(run.x, block, BLOCK), 0
-        if is_integer(m):
-            t = run.T // 4 * 4
-            dense_rows(x, C * FLOAT, m, block, hidden, t, run.packed + thread * PACKED_BYTES)
-        while t < run.T:
-            groups = t * (F // GROUP)
-            sparse_rows(at(x, t, C), m, block, hidden, t, run.active + t * F, at(run.counts, groups, 1))
-            t += 1
-        block = next_item(team, phase)
-
-
-@njit
-def head_input(run, act, team, phase):
-    """LN(x; ln_out) of the tokens whose logits are wanted. An item is a token."""
-    C = run.C
-    wanted = run.T if run.all_logits else 1
-    t = next_item(team, phase)
-    while t < wanted:
-        x = at(run.x, run.T - wanted + t, C)
-        el.layer_norm(at(act.x, t, C), x, at(run.norms, 2, C), at(run.norms, 3, C), C)
-        quantize_input(act, t)
-        t = next_item(team, phase)
-
-
-@njit
-def head(run, m, act, team, phase):
-    """The logits. An item is a block of the vocabulary."""
-    wanted = run.T if run.all_logits else 1
-    blocks = (m.rows + BLOCK - 1) // BLOCK
-    block = next_item(team, phase)
-    while block < blocks:
-        tiles = min(TILES, m.rows // LANES - block * TILES)
-        rows_times_tokens(at(run.logits, block, BLOCK), m.rows * FLOAT, m, block * TILES, tiles, act, wanted)
-        block = next_item(team, phase)
-
-
-@njit
-def forward(run, matrices, inputs, team, phase, thread, n_threads):
-    """Read the tokens of `run`, leaving the logits and the new state; gives the number of the last phase."""
-    C = run.C
-    embed(run, team, phase)
-    phase = end_phase(team, phase, thread, n_threads)
-    for layer in range(run.L):
-        matrix = layer * N_MATRICES
-        vectors = at(run.vectors, layer * N_VECTORS, C)
+        layer = layer_of(phase)
+        matrix, vectors = layer * N_MATRICES, at(run.vectors, layer * N_VECTORS, C)
         shift_att, shift_ffn = at(run.shift_att, layer, C), at(run.shift_ffn, layer, C)
-
-        mix_time(run, inputs, vectors, shift_att, team, phase)
-        phase = end_phase(team, phase, thread, n_threads)
-        project(run, matrices, inputs, matrix, shift_att, thread, team, phase)
-        phase = end_phase(team, phase, thread, n_threads)
-        heads(run, matrices, inputs, matrix, vectors, layer, team, phase)
-        phase = end_phase(team, phase, thread, n_threads)
-        add_output(run, matrices[matrix + OUTPUT], inputs[GATED], team, phase)
-        phase = end_phase(team, phase, thread, n_threads)
-
-        mix_channels(run, inputs[IN_FFN], vectors, shift_ffn, team, phase)
-        phase = end_phase(team, phase, thread, n_threads)
-        hidden_units(
-            run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, thread, team, phase
-        )
-        phase = end_phase(team, phase, thread, n_threads)
-        add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], thread, team, phase)
-        phase = end_phase(team, phase, thread, n_threads)
-
-    head_input(run, inputs[IN_HEAD], team, phase)
-    phase = end_phase(team, phase, thread, n_threads)
-    head(run, matrices[run.L * N_MATRICES], inputs[IN_HEAD], team, phase)
-    return phase
+        if kind == MIX_TIME:
+            layers.mix_time(run, inputs, vectors, shift_att, item)
+        elif kind == PROJECT:
+            layers.project(run, matrices, inputs, matrix, shift_att, item)
+        elif kind == HEADS:
+            layers.heads(run, matrices, inputs, matrix, vectors, layer, item)
+        elif kind == ADD_OUTPUT:
+            layers.add_output(run, matrices[matrix + OUTPUT], inputs[GATED], item)
+        elif kind == MIX_CHANNELS:
+            layers.mix_channels(run, inputs[IN_FFN], vectors, shift_ffn, item)
+        elif kind == HIDDEN_UNITS:
+            layers.hidden_units(
+                run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, item
+            )
+        else:
+            layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], item, thread)
 
 
 @njit(nogil=True, cache=True)
-def passes(runs, matrices, inputs, team, job, done, thread, n_threads):
+def passes(runs, matrices, inputs, team, job, thread):
     """Forward passes of runs[0], a record RUN, as `cpu_kernels.team.Team.run` wants them.
 
-    matrices: MATRIX [L * N_MATRICES + 1], the head last. inputs: ACTIVATION [N_INPUTS].
+    Each reads the tokens of the record and leaves the logits and the new state. matrices: MATRIX [L * N_MATRICES + 1],
+    the head last. inputs: ACTIVATION [N_INPUTS].
     """
-    more = True
-    while more:
-        phase = begin_pass(team, job, done, thread)
-        if phase < 0:
-            break
-        phase = forward(runs[0], matrices, inputs, team, phase, thread, n_threads)
-        end_pass(team, phase, thread, n_threads)
-        done += 1
-        more = thread != 0
-    return done
+    run = runs[0]
+    if thread == 0:
+        begin_pass(team, job)
+    looks = 0
+    while True:
+        ticket = look(team, job)
+        if ticket < 0:
+            return
+        phase, item = phase_of(ticket), item_of(ticket)
+        is_over = phase > run.L * LAYER_PHASES + 2
+        if is_over and thread == 0:
+            return
+        n = 0 if is_over else n_items(run, matrices, phase)
+        if item < n:
+            if take(team, ticket):
+                do_item(run, matrices, inputs, phase, item, thread)
+                end_item(team, ticket, n)
+            looks = 0
+            continue
+        looks += 1
+        if is_time_to_leave(looks, thread):
+            return
 
 
 def compile_passes(runs, matrices, inputs):
     """Compile `passes`, or load it from the cache, so that the first pass does not have to."""
-    passes.compile((*(typeof(table) for table in (runs, matrices, inputs)), *[types.int64] * 5))
+    passes.compile((*(typeof(table) for table in (runs, matrices, inputs)), *[types.int64] * 3))

@@ -1,16 +1,17 @@
 """Threads that go through the phases of a forward pass together.
 
-A phase is a list of independent items of work, such as the row tiles of a matrix. Each thread takes the next item by
-increasing a shared ticket, so that a thread which the machine slows down takes fewer, and then waits at a barrier for
-the others. A barrier costs a fraction of a microsecond, where starting a parallel loop costs several; a model has
-hundreds of phases a token.
+A phase is a list of independent items of work, such as the row tiles of a matrix; it ends when all its items are done,
+and whoever does the last one opens the next phase. Threads never wait for each other as such, only for an item that
+somebody is working on: a thread that the machine has put aside for another program holds up nothing while it has no
+item, and the others do its share. Waiting costs a fraction of a microsecond where all is well, starting a parallel loop
+would cost several; a model has hundreds of phases a token. All waiting is bounded: whoever has looked often enough lets
+the machine run something else between two looks.
 
 Between two passes the threads look out for the next one without returning to Python, where they would have to wait
-for the interpreter's lock, and go to sleep when none comes for about a millisecond. All waiting is bounded: whoever
-has looked often enough lets the machine run something else between two looks.
+for the interpreter's lock, and go to sleep when none comes for about a millisecond.
 
-The counters only ever grow, from one pass to the next, so that nobody needs to reset them at a moment when all
-threads are known to be elsewhere.
+A kernel for a team is a loop around `look`, `take`, `end_item` and `is_time_to_leave`: see `cpu_kernels.bandwidth` for
+the shortest one.
 """
 
 import sys
@@ -31,9 +32,10 @@ LOOKS_BEFORE_SLEEP = LOOKS_BEFORE_YIELD + 2000
 """How often a thread without work looks before it sleeps: about a millisecond, more than it takes to choose a token."""
 
 CACHE_LINE = 64
-# The shared counters, each on a cache line of its own.
-_ARRIVED, _TICKETS, _PASSES, _JOB, _PHASE = 0, 1 * CACHE_LINE, 4 * CACHE_LINE, 5 * CACHE_LINE, 6 * CACHE_LINE
-_TEAM_BYTES = 7 * CACHE_LINE
+# The shared counters, each on a cache line of its own. A ticket is  pass << 40 | phase << 20 | next item  of the job.
+_TICKET, _DONE, _JOB = 0, CACHE_LINE, 2 * CACHE_LINE
+_TEAM_BYTES = 3 * CACHE_LINE
+_PASS, _PHASE, _FIELD = 40, 20, (1 << 20) - 1
 
 
 @_emits(types.int64, types.int64, types.int64)
@@ -60,57 +62,60 @@ def _let_others_run(builder, _unused):
     return _call(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", ir.IntType(32))
 
 
-@njit
-def next_item(team, phase):
-    """The number of the next item of this phase that nobody has taken."""
-    return _fetch_add(team + _TICKETS + CACHE_LINE * (phase % 3), 1)
+@_emits(types.boolean, types.int64, types.int64, types.int64)
+def _compare_and_swap(builder, address, expected, value):
+    """Set the integer at an address if it is what is expected; whether it was."""
+    pair = builder.cmpxchg(_at(builder, address, _i64), expected, value, "acq_rel", "acquire")
+    return builder.extract_value(pair, 1)
 
 
 @njit
-def end_phase(team, phase, thread, n_threads):
-    """Wait until every thread has ended this phase; gives the next phase's number.
-
-    The ticket of the next phase was last used two phases ago, which everybody has left: the first thread clears it.
-    """
-    if thread == 0:
-        _store_release(team + _TICKETS + CACHE_LINE * ((phase + 1) % 3), 0)
-    everybody = (phase + 1) * n_threads
-    looks = 0
-    arrived = _fetch_add(team + _ARRIVED, 1) + 1
-    while arrived < everybody:
-        looks += 1
-        if looks > LOOKS_BEFORE_YIELD:
-            _let_others_run(0)
-        arrived = _load_acquire(team + _ARRIVED)
-    return phase + 1
+def begin_pass(team, job):
+    """Open the first phase of a new pass of this job; for the first thread."""
+    _store_release(team + _JOB, job)
+    passes = _load_acquire(team + _TICKET) >> _PASS
+    _store_release(team + _TICKET, (passes + 1) << _PASS)
 
 
 @njit
-def begin_pass(team, job, done, thread):
-    """The first phase of the pass that follows pass number `done`, or -1 if there is none for this thread to do.
-
-    The first thread begins the pass; the others wait for it, but not for long, and not for another job's.
-    """
-    if thread == 0:
-        _store_release(team + _JOB, job)
-        _fetch_add(team + _PASSES, 1)
-        return _load_acquire(team + _PHASE)
-    looks = 0
-    while _load_acquire(team + _PASSES) <= done:
-        looks += 1
-        if looks > LOOKS_BEFORE_YIELD:
-            _let_others_run(0)
-        if looks > LOOKS_BEFORE_SLEEP:
-            return -1
-    return _load_acquire(team + _PHASE) if _load_acquire(team + _JOB) == job else -1
+def look(team, job):
+    """The ticket of the next item to take, or -1 while the team works on another job."""
+    ticket = _load_acquire(team + _TICKET)
+    return ticket if _load_acquire(team + _JOB) == job else -1
 
 
 @njit
-def end_pass(team, phase, thread, n_threads):
-    """Wait until every thread has ended the last phase of a pass."""
-    if thread == 0:
-        _store_release(team + _PHASE, phase + 1)
-    end_phase(team, phase, thread, n_threads)
+def phase_of(ticket):
+    """The number of the phase that is open, from 0 in each pass."""
+    return (ticket >> _PHASE) & _FIELD
+
+
+@njit
+def item_of(ticket):
+    """The number of the next item of the phase: none is left if it is the number of items."""
+    return ticket & _FIELD
+
+
+@njit
+def take(team, ticket):
+    """Take the item that a ticket names; False if somebody else was quicker, or the phase is over by now."""
+    return _compare_and_swap(team + _TICKET, ticket, ticket + 1)
+
+
+@njit
+def end_item(team, ticket, n_items):
+    """Say that an item is done; the last one of a phase opens the next phase."""
+    if _fetch_add(team + _DONE, 1) + 1 == n_items:
+        _store_release(team + _DONE, 0)
+        _store_release(team + _TICKET, ((ticket >> _PHASE) + 1) << _PHASE)
+
+
+@njit
+def is_time_to_leave(looks, thread):
+    """For a thread that found nothing to do `looks` times in a row: lets others run; whether it should go to sleep."""
+    if looks > LOOKS_BEFORE_YIELD:
+        _let_others_run(0)
+    return looks > LOOKS_BEFORE_SLEEP and thread > 0
 
 
 class Team:
@@ -133,11 +138,11 @@ class Team:
             threading.Thread(target=self._work, args=(thread,), daemon=True, name=f"rwkv-{thread}").start()
 
     def run(self, kernel, job: int, *arguments) -> None:
-        """Call `kernel(*arguments, team address, job, passes done, thread, number of threads)` on every thread.
+        """Call `kernel(*arguments, team address, job, thread)` on every thread, until thread 0 returns.
 
-        The kernel must not hold the GIL. It goes from `begin_pass` to `end_pass`, through the same phases on every
-        thread, again and again until `begin_pass` gives -1, the first thread only once; and gives the number of passes
-        done. `job` stands for kernel and arguments: another job has another number.
+        The kernel must not hold the GIL. Thread 0 begins one pass and returns when it is over; the others help with
+        it and with those that follow, until it is time to leave or the team works on another job. `job` stands for
+        kernel and arguments: another job has another number.
         """
         with self._one_at_a_time:
             arguments = (*arguments, self._address, job)
@@ -146,16 +151,15 @@ class Team:
                     self._job = (kernel, arguments)
                     self._busy = True
                     self._changed.notify_all()
-                kernel(*arguments, 0, 0, self.n_threads)
+                kernel(*arguments, 0)
             finally:
                 with self._changed:
                     self._busy, self._job = False, None  # nothing may keep a model alive
 
     def _work(self, thread: int) -> None:
-        done = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._busy)
                 kernel, arguments = self._job
-            done = kernel(*arguments, done, thread, self.n_threads)
+            kernel(*arguments, thread)
             del kernel, arguments

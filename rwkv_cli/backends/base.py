@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,4 +44,28 @@ class Backend(Protocol):
 
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
         """The logits [T, V] after each token."""
+        ...
+
+
+@runtime_checkable
+class MemoryLimited(Protocol):
+    """What a backend has besides if `rwkv bench` can compare its decoding with the speed of its memory."""
+
+    @property
+    def kernel(self) -> str:
+        """What does the arithmetic, without the weights and the threads."""
+        ...
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute."""
+        ...
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that must be moved for one token if no weight can be left out."""
+        ...
+
+    def memory_reader(self) -> Callable[[], int]:
+        """A function that reads memory once, as fast as the backend could, and gives the number of bytes."""
         ...

@@ -6,14 +6,14 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import cpu_kernels
-from cpu_kernels import dot, forward, matrix, team
+from cpu_kernels import bandwidth, dot, forward, layers, matrix, team
 from rwkv_cli import machine, quantize
 from rwkv_cli.backends.base import Progress
 from rwkv_cli.modelfile import ModelFile
@@ -25,9 +25,12 @@ Array = NDArray[np.float32]
 CHUNK = 64
 """Tokens of a prompt that are read together: each weight is read once for all of them."""
 
+PROBE_BYTES = 1 << 28
+"""What is read to measure the memory: far more than caches hold."""
+
 _KINDS = {"int8": matrix.INT8, "int4": matrix.INT4, "fp16": matrix.FLOAT16, "fp32": matrix.FLOAT32}
 
-# In the order of the tables that the kernels index, see `cpu_kernels.forward`.
+# In the order of the tables that the kernels index, see `cpu_kernels.layers`.
 _MATRICES = (
     "att.receptance.weight att.key.weight att.value.weight att.w1 att.a1 att.v1 att.g1 att.w2 att.a2 att.v2 att.g2 "
     "att.output.weight ffn.key.weight ffn.value.weight"
@@ -52,9 +55,9 @@ class CpuBackend:
         self.chunk = chunk
         self._model = model  # the kernels hold addresses only: this keeps the mapping alive
         self.n_threads = n_threads or machine.default_threads()
-        self._runs = np.zeros(1, forward.RUN)
+        self._runs = np.zeros(1, layers.RUN)
         self._matrices, self._vectors = self._weights()
-        self._inputs = np.zeros(forward.N_INPUTS, matrix.ACTIVATION)
+        self._inputs = np.zeros(layers.N_INPUTS, matrix.ACTIVATION)
         self._buffers: dict[str, NDArray[Any]] = {}
         self._room = 0  # tokens that the buffers have room for
         self._lock = threading.Lock()
@@ -66,6 +69,35 @@ class CpuBackend:
     def description(self) -> str:
         """What does the arithmetic."""
         return f"Numba, {self._model.info.weight_type} weights, {dot.CHOSEN}, {self.n_threads} threads"
+
+    @property
+    def kernel(self) -> str:
+        """What does the arithmetic, without the weights and the threads."""
+        return f"Numba, {dot.CHOSEN}"
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that decoding a token moves if no hidden unit is zero: all stored weights, but of the embedding one row
+        only, and the state, which is read and written.
+        """
+        embedding = self._model.stored("emb.weight").nbytes
+        if quantize.type_of("emb.weight", self._model.info.weight_type) in quantize.INTEGERS:
+            embedding += self._model.stored("emb.weight" + SCALE).nbytes
+        row = embedding // self.config.vocab_size
+        return self._model.weight_bytes - embedding + row + 2 * self.config.state_bytes
+
+    def memory_reader(self) -> Callable[[], int]:
+        """A function that reads `PROBE_BYTES` of memory once, with the same threads, and gives their number."""
+        data = np.random.default_rng(0).random(PROBE_BYTES // 4, np.float32)  # pages of zeros would share one
+        sums = np.empty((self.n_threads, bandwidth.LANES), np.float32)
+        workers, job = _team(self.n_threads), next(_jobs)
+
+        def read() -> int:
+            workers.run(bandwidth.passes, job, _address(data), data.nbytes // bandwidth.BLOCK, _address(sums))
+            return data.nbytes
+
+        read()  # compiles, or loads what was compiled
+        return read
 
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
         """The logits [V] after the last token; advances `state`."""
@@ -99,12 +131,12 @@ class CpuBackend:
     def _weights(self) -> tuple[NDArray[Any], Array]:
         """The table of matrices, and all vectors of the layers [L, N_VECTORS, C]."""
         L, C = self.config.n_layer, self.config.n_embd
-        matrices = np.zeros(L * forward.N_MATRICES + 1, matrix.MATRIX)
-        vectors = np.zeros((L, forward.N_VECTORS, C), np.float32)
+        matrices = np.zeros(L * layers.N_MATRICES + 1, matrix.MATRIX)
+        vectors = np.zeros((L, layers.N_VECTORS, C), np.float32)
         for i in range(L):
             for j, name in enumerate(_MATRICES):
                 if i > 0 or name not in ("att.v1", "att.v2"):
-                    self._describe_matrix(matrices[i * forward.N_MATRICES + j], f"blocks.{i}.{name}")
+                    self._describe_matrix(matrices[i * layers.N_MATRICES + j], f"blocks.{i}.{name}")
             for j, name in enumerate(_VECTORS):
                 if i > 0 or name != "att.v0":
                     vectors[i, j] = self._model.stored(f"blocks.{i}.{name}").reshape(-1)
@@ -156,17 +188,17 @@ class CpuBackend:
             for name in ("x", "u", "last", "r", "k", "v", "v_first", "w", "a", "vg", "g", "kk", "out")
         }
         buffers["tokens"] = np.empty(T, np.int64)
-        buffers["packed"] = np.empty((self.n_threads, forward.PACKED_BYTES), np.uint8)
+        buffers["packed"] = np.empty((self.n_threads, layers.PACKED_BYTES), np.uint8)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
         for name, buffer in buffers.items():
             self._runs[0][name] = _address(buffer)
         ranks = [
-            self._matrices[forward.N_MATRICES * (self.config.n_layer - 1) + forward.W1 + i]["rows"]
+            self._matrices[layers.N_MATRICES * (self.config.n_layer - 1) + layers.W1 + i]["rows"]
             for i in range(4)
         ]
-        widths = {forward.LOW_W + i: rank for i, rank in enumerate(ranks)} | {forward.HIDDEN: F}
-        for i in range(forward.N_INPUTS):
+        widths = {layers.LOW_W + i: rank for i, rank in enumerate(ranks)} | {layers.HIDDEN: F}
+        for i in range(layers.N_INPUTS):
             cols = widths.get(i, C)
             parts: list[NDArray[Any]] = [np.empty((T, cols), np.float32), np.empty((T, cols), np.int8)]
             parts += [np.empty((T, cols // GROUP), np.float32), np.empty((T, cols // GROUP), np.int32)]

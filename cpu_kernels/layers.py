@@ -1,0 +1,302 @@
+"""What a layer computes, one item of work at a time, and the tables of weights and buffers that all of it works on.
+
+The formulas are those of `rwkv_cli.backends.reference`; dimension letters are those of `rwkv_cli.config`. T tokens are
+read together: T = 1 when text is generated, more when a prompt is read. Everything lies in buffers that the caller
+allocated once; all addresses are int64.
+"""
+
+import numpy as np
+from numba import njit
+
+from cpu_kernels import elementwise as el
+from cpu_kernels import wkv7
+from cpu_kernels.elementwise import FLOAT, GROUP
+from cpu_kernels.hidden import dense_rows, find_active_f32, find_active_i8, sparse_rows
+from cpu_kernels.integer import SCALE_BYTES
+from cpu_kernels.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
+from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
+
+BLOCK = 64
+"""Output rows that make one item of work: one head, and four tiles."""
+TILES = BLOCK // LANES
+PACKED_BYTES = BLOCK * GROUP
+"""Scratch room of each thread, for `cpu_kernels.hidden.dense_rows`."""
+
+# The matrices of a layer, in the order of the table `matrices`.
+RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, W2, A2, V2, G2, OUTPUT, FFN_KEY, FFN_VALUE = range(14)
+N_MATRICES = 14
+
+# The vectors [C] of a layer, in the order of the table `vectors`.
+(
+    X_R,
+    X_K,
+    X_V,
+    X_W,
+    X_A,
+    X_G,
+    W0,
+    A0,
+    V0,
+    K_K,
+    K_A,
+    R_K,
+    LN_X_W,
+    LN_X_B,
+    LN1_W,
+    LN1_B,
+    LN2_W,
+    LN2_B,
+    FFN_X_K,
+) = range(19)
+N_VECTORS = 19
+
+# The inputs of matrices, in the order of the table `inputs`; the first six follow the order of the vectors.
+IN_R, IN_K, IN_V, IN_W, IN_A, IN_G, LOW_W, LOW_A, LOW_V, LOW_G, GATED, IN_FFN, HIDDEN, IN_HEAD = range(14)
+N_INPUTS = 14
+LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
+
+RUN = np.dtype(
+    [
+        (name, np.int64) for name in ("L", "C", "F", "T", "all_logits")
+    ]  # all_logits: after each token, or the last only
+    + [
+        (name, np.int64)  # an address of float32, but where it says otherwise
+        for name in (
+            "tokens",  # int64 [T]
+            "embedding",  # kind embedding_kind [V, C]
+            "embedding_scales",  # bfloat16 [V, C/64]
+            "embedding_kind",  # not an address: a kind of `cpu_kernels.matrix`
+            "norms",  # [4, C]: weight and bias of ln0, weight and bias of ln_out
+            "vectors",  # [L, N_VECTORS, C]
+            "shift_att",  # [L, C]  the state
+            "shift_ffn",  # [L, C]  the state
+            "wkv",  # [L, H, N, N]  the state
+            "x",  # [T, C]  the residual stream
+            "u",  # [T, C]  the normalised input of a mix
+            "last",  # [T, C]  the normalised input of the token before
+            "r",  # [T, C]
+            "k",  # [T, C]
+            "v",  # [T, C]
+            "v_first",  # [T, C]
+            "w",  # [T, C]  decay
+            "a",  # [T, C]  in-context learning rate, later times kk
+            "vg",  # [T, C]  gate of the value residual
+            "g",  # [T, C]  output gate
+            "kk",  # [T, C]  removal key
+            "out",  # [T, C]  what a mix adds to the residual stream
+            "active",  # uint8 [T, F]  which of them are not zero
+            "counts",  # int32 [T, F/64]  and how many in each group
+            "packed",  # uint8 [threads, PACKED_BYTES]
+            "logits",  # [T or 1, V padded to 64]
+        )
+    ]
+)
+"""Sizes, weights, state and buffers of one forward pass."""
+
+
+@njit
+def at(buffer, t, width):
+    """The address of row t of a float buffer [T, width]."""
+    return buffer + t * width * FLOAT
+
+
+@njit
+def embed(run, t):
+    """x = LN(embedding of the token; ln0). An item is a token."""
+    C = run.C
+    token, x = run.tokens + 8 * t, at(run.x, t, C)
+    row = get_i64(token) * C
+    for i in range(0, C, LANES):
+        if run.embedding_kind == INT8:
+            scale = get_bf16(run.embedding_scales + (row + i) // GROUP * SCALE_BYTES)
+            store(x + i * FLOAT, load_i8_as_f32(run.embedding + row + i) * splat(scale))
+        elif run.embedding_kind == FLOAT16:
+            store(x + i * FLOAT, load_f16(run.embedding + (row + i) * 2))
+        else:
+            store(x + i * FLOAT, load(run.embedding + (row + i) * 4))
+    el.layer_norm(x, x, run.norms, at(run.norms, 1, C), C)
+
+
+@njit
+def shift_inputs(run, t, weight, bias, shift):
+    """u = LN(x) of token t, and the same of the token before, which for the first is in the state."""
+    C = run.C
+    el.layer_norm(at(run.u, t, C), at(run.x, t, C), weight, bias, C)
+    if t == 0:
+        el.copy(run.last, shift, C)
+    else:
+        el.layer_norm(at(run.last, t, C), at(run.x, t - 1, C), weight, bias, C)
+
+
+@njit
+def quantize_input(act, t):
+    """Round token t's row of an input to int8, for the integer kernels."""
+    K = act.cols
+    groups = t * (K // GROUP)
+    el.quantize(act.xq + t * K, at(act.scale, groups, 1), at(act.sums, groups, 1), at(act.x, t, K), K)
+
+
+@njit
+def mix_time(run, inputs, vectors, shift, t):
+    """The six inputs of the time mix, by token shift. An item is a token."""
+    C = run.C
+    shift_inputs(run, t, at(vectors, LN1_W, C), at(vectors, LN1_B, C), shift)
+    for i in range(IN_R, IN_G + 1):
+        el.token_shift(at(inputs[i].x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, X_R + i, C), C)
+        if i <= IN_V:  # the others feed low-rank maps, which are floats
+            quantize_input(inputs[i], t)
+
+
+@njit
+def project(run, matrices, inputs, matrix, shift, item):
+    """The first halves of the low-rank maps, then r, k and v. An item is a tile of those or a block of these."""
+    C, T = run.C, run.T
+    if item == 0:  # nobody reads the state's token shift any more
+        el.copy(shift, at(run.u, T - 1, C), C)
+    n_tiles, blocks = n_low_rank_tiles(matrices, matrix), C // BLOCK
+    if item < n_tiles:
+        low_rank_tile(inputs, matrices, matrix, item, T)
+    else:
+        i, block = (item - n_tiles) // blocks, (item - n_tiles) % blocks
+        out = at(run.r if i == 0 else run.k if i == 1 else run.v, block, BLOCK)
+        rows_times_tokens(
+            out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T
+        )
+
+
+@njit
+def n_low_rank_tiles(matrices, matrix):
+    """The tiles of w1, a1, v1 and g1 of the layer whose matrices begin at `matrix`."""
+    n = 0
+    for i in range(4):
+        n += matrices[matrix + W1 + i].rows // LANES
+    return n
+
+
+@njit
+def low_rank_tile(inputs, matrices, matrix, tile, T):
+    """One tile of w1, a1, v1 or g1 times its input, with the activation function between the two halves of the map."""
+    i = 0
+    while tile >= matrices[matrix + W1 + i].rows // LANES:
+        tile -= matrices[matrix + W1 + i].rows // LANES
+        i += 1
+    source, hidden = inputs[LOW_RANK_INPUTS[i]], inputs[LOW_W + i]
+    out = at(hidden.x, tile, LANES)
+    rows_times_tokens(out, hidden.cols * FLOAT, matrices[matrix + W1 + i], tile, 1, source, T)
+    for t in range(T):
+        y = at(out, t, hidden.cols)
+        if W1 + i == W1:
+            store(y, el.tanh(load(y)))
+        elif W1 + i == G1:
+            store(y, el.sigmoid(load(y)))
+
+
+@njit
+def heads(run, matrices, inputs, matrix, vectors, layer, head):
+    """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head."""
+    H = run.C // wkv7.N
+    stride, column = run.C * FLOAT, head * wkv7.HEAD_BYTES
+    for i in range(4):
+        if W2 + i == V2 and layer == 0:
+            continue
+        out = run.w if i == 0 else run.a if i == 1 else run.vg if i == 2 else run.g
+        rows_times_tokens(
+            out + column, stride, matrices[matrix + W2 + i], head * TILES, TILES, inputs[LOW_W + i], run.T
+        )
+    S = run.wkv + (layer * H + head) * wkv7.N * wkv7.HEAD_BYTES
+    for t in range(run.T):
+        head_step(run, inputs[GATED], vectors + column, layer, S, column + t * stride, t, head)
+
+
+@njit
+def head_step(run, gated, vectors, layer, S, row, t, head):
+    """One token of one head; `row` is where the head's 64 channels of token t lie in a buffer [T, C]."""
+    C = run.C
+    r, k, v, a, kk, y = run.r + row, run.k + row, run.v + row, run.a + row, run.kk + row, gated.x + row
+    wkv7.decay(run.w + row, at(vectors, W0, C))
+    if layer == 0:
+        el.copy(run.v_first + row, v, wkv7.N)
+    else:
+        wkv7.value_residual(v, run.v_first + row, run.vg + row, at(vectors, V0, C))
+    wkv7.keys(kk, a, k, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
+    wkv7.step(y, S, r, run.w + row, k, v, kk, a)
+    norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
+    wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
+    group = t * (C // GROUP) + head
+    el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.sums, group, 1), y, wkv7.N)
+
+
+@njit
+def add_output(run, m, gated, block):
+    """x += output (y * g). An item is a block of rows."""
+    C = run.C
+    column = block * BLOCK * FLOAT
+    rows_times_tokens(run.out + column, C * FLOAT, m, block * TILES, TILES, gated, run.T)
+    for t in range(run.T):
+        el.add(at(run.x, t, C) + column, at(run.out, t, C) + column, BLOCK)
+
+
+@njit
+def mix_channels(run, act, vectors, shift, t):
+    """The input of the channel mix, by token shift. An item is a token."""
+    C = run.C
+    shift_inputs(run, t, at(vectors, LN2_W, C), at(vectors, LN2_B, C), shift)
+    el.token_shift(at(act.x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, FFN_X_K, C), C)
+    quantize_input(act, t)
+
+
+@njit
+def hidden_units(run, m, act, hidden, shift, block):
+    """h = relu(ffn.key x)**2, and which of it is not zero. An item is a block of 64 units."""
+    C, F = run.C, run.F
+    if block == 0:  # nobody reads the state's token shift any more
+        el.copy(shift, at(run.u, run.T - 1, C), C)
+    rows_times_tokens(at(hidden.x, block, BLOCK), F * FLOAT, m, block * TILES, TILES, act, run.T)
+    for t in range(run.T):
+        group = t * (F // GROUP) + block
+        h = at(hidden.x, group, GROUP)
+        el.square_relu(h, GROUP)
+        if is_integer(m):
+            scale, sums = at(hidden.scale, group, 1), at(hidden.sums, group, 1)
+            el.quantize(hidden.xq + group * GROUP, scale, sums, h, GROUP)
+            find_active_i8(run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP)
+        else:
+            find_active_f32(run.active + group * GROUP, at(run.counts, group, 1), h)
+
+
+@njit
+def add_hidden(run, m, hidden, block, thread):
+    """x += ffn.value h. An item is a block of 64 channels."""
+    C, F = run.C, run.F
+    x, t = at(run.x, block, BLOCK), 0
+    if is_integer(m):
+        t = run.T // 4 * 4
+        dense_rows(x, C * FLOAT, m, block, hidden, t, run.packed + thread * PACKED_BYTES)
+    while t < run.T:
+        groups = t * (F // GROUP)
+        sparse_rows(at(x, t, C), m, block, hidden, t, run.active + t * F, at(run.counts, groups, 1))
+        t += 1
+
+
+@njit
+def n_wanted(run):
+    """Of how many tokens the logits are wanted."""
+    return run.T if run.all_logits else 1
+
+
+@njit
+def head_input(run, act, t):
+    """LN(x; ln_out) of the tokens whose logits are wanted. An item is a token."""
+    C = run.C
+    x = at(run.x, run.T - n_wanted(run) + t, C)
+    el.layer_norm(at(act.x, t, C), x, at(run.norms, 2, C), at(run.norms, 3, C), C)
+    quantize_input(act, t)
+
+
+@njit
+def head(run, m, act, block):
+    """The logits. An item is a block of the vocabulary."""
+    tiles = min(TILES, m.rows // LANES - block * TILES)
+    rows_times_tokens(
+        at(run.logits, block, BLOCK), m.rows * FLOAT, m, block * TILES, tiles, act, n_wanted(run)
+    )
