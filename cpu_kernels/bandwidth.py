@@ -5,7 +5,7 @@ from numba import njit
 
 from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.simd import LANES, load, splat, store
-from cpu_kernels.team import begin_pass, end_item, is_time_to_leave, item_of, look, phase_of, take
+from cpu_kernels.team import begin_pass, end_item, end_pass, is_time_to_leave, item_of, look, phase_of, take
 
 BLOCK = 1 << 18
 """Bytes of an item of work."""
@@ -34,7 +34,11 @@ def passes(address, n_blocks, sums, team, job, thread):
         ticket = look(team, job)
         if ticket < 0:
             return
-        if phase_of(ticket) == 0 and item_of(ticket) < n_blocks:
+        is_over = phase_of(ticket) > 0
+        if is_over and thread == 0:
+            end_pass(team)
+            return
+        if not is_over and item_of(ticket) < n_blocks:
             if take(team, ticket):
                 total = _read(address + item_of(ticket) * BLOCK, BLOCK)
                 sums_here = sums + thread * LANES * FLOAT
@@ -42,8 +46,6 @@ def passes(address, n_blocks, sums, team, job, thread):
                 end_item(team, ticket, n_blocks)
             looks = 0
             continue
-        if phase_of(ticket) == 1 and thread == 0:
-            return
         looks += 1
         if is_time_to_leave(looks, thread):
             return

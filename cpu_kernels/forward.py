@@ -21,7 +21,7 @@ from cpu_kernels.layers import (
     n_low_rank_tiles,
     n_wanted,
 )
-from cpu_kernels.team import begin_pass, end_item, is_time_to_leave, item_of, look, phase_of, take
+from cpu_kernels.team import begin_pass, end_item, end_pass, is_time_to_leave, item_of, look, phase_of, take
 
 # The phases of a pass: one to begin with, seven a layer, two to end with.
 EMBED, MIX_TIME, PROJECT, HEADS, ADD_OUTPUT, MIX_CHANNELS, HIDDEN_UNITS, ADD_HIDDEN, HEAD_INPUT, HEAD = range(
@@ -113,6 +113,7 @@ def passes(runs, matrices, inputs, team, job, thread):
         phase, item = phase_of(ticket), item_of(ticket)
         is_over = phase > run.L * LAYER_PHASES + 2
         if is_over and thread == 0:
+            end_pass(team)
             return
         n = 0 if is_over else n_items(run, matrices, phase)
         if item < n:

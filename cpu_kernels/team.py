@@ -10,7 +10,8 @@ the machine run something else between two looks.
 Between two passes the threads look out for the next one without returning to Python, where they would have to wait
 for the interpreter's lock, and go to sleep when none comes for about a millisecond.
 
-A kernel for a team is a loop around `look`, `take`, `end_item` and `is_time_to_leave`: see `cpu_kernels.bandwidth` for
+A kernel for a team is a loop around `look`, `take`, `end_item` and `is_time_to_leave`, between `begin_pass` and
+`end_pass`: see `cpu_kernels.bandwidth` for
 the shortest one.
 """
 
@@ -36,6 +37,7 @@ CACHE_LINE = 64
 _TICKET, _DONE, _JOB = 0, CACHE_LINE, 2 * CACHE_LINE
 _TEAM_BYTES = 3 * CACHE_LINE
 _PASS, _PHASE, _FIELD = 40, 20, (1 << 20) - 1
+_CLOSED = _FIELD << _PHASE  # the phase of a ticket between two passes: later than the last phase of any
 
 
 @_emits(types.int64, types.int64, types.int64)
@@ -71,10 +73,18 @@ def _compare_and_swap(builder, address, expected, value):
 
 @njit
 def begin_pass(team, job):
-    """Open the first phase of a new pass of this job; for the first thread."""
+    """Open the first phase of a new pass of this job; for the first thread.
+
+    The ticket is closed while the job changes: nobody may take an old ticket for the new job, or a new one for the old.
+    """
     _store_release(team + _JOB, job)
-    passes = _load_acquire(team + _TICKET) >> _PASS
-    _store_release(team + _TICKET, (passes + 1) << _PASS)
+    _store_release(team + _TICKET, ((_load_acquire(team + _TICKET) >> _PASS) + 1) << _PASS)
+
+
+@njit
+def end_pass(team):
+    """Close the ticket after the last phase of a pass; for the first thread."""
+    _store_release(team + _TICKET, (_load_acquire(team + _TICKET) >> _PASS) << _PASS | _CLOSED)
 
 
 @njit
@@ -86,7 +96,7 @@ def look(team, job):
 
 @njit
 def phase_of(ticket):
-    """The number of the phase that is open, from 0 in each pass."""
+    """The number of the phase that is open, from 0 in each pass; between passes larger than any."""
     return (ticket >> _PHASE) & _FIELD
 
 
@@ -130,6 +140,7 @@ class Team:
         self._counters = np.zeros((_TEAM_BYTES + CACHE_LINE) // 8, np.int64)
         unaligned = self._counters.ctypes.data
         self._address = unaligned + -unaligned % CACHE_LINE
+        self._counters[(self._address - unaligned + _TICKET) // 8] = _CLOSED
         self._one_at_a_time = threading.Lock()
         self._changed = threading.Condition()
         self._busy = False  # a pass is about to begin, or under way
