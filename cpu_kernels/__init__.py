@@ -18,8 +18,11 @@ Compiled code is cached on disk, in a folder of this user. Numba decides by the 
 a cached version is still good, so the folder's name carries a digest of all sources and of the chosen instruction.
 """
 
+import atexit
 import hashlib
+import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -28,18 +31,37 @@ from numba.core import config as numba_config
 
 from cpu_kernels.dot import CHOSEN
 
+ROOM = 16_000_000  # bytes; compiled kernels take about one million
+KEPT = 8  # versions of the cache
+
 
 def _cache_folder() -> Path:
+    """The cache folder of these sources, made now if need be; a temporary one where that cannot be."""
     digest = hashlib.sha256(CHOSEN.encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    folder = Path(os.environ.get("RWKV_CACHE_DIR") or platformdirs.user_cache_dir("rwkv"))
-    place = folder / f"kernels-{digest.hexdigest()[:16]}"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: compile once a process
-        return Path(tempfile.mkdtemp(prefix="rwkv-kernels-"))
-    return place if os.access(place, os.W_OK) else Path(tempfile.mkdtemp(prefix="rwkv-kernels-"))
+        folder = Path(os.environ.get("RWKV_CACHE_DIR") or platformdirs.user_cache_dir("rwkv"))
+        place = folder / f"kernels-{digest.hexdigest()[:16]}"
+        if not place.exists():
+            place.mkdir(parents=True)
+            _forget_old_versions(folder)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(f"{place} cannot be written")
+        if not any(place.iterdir()) and shutil.disk_usage(place).free < ROOM:
+            raise OSError(f"no space left in {place}")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        logging.getLogger("rwkv_cli").warning("kernels are compiled for this run only, since %s", error)
+        place = Path(tempfile.mkdtemp(prefix="rwkv-kernels-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+def _forget_old_versions(folder: Path) -> None:
+    """Keep the newest versions of the cache; whoever still uses another one compiles again."""
+    versions = sorted(folder.glob("kernels-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for version in versions[KEPT:]:
+        shutil.rmtree(version, ignore_errors=True)
 
 
 CACHE = _cache_folder()

@@ -37,6 +37,7 @@ CACHE_LINE = 64
 _TICKET, _DONE, _JOB = 0, CACHE_LINE, 2 * CACHE_LINE
 _TEAM_BYTES = 3 * CACHE_LINE
 _PASS, _PHASE, _FIELD = 40, 20, (1 << 20) - 1
+_PASSES = (1 << 23) - 1  # begins again at 0, so that no ticket is negative
 _CLOSED = _FIELD << _PHASE  # the phase of a ticket between two passes: later than the last phase of any
 
 
@@ -77,8 +78,9 @@ def begin_pass(team, job):
 
     The ticket is closed while the job changes: nobody may take an old ticket for the new job, or a new one for the old.
     """
+    passes = (_load_acquire(team + _TICKET) >> _PASS) + 1
     _store_release(team + _JOB, job)
-    _store_release(team + _TICKET, ((_load_acquire(team + _TICKET) >> _PASS) + 1) << _PASS)
+    _store_release(team + _TICKET, (passes & _PASSES) << _PASS)
 
 
 @njit

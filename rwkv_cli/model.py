@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ class Reporter:
 
     def quantizing(self, done: int, total: int) -> None:
         """`done` of `total` weights are quantized."""
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Around the compilation of kernels, which takes some fifteen seconds and happens once."""
+        self.note("compiling the kernels for this CPU, once (about 15 s)...")
+        return nullcontext()
 
 
 @dataclass
@@ -121,7 +127,7 @@ class Model:
     def _lay_out(self, prompt: str, template: Template, system: str | None) -> list[int]:
         if self.tokenizer is None:
             raise UsageError(
-                f"{self.path} has no tokenizer: give the prompt as tokens, or put its tokenizer.json beside it"
+                f"{self.path} has no tokenizer: put its tokenizer.json beside the published checkpoint and use that"
             )
         if not prompt:
             raise UsageError("the prompt is empty: give some text to go on from")
@@ -180,7 +186,7 @@ def load(
         else:
             source, info = _opened(_cached(checkpoint, reporter))
     tokenizer = load_tokenizer(info.tokenizer, info.config.vocab_size) if info.tokenizer else None
-    return Model(info, path, tokenizer, auto.create(selection, source, threads))
+    return Model(info, path, tokenizer, auto.create(selection, source, threads, reporter.compiling))
 
 
 def describe(

@@ -45,10 +45,14 @@ def locate(path_or_name: str | Path | None) -> Path:
     """
     if path_or_name is None:
         return paths.EMBEDDED_MODEL
-    path = Path(path_or_name).expanduser()
-    if path.exists():
-        return path
     wanted = str(path_or_name)
+    if not wanted.strip():
+        raise UsageError("the name of the model is empty")
+    path = Path(path_or_name).expanduser()
+    if path.is_file() or path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is neither a file nor a folder")
     if entry := entries().get(wanted.lower()):
         if entry.repository is None:
             return paths.EMBEDDED_MODEL

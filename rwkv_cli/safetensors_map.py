@@ -113,6 +113,8 @@ class SafetensorsWriter:
     def __init__(
         self, path: Path, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str] | None = None
     ) -> None:
+        if path.is_symlink():
+            path = path.resolve()  # a link stays a link: what it points to is replaced
         self.path = path
         self._header, self._entries = _layout(tensors, metadata or {})
         self._missing = set(tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple, get_args
 
 from rwkv_cli.backends.base import Backend
@@ -29,19 +31,24 @@ def select(device: str) -> Selection:
     return Selection("cpu" if device == "cpu" else "reference", "chosen with --device")
 
 
-def create(selection: Selection, source: ModelFile | Checkpoint, threads: int | None = None) -> Backend:
+def create(
+    selection: Selection,
+    source: ModelFile | Checkpoint,
+    threads: int | None = None,
+    compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Backend:
     """Build the selected backend; a checkpoint that is no model file can only be read by the reference.
 
-    `threads` is for the CPU; None takes `machine.default_threads`.
-
-    Raises DeviceError when the backend cannot run on this machine.
+    `threads` is for the CPU; None takes `machine.default_threads`. `compiling()` is around the compilation of kernels,
+    which takes long and happens once. Raises DeviceError when the backend cannot run on this machine.
     """
     if selection.device == "cpu" and isinstance(source, ModelFile):
         try:
-            from rwkv_cli.backends.cpu import CpuBackend
+            from rwkv_cli.backends.cpu import CpuBackend, is_compiled
         except (ImportError, ValueError) as error:  # Numba is broken, or RWKV_CPU_KERNEL is wrong
             raise DeviceError(f"the CPU kernels cannot run: {error}") from None
-        return CpuBackend(source, threads)
+        with nullcontext() if is_compiled() else compiling():
+            return CpuBackend(source, threads)
     from rwkv_cli.backends.reference import ReferenceBackend
 
     return ReferenceBackend(source)

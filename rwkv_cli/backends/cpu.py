@@ -89,7 +89,7 @@ class CpuBackend:
     def memory_reader(self) -> Callable[[], int]:
         """A function that reads `PROBE_BYTES` of memory once, with the same threads, and gives their number."""
         data = np.random.default_rng(0).random(PROBE_BYTES // 4, np.float32)  # pages of zeros would share one
-        sums = np.empty((self.n_threads, bandwidth.LANES), np.float32)
+        sums = np.zeros((self.n_threads, bandwidth.LANES), np.float32)
         workers, job = _team(self.n_threads), next(_jobs)
 
         def read() -> int:

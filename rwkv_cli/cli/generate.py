@@ -78,4 +78,4 @@ def generate(
     )
     echo = text if layout.user == "{prompt}" else ""  # where the text goes on from the prompt itself
     output = JsonOutput(loaded.path) if json else TextOutput(echo, quiet)
-    raise typer.Exit(stream(loaded, generation, output, quiet))
+    raise typer.Exit(stream(generation, output, quiet))

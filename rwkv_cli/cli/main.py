@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -12,10 +13,13 @@ import typer
 
 from rwkv_cli import __version__
 from rwkv_cli.cli import ui
+from rwkv_cli.cli.bench import bench
 from rwkv_cli.cli.generate import generate
 from rwkv_cli.cli.info import info
 from rwkv_cli.cli.quantize import quantize
 from rwkv_cli.errors import RwkvError
+
+TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -40,13 +44,14 @@ def program(
         typer.echo(context.get_help())
 
 
-for command in (generate, quantize, info):
+for command in (generate, quantize, info, bench):
     app.command()(command)
 
 
 def main() -> None:
     """The entry point: run the command line of this process and exit with its code."""
     ui.prepare_streams()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that nothing half-written stays
     sys.exit(run(sys.argv[1:]))
 
 

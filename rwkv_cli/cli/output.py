@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkv_cli.cli import ui
-from rwkv_cli.cli.progress import compile_kernels, reading
+from rwkv_cli.cli.progress import reading
 from rwkv_cli.generate import Generation, Step
-from rwkv_cli.model import Model
 
 _ECHO = 1000  # characters of a prompt that are repeated before the text that goes on from it
 
@@ -33,11 +32,10 @@ class Output(Protocol):
         ...
 
 
-def stream(model: Model, generation: Generation, output: Output, quiet: bool = False) -> int:
+def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
     """Write a generation to its end, or until Ctrl-C, which keeps what there is; gives the exit code."""
     rest = ""
     try:
-        compile_kernels(model, quiet)
         with reading(generation, quiet):
             first = next(generation, None)
         output.begin()

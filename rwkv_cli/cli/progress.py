@@ -22,7 +22,7 @@ from rich.text import Text
 
 from rwkv_cli.cli import ui
 from rwkv_cli.generate import Generation
-from rwkv_cli.model import Model, Reporter
+from rwkv_cli.model import Reporter
 
 _PATIENCE = 0.5  # seconds in which a person needs no bar
 _COMPILING = "compiling the kernels for this CPU, once (about 15 s)..."
@@ -58,22 +58,15 @@ class TerminalReporter(Reporter):
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done)
 
-
-def compile_kernels(model: Model, quiet: bool) -> None:
-    """Run one token through the model if that makes Numba compile, so that the prompt's time is its own."""
-    if model.backend.name != "cpu":
-        return
-    from rwkv_cli.backends import cpu
-
-    if cpu.is_compiled():
-        return
-    if quiet or not ui.is_animated(sys.stderr):
-        if not quiet:
-            ui.note(_COMPILING)
-        model.forward([0])
-        return
-    with Console(stderr=True).status(_COMPILING):
-        model.forward([0])
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """A spinner, or where none can be shown a line."""
+        if self.quiet or not ui.is_animated(sys.stderr):
+            self.note(_COMPILING)
+            yield
+            return
+        with Console(stderr=True).status(_COMPILING):
+            yield
 
 
 @contextmanager
