@@ -30,6 +30,7 @@ GROUP = 64  # values that share a scale
 LAYER_NORM_EPS = np.float32(1e-5)
 
 _f = np.float32
+_LEAST_TOP = _f(4e-37)  # 127 divided by less would be no float
 _LOG2_E = _f(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: n * the first is exact
 _LEAST, _MOST = _f(-87.0), _f(88.0)  # exp stays a normal float between them
@@ -98,7 +99,7 @@ def quantize(xq, scale, sums, x, n):
     """Round x [n] to int8 in groups of 64:  x = xq * scale, the largest of a group becoming 127 or -127.
 
     Beside the bytes xq [n] and the float scale [n / 64], each group gets the sum of its bytes, int32, which makes good
-    for weights that a kernel increases on their way in. A group of zeros has the scale 0.
+    for weights that a kernel increases on their way in. A group of zeros, or of next to nothing, becomes zeros.
     """
     for g in range(n // GROUP):
         group = x + g * GROUP * FLOAT
@@ -106,7 +107,7 @@ def quantize(xq, scale, sums, x, n):
         for i in range(VECTOR, GROUP * FLOAT, VECTOR):
             largest = maximum(largest, absolute(load(group + i)))
         top = max_lanes(largest)
-        inverse = _f(127) / top if top > _f(0) else _f(0)
+        inverse = _f(127) / top if top > _LEAST_TOP else _f(0)
         total = splat(_f(0))
         for i in range(0, GROUP * FLOAT, VECTOR):
             rounded = round_f32(load(group + i) * splat(inverse))

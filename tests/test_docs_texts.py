@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), DATA / "gosling.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 COMMAND = re.compile(
-    r"(?:^|[|&`] ?)(?:\.venv/bin/)?rwkv ((?:generate|quantize|info) [^|&>`#\n]*)", re.MULTILINE
+    r"(?:^|[|&`] ?)(?:\.venv/bin/)?rwkv ((?:generate|quantize|info|bench) [^|&>`#\n]*)", re.MULTILINE
 )
 
 

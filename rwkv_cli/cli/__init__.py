@@ -1,8 +1,9 @@
 """The command line: thin commands over `rwkv_cli`.
 
     main      the program: its commands, and the one place where errors become sentences and exit codes
-    generate  quantize  info      a command each
+    generate  quantize  info  bench   a command each
     facts     what info tells
+    speeds    what bench tells
     options   options of the commands
     prompt    where a prompt comes from
     output    steps of a generation, as text or as JSON
