@@ -225,7 +225,7 @@ def test_a_changed_checkpoint_is_quantized_anew(tmp_path, cache):
 @pytest.mark.usefixtures("cache")
 def test_a_tokenizer_that_is_put_beside_the_checkpoint_later_is_found(tmp_path):
     path = write_pth(tmp_path / "x.pth", WEIGHTS)
-    with pytest.raises(UsageError, match="put its tokenizer.json beside"):
+    with pytest.raises(UsageError, match=r"put its tokenizer\.json beside"):
         load(path).generate("hello")
     (tmp_path / "tokenizer.json").write_bytes(byte_tokenizer().data)
     assert load(path).tokenizer is not None
@@ -483,7 +483,7 @@ def test_a_model_without_a_tokenizer_reads_and_gives_tokens(tmp_path):
     assert model.tokenizer is None
     steps = list(model.generate(np.array([5, 6]), max_tokens=3, seed=0, banned=frozenset({0})))
     assert [step.text for step in steps] == ["", "", ""]
-    with pytest.raises(UsageError, match="has no tokenizer: put its tokenizer.json"):
+    with pytest.raises(UsageError, match=r"has no tokenizer: put its tokenizer\.json"):
         model.generate("Once")
     with pytest.raises(UsageError, match="stop strings need a tokenizer"):
         model.generate([5], stop=["x"])
