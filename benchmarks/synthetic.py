@@ -1,21 +1,37 @@
+#!/usr/bin/env python3
 """Checkpoints of the published sizes with random weights, in the formats of all the programs that are compared.
 
-Random weights take the same time as trained ones, but for the hidden units of the channel mix: about half of them are
-zero here, and more in a trained model, whose zeros `rwkv` does not read.
+    python benchmarks/synthetic.py FOLDER 0.1b 0.4b
+
+Random weights take the same time as trained ones, but for the hidden units of the channel mix: half of them are zero
+here, and many more in a trained model, whose zeros `rwkv` does not read. No program gains anything from half.
+
+The GGUF files hold what llama.cpp's own converter and quantizer make of an F16 model: big matrices quantized, the
+low-rank maps in F16, those of the decay and all vectors in F32. Only the output matrix differs, which the quantizer
+keeps in Q6_K when the others become Q4_0; here it is Q4_0 too, which is faster.
 """
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import gguf
+import numpy as np
+from numpy.typing import NDArray
 
-from writers import random_weights, write_gguf, write_pth
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from writers import Tensors, gguf_tensors, random_weights, write_pth
 
 from rwkv_cli.checkpoints import open_checkpoint
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.errors import ModelFileError
 from rwkv_cli.model import convert
+from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.quantize import WeightType
 from rwkv_cli.tokenizer import TokenizerSpec, load_tokenizer
 
@@ -27,44 +43,119 @@ SHAPES = {
 }
 WEIGHT_TYPES: tuple[WeightType, ...] = ("int8", "int4")
 GGUF_TYPES = ("Q8_0", "Q4_0")
+BYTES_A_WEIGHT = 6  # of all files together, with room to spare
+
+_LOW_RANK = re.compile(r"time_mix_[avg][12]\.weight$")
+_LOW_RANK_DECAY = re.compile(r"time_mix_w[12]\.weight$")
 
 
 def build(folder: Path, size: str) -> None:
     """Write what is missing of `size` into `folder`: a .pth, a model file of each type, a GGUF file of each type."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{size}.pth", *(folder / f"{size}-{kind}.gguf" for kind in GGUF_TYPES)]
-    if not all(file.exists() for file in files):
-        weights = random_weights(SHAPES[size], seed=1)
-        write_pth(files[0], weights)
-        for kind, file in zip(GGUF_TYPES, files[1:], strict=True):
-            write_gguf(file, weights, kind, _tokenizer(), **_numbers(SHAPES[size]))
-        del weights
+    checkpoint = folder / f"{size}.pth"
+    foreign = [checkpoint, *(folder / f"{size}-{kind}.gguf" for kind in GGUF_TYPES)]
+    if not all(file.exists() for file in foreign):
+        _require_room(folder, SHAPES[size])
+        _say(f"building the {size} checkpoints in {folder}, once")
+        _write_foreign(foreign, SHAPES[size])
     for weight_type in WEIGHT_TYPES:
         target = folder / f"{size}-{weight_type}.safetensors"
-        if not target.exists():
-            convert(open_checkpoint(files[0]), target, weight_type)
+        if not _is_usable(target):
+            _say(f"quantizing {size} to {weight_type}")
+            convert(open_checkpoint(checkpoint), target, weight_type)
 
 
-def _numbers(config: ModelConfig) -> dict[str, int]:
-    """What llama.cpp reads from a file besides what every reader needs."""
-    return {
+def _write_foreign(files: list[Path], config: ModelConfig) -> None:
+    """The .pth and the GGUF files; each appears under its name when it is whole."""
+    weights = random_weights(config, seed=1)
+    parts = [file.with_suffix(".part") for file in files]
+    write_pth(parts[0], weights)
+    parts[0].rename(files[0])
+    for kind, part, file in zip(GGUF_TYPES, parts[1:], files[1:], strict=True):
+        _write_gguf(part, weights, config, kind)
+        part.rename(file)
+
+
+def _write_gguf(path: Path, weights: Tensors, config: ModelConfig, kind: str) -> None:
+    """One tensor at a time: all are announced first."""
+    writer = gguf.GGUFWriter(path, "rwkv7")
+    _add_numbers(writer, config)
+    _add_vocabulary(writer)
+    tensors = gguf_tensors(weights)
+    types = {name: _gguf_type(name, tensor, kind) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        block, block_bytes = gguf.GGML_QUANT_SIZES[types[name]]
+        n_bytes = tensor.size // block * block_bytes
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), n_bytes, types[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in tensors.items():
+        writer.write_tensor_data(_as_type(tensor, types[name]))
+    writer.close()
+
+
+def _gguf_type(name: str, tensor: NDArray[np.float32], kind: str) -> gguf.GGMLQuantizationType:
+    if _LOW_RANK.search(name):
+        return gguf.GGMLQuantizationType.F16
+    if tensor.ndim != 2 or _LOW_RANK_DECAY.search(name):
+        return gguf.GGMLQuantizationType.F32
+    return gguf.GGMLQuantizationType[kind]
+
+
+def _as_type(tensor: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[Any]:
+    return gguf.quantize(np.ascontiguousarray(tensor), kind)
+
+
+def _add_numbers(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    numbers = {
+        "block_count": config.n_layer,
+        "embedding_length": config.n_embd,
         "context_length": 4096,
         "feed_forward_length": config.n_ffn,
-        "attention__head_count": 0,
-        "attention__iclr_lora_rank": config.rank_a,
-        "attention__value_residual_mix_lora_rank": config.rank_v,
-        "attention__gate_lora_rank": config.rank_g,
+        "wkv.head_size": config.head_size,
+        "attention.head_count": 0,
+        "attention.decay_lora_rank": config.rank_w,
+        "attention.iclr_lora_rank": config.rank_a,
+        "attention.value_residual_mix_lora_rank": config.rank_v,
+        "attention.gate_lora_rank": config.rank_g,
     }
+    for key, value in numbers.items():
+        writer.add_uint32(f"rwkv7.{key}", value)
+    writer.add_float32("rwkv7.attention.layer_norm_epsilon", 1e-5)
 
 
-def _tokenizer() -> dict[str, object]:
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     """The World vocabulary as llama.cpp stores it: escaped bytes, unused ids as padding."""
     world = load_tokenizer(TokenizerSpec("world"), VOCAB_SIZE)
     texts = ["".join(f"\\x{byte:02x}" for byte in world.token_bytes(token)) for token in range(VOCAB_SIZE)]
     tokens = [text or f"[PAD{token}]" for token, text in enumerate(texts)]
-    return {"model": "rwkv", "tokens": ["<s>", *tokens[1:]], "types": [1 if text else 5 for text in texts]}
+    writer.add_tokenizer_model("rwkv")
+    writer.add_token_list(["<s>", *tokens[1:]])
+    writer.add_token_types([1 if text else 5 for text in texts])
+
+
+def _require_room(folder: Path, config: ModelConfig) -> None:
+    needed, free = BYTES_A_WEIGHT * config.n_params, shutil.disk_usage(folder).free
+    if free < needed:
+        raise SystemExit(f"{folder} has {free / 1e9:.1f} GB free and the files need {needed / 1e9:.1f} GB")
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether it is there, whole and of the present format."""
+    try:
+        ModelFile(path)
+    except ModelFileError:
+        return False
+    return True
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
     for name in sys.argv[2:]:
         build(Path(sys.argv[1]), name)

@@ -1,0 +1,189 @@
+"""The programs that are compared, behind one protocol: read tokens, give the logits of the last one.
+
+Imports that take long, or that may be missing, happen when a program is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+LONGEST = 4096
+"""Tokens that a program must be able to read between two resets."""
+
+MICROBATCH = 512
+"""Tokens of a prompt that llama.cpp computes together."""
+
+
+class Program(Protocol):
+    """A model, loaded by one of the programs."""
+
+    description: str  # the program's version, and what does its arithmetic
+    weight_bytes: int  # all weights that a token needs: not the embedding, of which it needs one row
+
+    def reset(self) -> None:
+        """Forget all that was read."""
+        ...
+
+    def forward(self, tokens: Sequence[int]) -> None:
+        """Read tokens and have the logits of the last one at hand."""
+        ...
+
+
+class RwkvCli:
+    """This project's CPU backend, with a state that is advanced in place."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from rwkv_cli import __version__
+        from rwkv_cli.backends.cpu import CpuBackend
+        from rwkv_cli.modelfile import ModelFile
+
+        model = ModelFile(path)
+        self._backend = CpuBackend(model, threads)
+        self.description = f"rwkv-cli {__version__}: {self._backend.description}"
+        embedding = [f"emb.weight{part}" for part in ("", ".scale")]
+        self.weight_bytes = model.weight_bytes - sum(model.stored(name).nbytes for name in embedding)
+        self.reset()
+
+    def reset(self) -> None:
+        from rwkv_cli.state import State
+
+        self._state = State.zeros(self._backend.config)
+
+    def forward(self, tokens: Sequence[int]) -> None:
+        self._backend.forward(tokens, self._state)
+
+
+class LlamaCpp:
+    """llama.cpp, by the low-level functions of llama-cpp-python: nothing of Python's between two tokens."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import llama_cpp
+
+        self._library = llama_cpp
+        llama_cpp.llama_backend_init()
+        model_settings = llama_cpp.llama_model_default_params()
+        model_settings.n_gpu_layers = 0
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_settings)
+        if not model:
+            raise RuntimeError(f"llama.cpp cannot load {path}")
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = LONGEST
+        settings.n_batch = settings.n_ubatch = MICROBATCH
+        settings.n_threads = settings.n_threads_batch = threads
+        self._context = llama_cpp.llama_init_from_model(model, settings)
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        features = llama_cpp.llama_print_system_info().decode()
+        used = [part.split("=")[0].strip(" :") for part in features.split("|") if "= 1" in part]
+        self.description = f"llama-cpp-python {llama_cpp.__version__}: {', '.join(used)}"
+        self.weight_bytes = _gguf_bytes(path)
+
+    def reset(self) -> None:
+        memory = self._library.llama_get_memory(self._context)
+        self._library.llama_memory_clear(memory, True)
+
+    def forward(self, tokens: Sequence[int]) -> None:
+        array = (self._library.llama_token * len(tokens))(*tokens)
+        batch = self._library.llama_batch_get_one(array, len(tokens))  # logits of the last token only
+        code = self._library.llama_decode(self._context, batch)
+        if code:
+            raise RuntimeError(f"llama_decode gave {code}")
+        logits = self._library.llama_get_logits_ith(self._context, -1)
+        np.ctypeslib.as_array(logits, (self._vocab_size,))
+
+
+class RwkvPackage:
+    """The package `rwkv` of PyPI, compiled by TorchScript, on the CPU."""
+
+    def __init__(self, path: Path, threads: int, dtype: str) -> None:
+        os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="1", RWKV_CUDA_ON="0")  # read during the import
+        from importlib.metadata import version
+
+        import torch
+        from rwkv.model import RWKV
+
+        torch.set_num_threads(threads)
+        self._model = RWKV(model=str(path.with_suffix("")), strategy=f"cpu {dtype}")
+        self.description = f"rwkv {version('rwkv')}: torch {torch.__version__}, {dtype}"
+        unused = ("emb.", "blocks.0.ln0", "blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")
+        weights = [tensor for name, tensor in self._model.z.items() if not name.startswith(unused)]
+        self.weight_bytes = sum(tensor.nbytes for tensor in weights)
+        self.reset()
+
+    def reset(self) -> None:
+        self._state: Any = None
+
+    def forward(self, tokens: Sequence[int]) -> None:
+        self._logits, self._state = self._model.forward(list(tokens), self._state)
+
+
+class Probe:
+    """No program, but the limit of them all: how fast this machine reads memory."""
+
+    BYTES = 1 << 29
+    TIMES = 8
+
+    def __init__(self, threads: int) -> None:
+        from cpu_kernels import bandwidth, team
+
+        self._kernel = bandwidth.passes
+        self._n_blocks = self.BYTES // bandwidth.BLOCK
+        self._memory = np.ones(self.BYTES // 4, np.float32)
+        self._sums = np.zeros((threads, 16), np.float32)
+        self._team = team.Team(threads)
+        self.description = f"reads {self.BYTES >> 20} MiB {self.TIMES} times, {threads} threads"
+
+    def read(self) -> int:
+        """Read; gives the number of bytes."""
+        job = (self._memory.ctypes.data, self._n_blocks, self._sums.ctypes.data)
+        for _ in range(self.TIMES):
+            self._team.run(self._kernel, 0, *job)
+        return self.BYTES * self.TIMES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A program with one of the files of a size."""
+
+    name: str
+    file: str  # what follows the size in its name
+    baseline: str  # the program that its speed is divided by
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("rwkv-cli")
+
+    def open(self, folder: Path, size: str, threads: int) -> Program:
+        """Load the model; raises whatever the program raises when it cannot."""
+        classes: dict[str, Any] = {"rwkv-cli": RwkvCli, "llama.cpp": LlamaCpp, "rwkv": RwkvPackage}
+        program: Program = classes[self.name.split()[0]](folder / (size + self.file), threads, *self.options)
+        return program
+
+
+# Neighbours are compared with each other.
+ENTRIES = {
+    entry.name: entry
+    for entry in (
+        Entry("llama.cpp Q8_0", "-Q8_0.gguf", "llama.cpp Q8_0"),
+        Entry("rwkv-cli int8", "-int8.safetensors", "llama.cpp Q8_0"),
+        Entry("llama.cpp Q4_0", "-Q4_0.gguf", "llama.cpp Q4_0"),
+        Entry("rwkv-cli int4", "-int4.safetensors", "llama.cpp Q4_0"),
+        Entry("rwkv fp32", ".pth", "llama.cpp Q8_0", ("fp32",)),
+        Entry("rwkv bf16", ".pth", "llama.cpp Q8_0", ("bf16",)),
+    )
+}
+
+
+def _gguf_bytes(path: Path) -> int:
+    """Layer 0 has no value residual: llama.cpp wants the tensors, and does not use them."""
+    from gguf import GGUFReader
+
+    unused = ("token_embd", "blk.0.time_mix_v0", "blk.0.time_mix_v1", "blk.0.time_mix_v2")
+    tensors = GGUFReader(path).tensors
+    return int(sum(tensor.n_bytes for tensor in tensors if not tensor.name.startswith(unused)))

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""A program in a process of its own, which lives through the whole comparison and works only when it is told to.
+
+Both ends of the pipe are here. A command is a line, "prefill 512", "decode 64" or "read"; the answer is a line of
+JSON. What a program prints goes to a log, which says why it failed, if it did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from programs import ENTRIES, Probe, Program
+
+PROBE = "memory"
+WARM_UP = {"prefill": 512, "decode": 16}
+PATIENCE = 600
+"""Seconds to wait for an answer; a program that takes longer hangs, and is ended."""
+WARM_UPS = 2  # TorchScript compiles for good the second time
+
+
+class WorkerError(Exception):
+    """The program could not start, or died; the text says why."""
+
+
+class Worker:
+    """Starts a process with a program and talks to it."""
+
+    def __init__(self, name: str, folder: Path, size: str, threads: int) -> None:
+        """Raises WorkerError when the program cannot run here."""
+        self.name = name
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, see `close`
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, name, folder, size, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            text=True,
+        )
+        self.facts = self._answer()
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send a command and wait for the answer. Raises WorkerError."""
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer says why
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+        self._log.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        patience = threading.Timer(PATIENCE, self._process.kill)
+        patience.start()
+        line = self._process.stdout.readline()
+        patience.cancel()
+        if line:
+            return dict(json.loads(line))
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        raise WorkerError(lines[-1] if code > 0 and lines else f"it was ended by signal {-code}")
+
+
+def serve(name: str, folder: Path, size: str, threads: int) -> None:
+    """Load the program, warm it up, and answer commands until there are no more."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what programs print
+    if name == PROBE:
+        _serve_probe(Probe(threads), answers)
+        return
+    program = ENTRIES[name].open(folder, size, threads)
+    for _ in range(WARM_UPS):
+        for command, n_tokens in WARM_UP.items():
+            _run(program, command, n_tokens)
+    _send(answers, {"description": program.description, "weight_bytes": program.weight_bytes})
+    for line in sys.stdin:
+        command, n_tokens = line.split()
+        _send(answers, {"seconds": _run(program, command, int(n_tokens))})
+
+
+def _serve_probe(probe: Probe, answers: Any) -> None:
+    probe.read()
+    _send(answers, {"description": probe.description})
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        n_bytes = probe.read()
+        _send(answers, {"seconds": time.perf_counter() - start, "bytes": n_bytes})
+
+
+def _run(program: Program, command: str, n_tokens: int) -> float:
+    """Seconds of "prefill", from an empty state, or "decode", from where the program is."""
+    tokens = _some_tokens(n_tokens)
+    if command == "prefill":
+        program.reset()
+    batches: Sequence[Sequence[int]] = [tokens] if command == "prefill" else [[token] for token in tokens]
+    start = time.perf_counter()
+    for batch in batches:
+        program.forward(batch)
+    return time.perf_counter() - start
+
+
+def _some_tokens(n_tokens: int) -> list[int]:
+    """The same for every program."""
+    return list(np.random.default_rng(n_tokens).integers(1, 60_000, n_tokens).tolist())
+
+
+def _send(answers: Any, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
