@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import textwrap
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -147,7 +147,7 @@ def _phases(model: Path) -> dict[str, float]:
 def _imports(model: Path) -> dict[str, float]:
     """Package -> the time that `rwkv generate` spends in importing its modules."""
     _, done = _run([sys.executable, "-X", "importtime", "-m", "rwkv_cli", *_generate(model)])
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for microseconds, module in re.findall(
         r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", done.stderr, re.MULTILINE
     ):
@@ -155,7 +155,7 @@ def _imports(model: Path) -> dict[str, float]:
         seconds["standard library" if package in sys.stdlib_module_names else package] += (
             int(microseconds) / 1e6
         )
-    return seconds
+    return dict(seconds)
 
 
 def _generate(model: Path) -> list[str]:

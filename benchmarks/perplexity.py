@@ -18,7 +18,6 @@ from typing import Any, get_args
 
 import numpy as np
 import results
-from numpy.typing import NDArray
 
 from rwkv_cli.backends.base import Backend
 from rwkv_cli.backends.cpu import CpuBackend
@@ -37,7 +36,7 @@ KINDS = (*get_args(WeightType), REFERENCE)
 def main() -> None:
     """Measure the weight types that the command line asks for, one after another, and write a table."""
     options = _options()
-    tokens = np.fromfile(options.tokens, "<u2")
+    tokens = np.fromfile(options.tokens, "<u2").tolist()
     if len(tokens) < options.windows * (options.length + 1):
         raise SystemExit(f"{options.tokens} has {len(tokens):,} tokens, too few for these windows")
     try:
@@ -58,7 +57,7 @@ def main() -> None:
 
 
 def measure(
-    path: Path, types: Sequence[str], tokens: NDArray[Any], windows: int, length: int
+    path: Path, types: Sequence[str], tokens: Sequence[int], windows: int, length: int
 ) -> dict[str, float]:
     """Weight type -> perplexity. The model files are made for this, in a temporary folder."""
     found = {}

@@ -128,7 +128,7 @@ def _ratio(ratio: float | None) -> str:
 def _explained(facts: dict[str, Any]) -> str:
     reads = [read / 1e9 for name in facts["programs"] for read in _all(facts, name, "read")]
     text = (
-        f"{len(facts['rounds'])} rounds, {facts['threads']} threads; {facts['prefill_tokens']} tokens at once, then "
+        f"Rounds: {len(facts['rounds'])}; {facts['threads']} threads; {facts['prefill_tokens']} tokens at once, then "
         f"{facts['decode_tokens']} one by one. "
     )
     if disturbed := len(facts["disturbed_rounds"]):
@@ -177,7 +177,10 @@ def _draw_bars(axes: Any, shown: Sequence[Row], kind: str) -> None:
     for i, (row, speed, ratio) in enumerate(zip(shown, speeds, ratios, strict=True)):
         compared = ratio and ENTRIES[row.name].baseline != row.name
         text = f"{speed:,.0f}" + (f"\n× {ratio:.2f}" if compared else "")
-        axes.annotate(text, (i, speed), (0, 2), textcoords="offset points", ha="center", fontsize=9)
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or the limit runs through the text
+        axes.annotate(
+            text, (i, speed), (0, 5), textcoords="offset points", ha="center", fontsize=9, bbox=behind
+        )
         if kind == "decode" and row.limit:
             label = "limit of the memory" if i == 0 else None
             axes.hlines(row.limit, i - 0.42, i + 0.42, colors=results.LIMIT, linestyles="dashed", label=label)

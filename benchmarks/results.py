@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def sentence(facts: dict[str, Any]) -> str:
+def sentence(facts: Mapping[str, Any]) -> str:
     """The circumstances for people."""
     return (
         f"{facts['cpu']}, {facts['cores']} cores, kernel {facts['kernel']}, {facts['system']}, "

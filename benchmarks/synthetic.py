@@ -104,7 +104,8 @@ def _gguf_type(name: str, tensor: NDArray[np.float32], kind: str) -> gguf.GGMLQu
 
 
 def _as_type(tensor: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[Any]:
-    return gguf.quantize(np.ascontiguousarray(tensor), kind)
+    stored: NDArray[Any] = gguf.quantize(np.ascontiguousarray(tensor), kind)
+    return stored
 
 
 def _add_numbers(writer: gguf.GGUFWriter, config: ModelConfig) -> None:

@@ -99,8 +99,8 @@ def serve(name: str, folder: Path, size: str, threads: int) -> None:
             _run(program, command, n_tokens)
     _send(answers, {"description": program.description, "weight_bytes": program.weight_bytes})
     for line in sys.stdin:
-        command, n_tokens = line.split()
-        _send(answers, {"seconds": _run(program, command, int(n_tokens))})
+        command, count = line.split()
+        _send(answers, {"seconds": _run(program, command, int(count))})
 
 
 def _serve_probe(probe: Probe, answers: Any) -> None:
