@@ -225,5 +225,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_compiled() -> bool:
-    """Whether the kernels are in the cache; otherwise the first pass compiles them, for some ten seconds."""
+    """Whether the kernels are in the cache; otherwise making a backend compiles them, for some ten seconds."""
     return bool(cpu_kernels.is_compiled("forward"))
