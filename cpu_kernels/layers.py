@@ -70,7 +70,7 @@ RUN = np.dtype(
             "vectors",  # [L, N_VECTORS, C]
             "shift_att",  # [L, C]  the state
             "shift_ffn",  # [L, C]  the state
-            "wkv",  # [L, H, N, N]  the state
+            "wkv",  # [L, H, N, N]  the state, by key
             "x",  # [T, C]  the residual stream
             "u",  # [T, C]  the normalised input of a mix
             "last",  # [T, C]  the normalised input of the token before
@@ -259,7 +259,10 @@ def hidden_units(run, m, act, hidden, shift, block):
         if is_integer(m):
             scale, sums = at(hidden.scale, group, 1), at(hidden.sums, group, 1)
             el.quantize(hidden.xq + group * GROUP, scale, sums, h, GROUP)
-            find_active_i8(run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP)
+            if t >= run.T // 4 * 4:
+                find_active_i8(
+                    run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP
+                )
         else:
             find_active_f32(run.active + group * GROUP, at(run.counts, group, 1), h)
 

@@ -20,6 +20,11 @@ class State:
     wkv: Array  # [L, H, N, N] the associative memory of each head, row = value index, column = key index
     shift_ffn: Array  # [L, C] the last token's normalised input of each channel mix (token shift)
 
+    def __post_init__(self) -> None:
+        # In memory a head's values for one key lie side by side: kernels then compute them lane by lane.
+        by_key = np.ascontiguousarray(self.wkv.swapaxes(-1, -2), np.float32)
+        self.wkv = by_key.swapaxes(-1, -2)
+
     @classmethod
     def zeros(cls, config: ModelConfig) -> State:
         """The state of a model that has read nothing."""
@@ -32,9 +37,7 @@ class State:
 
     def copy(self) -> State:
         """An independent copy: a branch of the conversation."""
-        return State(
-            *(np.array(part, np.float32, order="C") for part in (self.shift_att, self.wkv, self.shift_ffn))
-        )
+        return State(self.shift_att.copy(), self.wkv.copy(order="K"), self.shift_ffn.copy())
 
     @property
     def nbytes(self) -> int:

@@ -122,8 +122,8 @@ class CpuBackend:
             run = self._runs[0]
             run["T"], run["all_logits"] = T, all_logits
             self._buffers["tokens"][:T] = tokens
-            for name in ("shift_att", "wkv", "shift_ffn"):
-                run[name] = _address(getattr(state, name))
+            run["shift_att"], run["shift_ffn"] = _address(state.shift_att), _address(state.shift_ffn)
+            run["wkv"] = _address(state.wkv.swapaxes(-1, -2))
             _team(self.n_threads).run(forward.passes, self._job, self._runs, self._matrices, self._inputs)
             logits: Array = self._buffers["logits"][: T if all_logits else 1, :V].copy()
             return logits
