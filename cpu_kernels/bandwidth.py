@@ -5,7 +5,7 @@ from numba import njit
 
 from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.simd import LANES, load, splat, store
-from cpu_kernels.team import begin_pass, end_item, end_pass, is_time_to_leave, item_of, look, phase_of, take
+from cpu_kernels.team import begin_pass, end_items, end_pass, is_time_to_leave, item_of, look, phase_of, take
 
 BLOCK = 1 << 18
 """Bytes of an item of work."""
@@ -39,11 +39,11 @@ def passes(address, n_blocks, sums, team, job, thread):
             end_pass(team)
             return
         if not is_over and item_of(ticket) < n_blocks:
-            if take(team, ticket):
+            if take(team, ticket, 1):
                 total = _read(address + item_of(ticket) * BLOCK, BLOCK)
                 sums_here = sums + thread * LANES * FLOAT
                 store(sums_here, load(sums_here) + total)
-                end_item(team, ticket, n_blocks)
+                end_items(team, ticket, 1, n_blocks)
             looks = 0
             continue
         looks += 1

@@ -20,8 +20,19 @@ from cpu_kernels.layers import (
     at,
     n_low_rank_tiles,
     n_wanted,
+    output_rows,
 )
-from cpu_kernels.team import begin_pass, end_item, end_pass, is_time_to_leave, item_of, look, phase_of, take
+from cpu_kernels.team import (
+    begin_pass,
+    end_items,
+    end_pass,
+    is_time_to_leave,
+    item_of,
+    look,
+    phase_of,
+    share,
+    take,
+)
 
 # The phases of a pass: one to begin with, seven a layer, two to end with.
 EMBED, MIX_TIME, PROJECT, HEADS, ADD_OUTPUT, MIX_CHANNELS, HIDDEN_UNITS, ADD_HIDDEN, HEAD_INPUT, HEAD = range(
@@ -48,7 +59,9 @@ def n_items(run, matrices, phase):
         return run.T
     if kind == PROJECT:
         return n_low_rank_tiles(matrices, layer_of(phase) * N_MATRICES) + 3 * blocks
-    if kind in (HEADS, ADD_OUTPUT, ADD_HIDDEN):
+    if kind == ADD_OUTPUT:
+        return run.C // output_rows(run)
+    if kind in (HEADS, ADD_HIDDEN):
         return blocks
     if kind == HIDDEN_UNITS:
         return run.F // BLOCK
@@ -117,9 +130,11 @@ def passes(runs, matrices, inputs, team, job, thread):
             return
         n = 0 if is_over else n_items(run, matrices, phase)
         if item < n:
-            if take(team, ticket):
-                do_item(run, matrices, inputs, phase, item, thread)
-                end_item(team, ticket, n)
+            some = share(n - item, run.threads)
+            if take(team, ticket, some):
+                for i in range(item, item + some):
+                    do_item(run, matrices, inputs, phase, i, thread)
+                end_items(team, ticket, some, n)
             looks = 0
             continue
         looks += 1

@@ -18,6 +18,7 @@ from numba import njit
 from cpu_kernels.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
 from cpu_kernels.elementwise import FLOAT, GROUP, VECTOR
 from cpu_kernels.simd import (
+    CACHE_LINE,
     LANES,
     fma,
     get_f32,
@@ -27,6 +28,7 @@ from cpu_kernels.simd import (
     load_bf16,
     load_i8,
     low_halves,
+    prefetch,
     splat,
     splat_4i8,
     splat_i32,
@@ -40,6 +42,9 @@ SCALE_BYTES = 2  # bfloat16
 SCALES = LANES * SCALE_BYTES  # bytes of the scales of one group of a tile
 INT8_GROUP, INT4_GROUP = GROUP * LANES, GROUP * LANES // 2  # bytes of one group of a tile
 INT4_OFFSET = 8
+
+AHEAD = 2048
+"""So many bytes before they are needed, weights are asked for: the CPU's own prefetcher stops at each page."""
 
 _f = np.float32
 
@@ -68,6 +73,8 @@ def _kernels(two_quads, step, apart, dot, offset, group_bytes):
         xq, scale, sums = _activation(act, t, 0)
         total = splat(_f(0))
         for g in range(groups):
+            for line in range(0, group_bytes, CACHE_LINE):
+                prefetch(weights + AHEAD + line)
             acc = splat_i32(negative_offset * get_i32(sums + g * FLOAT))
             for p in range(PAIRS):
                 low, high = two_quads(weights, p)

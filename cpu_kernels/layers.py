@@ -57,7 +57,7 @@ LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
 
 RUN = np.dtype(
     [
-        (name, np.int64) for name in ("L", "C", "F", "T", "all_logits")
+        (name, np.int64) for name in ("L", "C", "F", "T", "threads", "all_logits")
     ]  # all_logits: after each token, or the last only
     + [
         (name, np.int64)  # an address of float32, but where it says otherwise
@@ -227,13 +227,19 @@ def head_step(run, gated, vectors, layer, S, row, t, head):
 
 
 @njit
-def add_output(run, m, gated, block):
-    """x += output (y * g). An item is a block of rows."""
-    C = run.C
-    column = block * BLOCK * FLOAT
-    rows_times_tokens(run.out + column, C * FLOAT, m, block * TILES, TILES, gated, run.T)
+def output_rows(run):
+    """Rows of `output` that make an item: few for a single token, so that all threads have some till the end."""
+    return BLOCK if run.T > 1 else LANES
+
+
+@njit
+def add_output(run, m, gated, item):
+    """x += output (y * g). An item is a block of rows, or a tile."""
+    C, n = run.C, output_rows(run)
+    column = item * n * FLOAT
+    rows_times_tokens(run.out + column, C * FLOAT, m, item * n // LANES, n // LANES, gated, run.T)
     for t in range(run.T):
-        el.add(at(run.x, t, C) + column, at(run.out, t, C) + column, BLOCK)
+        el.add(at(run.x, t, C) + column, at(run.out, t, C) + column, n)
 
 
 @njit

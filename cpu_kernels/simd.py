@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
+CACHE_LINE = 64  # bytes
 
 _features = llvm.get_host_cpu_features()
 HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))

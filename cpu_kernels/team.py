@@ -10,7 +10,7 @@ the machine run something else between two looks.
 Between two passes the threads look out for the next one without returning to Python, where they would have to wait
 for the interpreter's lock, and go to sleep when none comes for about a millisecond.
 
-A kernel for a team is a loop around `look`, `take`, `end_item` and `is_time_to_leave`, between `begin_pass` and
+A kernel for a team is a loop around `look`, `take`, `end_items` and `is_time_to_leave`, between `begin_pass` and
 `end_pass`: see `cpu_kernels.bandwidth` for
 the shortest one.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from cpu_kernels.simd import _at, _call, _emits
+from cpu_kernels.simd import CACHE_LINE, _at, _call, _emits
 
 _i64 = ir.IntType(64)
 
@@ -32,7 +32,9 @@ LOOKS_BEFORE_YIELD = 4000
 LOOKS_BEFORE_SLEEP = LOOKS_BEFORE_YIELD + 2000
 """How often a thread without work looks before it sleeps: about a millisecond, more than it takes to choose a token."""
 
-CACHE_LINE = 64
+SHARES = 4
+"""A thread takes so manieth a part of its share of the items that are left: so all end at about the same time."""
+
 # The shared counters, each on a cache line of its own. A ticket is  pass << 40 | phase << 20 | next item  of the job.
 _TICKET, _DONE, _JOB = 0, CACHE_LINE, 2 * CACHE_LINE
 _TEAM_BYTES = 3 * CACHE_LINE
@@ -109,15 +111,21 @@ def item_of(ticket):
 
 
 @njit
-def take(team, ticket):
-    """Take the item that a ticket names; False if somebody else was quicker, or the phase is over by now."""
-    return _compare_and_swap(team + _TICKET, ticket, ticket + 1)
+def take(team, ticket, n):
+    """Take n items, the first of which a ticket names; False if somebody was quicker, or the phase is over by now."""
+    return _compare_and_swap(team + _TICKET, ticket, ticket + n)
 
 
 @njit
-def end_item(team, ticket, n_items):
-    """Say that an item is done; the last one of a phase opens the next phase."""
-    if _fetch_add(team + _DONE, 1) + 1 == n_items:
+def share(n_left, n_threads):
+    """How many of the items that are left to take at once: many at first, one at a time when the end is near."""
+    return max(1, n_left // (SHARES * n_threads))
+
+
+@njit
+def end_items(team, ticket, n, n_items):
+    """Say that n items are done; the last ones of a phase open the next phase."""
+    if _fetch_add(team + _DONE, n) + n == n_items:
         _store_release(team + _DONE, 0)
         _store_release(team + _TICKET, ((ticket >> _PHASE) + 1) << _PHASE)
 

@@ -27,15 +27,17 @@ from cpu_kernels.team import (
     _TICKET,
     Team,
     begin_pass,
-    end_item,
+    end_items,
     end_pass,
     is_time_to_leave,
     item_of,
     look,
     phase_of,
+    share,
     take,
 )
 
+THREADS = 3  # for which the items are shared out
 HANGS = 120  # seconds
 PATIENCE = 20  # seconds, after which what should happen at once does not happen
 SLEEPS = 0.05  # seconds, in which any thread without work has gone to sleep
@@ -71,13 +73,15 @@ def count(counts, seen, work, team, job, thread):
             end_pass(team)
             return
         if not is_over and item < n_items:
-            if take(team, ticket):
-                total = np.int64(0)
-                for _ in range(work[item] + 1):
-                    total = counts[phase - 1].sum()
-                seen[phase, item] += total
-                counts[phase, item] += 1
-                end_item(team, ticket, n_items)
+            some = share(n_items - item, THREADS)
+            if take(team, ticket, some):
+                for i in range(item, item + some):
+                    total = np.int64(0)
+                    for _ in range(work[i] + 1):
+                        total = counts[phase - 1].sum()
+                    seen[phase, i] += total
+                    counts[phase, i] += 1
+                end_items(team, ticket, some, n_items)
             looks = 0
             continue
         looks += 1

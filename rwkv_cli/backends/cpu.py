@@ -163,6 +163,7 @@ class CpuBackend:
         """What stays the same in every pass."""
         run, config = self._runs[0], self.config
         run["L"], run["C"], run["F"] = config.n_layer, config.n_embd, config.n_ffn
+        run["threads"] = self.n_threads
         self._norms = np.stack([self._model.stored(name) for name in _NORMS])
         run["norms"], run["vectors"] = _address(self._norms), _address(self._vectors)
         run["embedding"] = _address(self._model.stored("emb.weight"))
