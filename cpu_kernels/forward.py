@@ -102,7 +102,7 @@ def do_item(run, matrices, inputs, phase, item, thread):
             layers.mix_channels(run, inputs[IN_FFN], vectors, shift_ffn, item)
         elif kind == HIDDEN_UNITS:
             layers.hidden_units(
-                run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, item
+                run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, item, thread
             )
         else:
             layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], item, thread)

@@ -57,7 +57,7 @@ LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
 
 RUN = np.dtype(
     [
-        (name, np.int64) for name in ("L", "C", "F", "T", "threads", "all_logits")
+        (name, np.int64) for name in ("L", "C", "F", "T", "threads", "room", "all_logits")
     ]  # all_logits: after each token, or the last only
     + [
         (name, np.int64)  # an address of float32, but where it says otherwise
@@ -86,6 +86,7 @@ RUN = np.dtype(
             "out",  # [T, C]  what a mix adds to the residual stream
             "active",  # uint8 [T, F]  which of them are not zero
             "counts",  # int32 [T, F/64]  and how many in each group
+            "h",  # [threads, room, 64]  hidden units of a block
             "packed",  # uint8 [threads, PACKED_BYTES]
             "logits",  # [T or 1, V padded to 64]
         )
@@ -252,25 +253,27 @@ def mix_channels(run, act, vectors, shift, t):
 
 
 @njit
-def hidden_units(run, m, act, hidden, shift, block):
+def hidden_units(run, m, act, hidden, shift, block, thread):
     """h = relu(ffn.key x)**2, and which of it is not zero. An item is a block of 64 units."""
-    C, F = run.C, run.F
+    C, F, T = run.C, run.F, run.T
     if block == 0:  # nobody reads the state's token shift any more
-        el.copy(shift, at(run.u, run.T - 1, C), C)
-    rows_times_tokens(at(hidden.x, block, BLOCK), F * FLOAT, m, block * TILES, TILES, act, run.T)
-    for t in range(run.T):
+        el.copy(shift, at(run.u, T - 1, C), C)
+    h, stride = at(hidden.x, block, BLOCK), F
+    if is_integer(m):  # which alone see it: it need not leave the cache
+        h, stride = run.h + thread * run.room * BLOCK * FLOAT, BLOCK
+    rows_times_tokens(h, stride * FLOAT, m, block * TILES, TILES, act, T)
+    for t in range(T):
         group = t * (F // GROUP) + block
-        h = at(hidden.x, group, GROUP)
-        el.square_relu(h, GROUP)
+        el.square_relu(at(h, t, stride), GROUP)
         if is_integer(m):
             scale, sums = at(hidden.scale, group, 1), at(hidden.sums, group, 1)
-            el.quantize(hidden.xq + group * GROUP, scale, sums, h, GROUP)
-            if t >= run.T // 4 * 4:
+            el.quantize(hidden.xq + group * GROUP, scale, sums, at(h, t, stride), GROUP)
+            if t >= T // 4 * 4:
                 find_active_i8(
                     run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP
                 )
         else:
-            find_active_f32(run.active + group * GROUP, at(run.counts, group, 1), h)
+            find_active_f32(run.active + group * GROUP, at(run.counts, group, 1), at(h, t, stride))
 
 
 @njit

@@ -190,8 +190,10 @@ class CpuBackend:
         }
         buffers["tokens"] = np.empty(T, np.int64)
         buffers["packed"] = np.empty((self.n_threads, layers.PACKED_BYTES), np.uint8)
+        buffers["h"] = np.empty((self.n_threads, T, GROUP), np.float32)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
+        self._runs[0]["room"] = T
         for name, buffer in buffers.items():
             self._runs[0][name] = _address(buffer)
         ranks = [
