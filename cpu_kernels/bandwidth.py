@@ -6,7 +6,16 @@ from numba import njit
 from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.layout import LANES, PROBE_BLOCK
 from cpu_kernels.simd import load, splat, store
-from cpu_kernels.tickets import begin_pass, end_item, end_pass, is_time_to_leave, item_of, look, phase_of, take
+from cpu_kernels.tickets import (
+    begin_pass,
+    end_item,
+    end_pass,
+    is_time_to_leave,
+    item_of,
+    look,
+    phase_of,
+    take,
+)
 
 
 @njit

@@ -1,8 +1,8 @@
 """Machine code on disk: one file for each entry point, in a folder of this user for each version of it.
 
-All that machine code depends on makes the folder's name: the sources, the instruction that was chosen, LLVM, and the CPU,
-since machines may share a home folder. Numba's version is not needed for it: nothing of Numba is left in the code, and
-its releases go with those of llvmlite.
+The folder's name stands for all that machine code depends on: the sources, the instruction that was chosen, LLVM, and
+the CPU, since machines may share a home folder. Numba's version says nothing more: nothing of Numba's is left in the
+code, and its releases go with those of llvmlite.
 
 A file holds a digest and the code. One that is damaged counts as missing; one that is being written has another name.
 """
@@ -69,7 +69,7 @@ def write(name: str, code: bytes) -> None:
             path.write_bytes(_digest(name, code) + code)
             path.replace(folder / name)
     except _FAILURES as error:
-        _warn(str(error.strerror) if isinstance(error, OSError) else str(error))
+        _warn(getattr(error, "strerror", None) or str(error))
 
 
 def _digest(name: str, code: bytes) -> bytes:
@@ -80,7 +80,9 @@ def _digest(name: str, code: bytes) -> bytes:
 def _warn(reason: str) -> None:
     """Once for all entry points."""
     place = PLACE or "the cache folder"
-    logging.getLogger("rwkv_cli").warning("kernels are compiled for this run only, since %s: %s", place, reason)
+    logging.getLogger("rwkv_cli").warning(
+        "kernels are compiled for this run only, since %s: %s", place, reason
+    )
 
 
 def _forget_old_versions(folder: Path) -> None:

@@ -3,8 +3,8 @@
 Numba and what it needs for loading its own caches take a third of a second and 70 MB: a run that finds machine code
 imports nothing of it.
 
-An entry point is a function of a module of kernels, without a decorator, that takes integers of 64 bits: numbers, and the
-addresses of arrays. It raises nothing and makes no objects, so that its machine code needs nothing of Numba either.
+An entry point is a function of a module of kernels, without a decorator, that takes integers of 64 bits: numbers, and
+the addresses of arrays. It raises nothing and makes no objects, so that its machine code needs nothing of Numba either.
 """
 
 import ctypes
@@ -105,14 +105,17 @@ def compile_entry_point(name: str) -> bytes:
     compiled.compile(signature)
     module = llvm.parse_assembly(compiled.inspect_llvm(signature))
     # What it calls is in the same module, but not for others to see.
-    [native] = [f.name for f in module.functions if not f.is_declaration and f.linkage == llvm.Linkage.external]
+    [native] = [
+        f.name for f in module.functions if not f.is_declaration and f.linkage == llvm.Linkage.external
+    ]
     arguments = ", ".join(f"i64 %a{i}" for i in range(n))
     text = _C_FUNCTION.format(native=native, name=name, types=", ".join(["i64"] * n), arguments=arguments)
     module.link_in(llvm.parse_assembly(text))
-    # LLVM ends the process where a function is missing: that must not wait until the code is loaded.
-    needed = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
-    if needed - LIBRARY:
-        raise RuntimeError(f"{name} needs functions that only Numba has: {', '.join(sorted(needed - LIBRARY))}")
+    # LLVM ends the process where something is missing: that must not wait until the code is loaded.
+    outside = {value.name for value in (*module.functions, *module.global_variables) if value.is_declaration}
+    missing = sorted(each for each in outside - LIBRARY if not each.startswith("llvm."))
+    if missing:
+        raise RuntimeError(f"{name} needs what only Numba has: {', '.join(missing)}")
     return _target_machine().emit_object(module)
 
 
@@ -125,7 +128,9 @@ def _target_machine() -> llvm.TargetMachine:
         cpu=llvm.get_host_cpu_name(),
         features=llvm.get_host_cpu_features().flatten(),
         opt=3,
-        reloc="static" if target.name.startswith("x86") else "default",  # as code that stays where it is loaded
+        reloc="static"
+        if target.name.startswith("x86")
+        else "default",  # as code that stays where it is loaded
         codemodel="jitdefault",
         jit=True,
     )

@@ -23,7 +23,16 @@ from cpu_kernels.layout import (
     RUN,
 )
 from cpu_kernels.simd import table
-from cpu_kernels.tickets import begin_pass, end_item, end_pass, is_time_to_leave, item_of, look, phase_of, take
+from cpu_kernels.tickets import (
+    begin_pass,
+    end_item,
+    end_pass,
+    is_time_to_leave,
+    item_of,
+    look,
+    phase_of,
+    take,
+)
 
 # The phases of a pass: one to begin with, seven a layer, two to end with.
 EMBED, MIX_TIME, PROJECT, HEADS, ADD_OUTPUT, MIX_CHANNELS, HIDDEN_UNITS, ADD_HIDDEN, HEAD_INPUT, HEAD = range(

@@ -68,7 +68,9 @@ class CpuBackend:
     @property
     def description(self) -> str:
         """What does the arithmetic."""
-        return f"Numba, {self._model.info.weight_type} weights, {instructions.CHOSEN}, {self.n_threads} threads"
+        return (
+            f"Numba, {self._model.info.weight_type} weights, {instructions.CHOSEN}, {self.n_threads} threads"
+        )
 
     @property
     def kernel(self) -> str:
