@@ -35,7 +35,7 @@ print("numba" in sys.modules)
 
 GENERATE = """
 import sys
-from rwkv_cli.__main__ import main
+from rwkv_cli.cli.main import main
 sys.argv = ["rwkv", "generate", "-p", "Once", "-n", "2", "-m", sys.argv[1]]
 try:
     main()
