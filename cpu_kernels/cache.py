@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import llvmlite
@@ -62,7 +63,7 @@ def write(name: str, code: bytes) -> None:
     try:
         folder = _folder()
         if not folder.exists():
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # somebody else may do the same
             _forget_old_versions(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             path = Path(unfinished) / name
@@ -87,6 +88,7 @@ def _warn(reason: str) -> None:
 
 def _forget_old_versions(folder: Path) -> None:
     """Keep the newest versions of the cache; whoever still uses another one compiles again."""
-    versions = sorted(folder.glob("kernels-*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for version in versions[KEPT:]:
-        shutil.rmtree(version, ignore_errors=True)
+    with suppress(FileNotFoundError):  # somebody else does the same
+        versions = sorted(folder.glob("kernels-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for version in versions[KEPT:]:
+            shutil.rmtree(version, ignore_errors=True)
