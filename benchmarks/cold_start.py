@@ -44,7 +44,6 @@ PHASES = {
     "imports: output and progress": "import rwkv_cli.cli.output, rwkv_cli.cli.progress, rwkv_cli.cli.prompt",
     "imports: our Python API": "import rwkv_cli.model",
     "imports: llvmlite": "import llvmlite.binding",
-    "imports: Numba": "import numba",
     "imports: our kernels": "import rwkv_cli.backends.cpu",
     "mapping the model": """
         from pathlib import Path

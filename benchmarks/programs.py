@@ -129,20 +129,19 @@ class Probe:
     TIMES = 8
 
     def __init__(self, threads: int) -> None:
-        from cpu_kernels import bandwidth, team
+        from cpu_kernels import compiled, layout, team
 
-        self._kernel = bandwidth.passes
-        self._n_blocks = self.BYTES // bandwidth.BLOCK
+        self._kernel = compiled.kernel("bandwidth.passes")
+        self._n_blocks = self.BYTES // layout.PROBE_BLOCK
         self._memory = np.ones(self.BYTES // 4, np.float32)
-        self._sums = np.zeros((threads, 16), np.float32)
+        self._sums = np.zeros((threads, layout.LANES), np.float32)
         self._team = team.Team(threads)
         self.description = f"reads {self.BYTES >> 20} MiB {self.TIMES} times, {threads} threads"
 
     def read(self) -> int:
         """Read; gives the number of bytes."""
-        job = (self._memory.ctypes.data, self._n_blocks, self._sums.ctypes.data)
         for _ in range(self.TIMES):
-            self._team.run(self._kernel, 0, *job)
+            self._team.run(self._kernel, 0, self._memory, self._n_blocks, self._sums)
         return self.BYTES * self.TIMES
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cpu_kernels import dot
+from cpu_kernels import instructions
 from rwkv_cli import machine, paths
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ OURS, OTHERS, LIMIT = "#1f6f8b", "#b8bcc2", "#c0392b"
 
 def folder(given: Path | None = None) -> Path:
     """The results folder of this machine, or the one that was asked for; made if it is not there."""
-    name = f"{machine.cpu_name()} {machine.usable_cores()} cores {dot.CHOSEN}".lower()
+    name = f"{machine.cpu_name()} {machine.usable_cores()} cores {instructions.CHOSEN}".lower()
     result = given or ROOT / "benchmarks" / "results" / re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
     result.mkdir(parents=True, exist_ok=True)
     return result
@@ -39,7 +39,7 @@ def circumstances() -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": machine.cpu_name(),
         "cores": machine.usable_cores(),
-        "kernel": dot.CHOSEN,
+        "kernel": instructions.CHOSEN,
         "memory_bytes": total,
         "system": machine.system(),
         "python": sys.version.split()[0],

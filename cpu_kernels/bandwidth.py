@@ -4,11 +4,18 @@ import numpy as np
 from numba import njit
 
 from cpu_kernels.elementwise import FLOAT, VECTOR
-from cpu_kernels.simd import LANES, load, splat, store
-from cpu_kernels.team import begin_pass, end_items, end_pass, is_time_to_leave, item_of, look, phase_of, take
-
-BLOCK = 1 << 18
-"""Bytes of an item of work."""
+from cpu_kernels.layout import LANES, PROBE_BLOCK
+from cpu_kernels.simd import load, splat, store
+from cpu_kernels.tickets import (
+    begin_pass,
+    end_items,
+    end_pass,
+    is_time_to_leave,
+    item_of,
+    look,
+    phase_of,
+    take,
+)
 
 
 @njit
@@ -24,9 +31,11 @@ def _read(address, n_bytes):
     return (s0 + s1) + (s2 + s3) + ((s4 + s5) + (s6 + s7))
 
 
-@njit(nogil=True, cache=True)
 def passes(address, n_blocks, sums, team, job, thread):
-    """Read n_blocks blocks once, as `cpu_kernels.team.Team.run` wants it; sums: float32 [threads, 16]."""
+    """Read n_blocks blocks once, as `cpu_kernels.team.Team.run` wants it; sums: float32 [threads, 16].
+
+    An entry point, see `cpu_kernels.compiled`.
+    """
     if thread == 0:
         begin_pass(team, job)
     looks = 0
@@ -40,7 +49,7 @@ def passes(address, n_blocks, sums, team, job, thread):
             return
         if not is_over and item_of(ticket) < n_blocks:
             if take(team, ticket, 1):
-                total = _read(address + item_of(ticket) * BLOCK, BLOCK)
+                total = _read(address + item_of(ticket) * PROBE_BLOCK, PROBE_BLOCK)
                 sums_here = sums + thread * LANES * FLOAT
                 store(sums_here, load(sums_here) + total)
                 end_items(team, ticket, 1, n_blocks)

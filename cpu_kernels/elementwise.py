@@ -6,6 +6,7 @@ All lengths are multiples of 64, so that no loop has a remainder. Addresses are 
 import numpy as np
 from numba import njit
 
+from cpu_kernels.layout import GROUP
 from cpu_kernels.simd import (
     absolute,
     fma,
@@ -25,7 +26,6 @@ from cpu_kernels.simd import (
 
 FLOAT = 4  # bytes
 VECTOR = 64  # bytes of sixteen floats
-GROUP = 64  # values that share a scale
 
 LAYER_NORM_EPS = np.float32(1e-5)
 

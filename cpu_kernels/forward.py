@@ -1,12 +1,14 @@
 """The forward pass of a chunk of tokens: phases, each a list of independent items, that a team of threads goes through.
 
-See `cpu_kernels.layers` for the items and `cpu_kernels.team` for the threads.
+See `cpu_kernels.layers` for the items, `cpu_kernels.tickets` and `cpu_kernels.team` for the threads.
 """
 
-from numba import njit, typeof, types
+from numba import njit
 
 from cpu_kernels import layers
-from cpu_kernels.layers import (
+from cpu_kernels.layers import at, n_low_rank_tiles, n_wanted, output_rows
+from cpu_kernels.layout import (
+    ACTIVATION,
     BLOCK,
     FFN_KEY,
     FFN_VALUE,
@@ -14,15 +16,14 @@ from cpu_kernels.layers import (
     HIDDEN,
     IN_FFN,
     IN_HEAD,
+    MATRIX,
     N_MATRICES,
     N_VECTORS,
     OUTPUT,
-    at,
-    n_low_rank_tiles,
-    n_wanted,
-    output_rows,
+    RUN,
 )
-from cpu_kernels.team import (
+from cpu_kernels.simd import table
+from cpu_kernels.tickets import (
     begin_pass,
     end_items,
     end_pass,
@@ -39,6 +40,8 @@ EMBED, MIX_TIME, PROJECT, HEADS, ADD_OUTPUT, MIX_CHANNELS, HIDDEN_UNITS, ADD_HID
     10
 )
 LAYER_PHASES = 7
+
+_runs_at, _matrices_at, _inputs_at = table(RUN), table(MATRIX), table(ACTIVATION)
 
 
 @njit
@@ -108,14 +111,14 @@ def do_item(run, matrices, inputs, phase, item, thread):
             layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], item, thread)
 
 
-@njit(nogil=True, cache=True)
 def passes(runs, matrices, inputs, team, job, thread):
-    """Forward passes of runs[0], a record RUN, as `cpu_kernels.team.Team.run` wants them.
+    """Forward passes of a record RUN, as `cpu_kernels.team.Team.run` wants them; an entry point, see
+    `cpu_kernels.compiled`.
 
-    Each reads the tokens of the record and leaves the logits and the new state. matrices: MATRIX [L * N_MATRICES + 1],
-    the head last. inputs: ACTIVATION [N_INPUTS].
+    Each reads the tokens of the record and leaves the logits and the new state. All arguments but the last two are
+    addresses; runs: RUN [1]; matrices: MATRIX [L * N_MATRICES + 1], the head last; inputs: ACTIVATION [N_INPUTS].
     """
-    run = runs[0]
+    run, matrices, inputs = _runs_at(runs)[0], _matrices_at(matrices), _inputs_at(inputs)
     if thread == 0:
         begin_pass(team, job)
     looks = 0
@@ -140,8 +143,3 @@ def passes(runs, matrices, inputs, team, job, thread):
         looks += 1
         if is_time_to_leave(looks, thread):
             return
-
-
-def compile_passes(runs, matrices, inputs):
-    """Compile `passes`, or load it from the cache, so that the first pass does not have to."""
-    passes.compile((*(typeof(table) for table in (runs, matrices, inputs)), *[types.int64] * 3))

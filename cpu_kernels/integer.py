@@ -17,8 +17,8 @@ from numba import njit
 
 from cpu_kernels.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
 from cpu_kernels.elementwise import FLOAT, GROUP, VECTOR
+from cpu_kernels.layout import CACHE_LINE
 from cpu_kernels.simd import (
-    CACHE_LINE,
     LANES,
     fma,
     get_f32,

@@ -1,11 +1,10 @@
-"""What a layer computes, one item of work at a time, and the tables of weights and buffers that all of it works on.
+"""What a layer computes, one item of work at a time.
 
 The formulas are those of `rwkv_cli.backends.reference`; dimension letters are those of `rwkv_cli.config`. T tokens are
 read together: T = 1 when text is generated, more when a prompt is read. Everything lies in buffers that the caller
-allocated once; all addresses are int64.
+allocated once, and that the tables of `cpu_kernels.layout` name; all addresses are int64.
 """
 
-import numpy as np
 from numba import njit
 
 from cpu_kernels import elementwise as el
@@ -13,86 +12,39 @@ from cpu_kernels import wkv7
 from cpu_kernels.elementwise import FLOAT, GROUP
 from cpu_kernels.hidden import dense_rows, find_active_f32, find_active_i8, sparse_rows
 from cpu_kernels.integer import SCALE_BYTES
+from cpu_kernels.layout import (
+    A0,
+    BLOCK,
+    FFN_X_K,
+    G1,
+    GATED,
+    IN_G,
+    IN_R,
+    IN_V,
+    K_A,
+    K_K,
+    LN1_B,
+    LN1_W,
+    LN2_B,
+    LN2_W,
+    LN_X_B,
+    LN_X_W,
+    LOW_RANK_INPUTS,
+    LOW_W,
+    PACKED_BYTES,
+    R_K,
+    RECEPTANCE,
+    V0,
+    V2,
+    W0,
+    W1,
+    W2,
+    X_R,
+)
 from cpu_kernels.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
 from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
 
-BLOCK = 64
-"""Output rows that make one item of work: one head, and four tiles."""
 TILES = BLOCK // LANES
-PACKED_BYTES = BLOCK * GROUP
-"""Scratch room of each thread, for `cpu_kernels.hidden.dense_rows`."""
-
-# The matrices of a layer, in the order of the table `matrices`.
-RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, W2, A2, V2, G2, OUTPUT, FFN_KEY, FFN_VALUE = range(14)
-N_MATRICES = 14
-
-# The vectors [C] of a layer, in the order of the table `vectors`.
-(
-    X_R,
-    X_K,
-    X_V,
-    X_W,
-    X_A,
-    X_G,
-    W0,
-    A0,
-    V0,
-    K_K,
-    K_A,
-    R_K,
-    LN_X_W,
-    LN_X_B,
-    LN1_W,
-    LN1_B,
-    LN2_W,
-    LN2_B,
-    FFN_X_K,
-) = range(19)
-N_VECTORS = 19
-
-# The inputs of matrices, in the order of the table `inputs`; the first six follow the order of the vectors.
-IN_R, IN_K, IN_V, IN_W, IN_A, IN_G, LOW_W, LOW_A, LOW_V, LOW_G, GATED, IN_FFN, HIDDEN, IN_HEAD = range(14)
-N_INPUTS = 14
-LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
-
-RUN = np.dtype(
-    [
-        (name, np.int64) for name in ("L", "C", "F", "T", "threads", "room", "all_logits")
-    ]  # all_logits: after each token, or the last only
-    + [
-        (name, np.int64)  # an address of float32, but where it says otherwise
-        for name in (
-            "tokens",  # int64 [T]
-            "embedding",  # kind embedding_kind [V, C]
-            "embedding_scales",  # bfloat16 [V, C/64]
-            "embedding_kind",  # not an address: a kind of `cpu_kernels.matrix`
-            "norms",  # [4, C]: weight and bias of ln0, weight and bias of ln_out
-            "vectors",  # [L, N_VECTORS, C]
-            "shift_att",  # [L, C]  the state
-            "shift_ffn",  # [L, C]  the state
-            "wkv",  # [L, H, N, N]  the state, by key
-            "x",  # [T, C]  the residual stream
-            "u",  # [T, C]  the normalised input of a mix
-            "last",  # [T, C]  the normalised input of the token before
-            "r",  # [T, C]
-            "k",  # [T, C]
-            "v",  # [T, C]
-            "v_first",  # [T, C]
-            "w",  # [T, C]  decay
-            "a",  # [T, C]  in-context learning rate, later times kk
-            "vg",  # [T, C]  gate of the value residual
-            "g",  # [T, C]  output gate
-            "kk",  # [T, C]  removal key
-            "out",  # [T, C]  what a mix adds to the residual stream
-            "active",  # uint8 [T, F]  which of them are not zero
-            "counts",  # int32 [T, F/64]  and how many in each group
-            "h",  # [threads, room, 64]  hidden units of a block
-            "packed",  # uint8 [threads, PACKED_BYTES]
-            "logits",  # [T or 1, V padded to 64]
-        )
-    ]
-)
-"""Sizes, weights, state and buffers of one forward pass."""
 
 
 @njit

@@ -11,36 +11,11 @@ Each kernel has a form for one token (decode) and one for four (prefill), which 
 ffn.value is stored the other way round: see `cpu_kernels.hidden`.
 """
 
-import numpy as np
 from numba import njit
 
 from cpu_kernels import floating, integer
 from cpu_kernels.elementwise import VECTOR
-
-INT8, INT4, FLOAT16, FLOAT32 = range(4)
-"""Kinds of weights."""
-
-MATRIX = np.dtype(
-    [
-        ("kind", np.int64),
-        ("rows", np.int64),  # R, padded to a multiple of 16
-        ("cols", np.int64),  # K, a multiple of 64 for integers, of 4 for floats
-        ("weights", np.int64),  # the address of its R / 16 tiles
-        ("scales", np.int64),  # for integers, the address of bfloat16 [R/16, K/64, 16]
-    ]
-)
-"""Where a matrix lies and what it is made of."""
-
-ACTIVATION = np.dtype(
-    [
-        ("cols", np.int64),  # K
-        ("x", np.int64),  # the address of float32 [T, K]
-        ("xq", np.int64),  # of int8 [T, K], x = xq * scale, see `elementwise.quantize`
-        ("scale", np.int64),  # of float32 [T, K/64]
-        ("sums", np.int64),  # of int32 [T, K/64]: the sums of xq
-    ]
-)
-"""Where the inputs of a matrix lie."""
+from cpu_kernels.layout import FLOAT16, INT4, INT8
 
 _int8, _int4, _float16, _float32 = integer.int8, integer.int4, floating.float16, floating.float32
 _int8_x1, _int8_x4 = _int8.x1, _int8.x4

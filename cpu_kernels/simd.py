@@ -14,12 +14,11 @@ import operator
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
+from numba import from_dtype, types
 from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 16
-CACHE_LINE = 64  # bytes
+from cpu_kernels.instructions import call as _call
+from cpu_kernels.layout import LANES
 
 _features = llvm.get_host_cpu_features()
 HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))
@@ -71,12 +70,6 @@ def _emits(result, *arguments):
         return intrinsic(typer)
 
     return decorate
-
-
-def _call(builder, name, result, *values):
-    """Call an LLVM intrinsic or a C function by name."""
-    signature = ir.FunctionType(result, [value.type for value in values])
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), values)
 
 
 def _at(builder, address, llvm):
@@ -157,10 +150,8 @@ def put_u8(builder, address, value):
 @_emits(types.void, types.int64)
 def prefetch(builder, address):
     """Ask for the cache line at an address, into the second-level cache: the first has room for few requests."""
-    pointer = _at(builder, address, _i8)
-    signature = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
-    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    builder.call(function, [pointer, _i32(0), _i32(2), _i32(1)])  # to read; second level; data
+    how = (_i32(0), _i32(2), _i32(1))  # to read; second level; data
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), _at(builder, address, _i8), *how)
 
 
 # --- sixteen floats -------------------------------------------------------------------------------------------------
@@ -388,3 +379,40 @@ def interleave(builder, address, stride):
 
     low, high = (builder.bitcast(zip_lanes(rows[i], rows[i + 1]), wide) for i in (0, 2))
     return builder.bitcast(zip_lanes(low, high), I8.llvm)
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+class _Table(types.Type):
+    """The address of records that lie in a row, as a Numba type."""
+
+    def __init__(self, record):
+        super().__init__(name=f"Table({record})")
+
+
+@register_model(_Table)
+class _TableModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _i64)
+
+
+def table(dtype):
+    """A function that takes an address for a table of records: `table(dtype)(address)[i]` is record i, in place."""
+    record = from_dtype(dtype)
+    kind = _Table(record)
+
+    @_emits(kind, types.int64)
+    def table_at(_builder, address):
+        return address
+
+    @_emits(record, kind, types.int64)
+    def record_of(builder, address, i):
+        offset = builder.mul(i, _i64(dtype.itemsize))
+        return _at(builder, builder.add(address, offset), ir.ArrayType(_i8, dtype.itemsize))
+
+    @overload(operator.getitem)
+    def typed(table, i):
+        return (lambda table, i: record_of(table, i)) if table is kind else None
+
+    return table_at

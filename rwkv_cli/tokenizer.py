@@ -2,7 +2,7 @@
 
 The World vocabulary is greedy longest match over byte strings; every byte string can be encoded, and a token
 may end inside a UTF-8 character. Other models bring a `tokenizer.json` of the `tokenizers` library. Both
-libraries behind them, numba and tokenizers, are imported only when they are needed.
+libraries behind them, cpu_kernels and tokenizers, are imported only when they are needed.
 """
 
 from __future__ import annotations
@@ -223,17 +223,23 @@ class WorldTokenizer:
     @cached_property
     def _trie(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The edges and tokens of `cpu_kernels.trie`."""
-        from cpu_kernels.trie import build_trie
+        from cpu_kernels.compiled import kernel
 
-        edges, tokens = build_trie(np.frombuffer(self._vocabulary.data, np.uint8), self._vocabulary.offsets)
-        return edges, tokens
+        data, offsets = np.frombuffer(self._vocabulary.data, np.uint8), self._vocabulary.offsets
+        edges, tokens = _empty_edges(len(data)), np.zeros(len(data) + 1, np.int32)
+        n_nodes = kernel("trie.build")(edges, len(edges), tokens, data, offsets, len(self._vocabulary))
+        packed = _empty_edges(n_nodes - 1)
+        kernel("trie.pack")(packed, len(packed), edges, len(edges))
+        return packed, tokens[:n_nodes].copy()
 
     def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
         """The ids [T] of any bytes."""
-        from cpu_kernels.trie import longest_matches
+        from cpu_kernels.compiled import kernel
 
-        tokens: NDArray[np.int32] = longest_matches(*self._trie, np.frombuffer(data, np.uint8))
-        return tokens
+        (edges, tokens), text = self._trie, np.frombuffer(data, np.uint8)
+        found = np.empty(len(text), np.int32)
+        n_found = kernel("trie.longest_matches")(found, edges, len(edges), tokens, text, len(text))
+        return found[:n_found]
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.encode_bytes(_utf8(text)).tolist()
@@ -244,6 +250,13 @@ class WorldTokenizer:
 
     def decode(self, tokens: Iterable[int]) -> str:
         return _decode(self, tokens)
+
+
+def _empty_edges(n_edges: int) -> NDArray[np.int32]:
+    """A table [S, 2] of the trie with room for so many edges at a load of at most one half."""
+    from cpu_kernels.layout import EMPTY
+
+    return np.full((max(2, 1 << (2 * n_edges - 1).bit_length()), 2), EMPTY, np.int32)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -391,6 +391,16 @@ def test_an_unexpected_error_asks_for_a_report(rwkv, monkeypatch):
         rwkv("generate", "-p", "a")
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("--nonsense", 2)])
+def test_the_program_ends_in_haste_but_in_order(argument, code):
+    """What was registered for the end happens, what was written arrives, and the exit code stays."""
+    program = "import atexit, sys; from rwkv_cli.__main__ import main; atexit.register(print, 'the end')\n"
+    program += f"print('the beginning'); sys.argv = ['rwkv', {argument!r}]; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.splitlines()[0], done.stdout.splitlines()[-1]) == ("the beginning", "the end")
+    assert (done.returncode, bool(done.stderr)) == (code, code != 0)
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys; sys.argv = ['rwkv', 'generate', '--help']; from rwkv_cli.cli.main import main\n"
     code += "try: main()\nfinally: print(sorted({'numpy', 'numba', 'rich', 'tokenizers'} & set(sys.modules)))"

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from naive import Int8Reference
 from writers import TINY
 
-from cpu_kernels import dot
+from cpu_kernels import instructions
 from rwkv_cli.backends import cpu
 from rwkv_cli.backends.cpu import CpuBackend
 from rwkv_cli.backends.reference import ReferenceBackend
@@ -251,7 +251,7 @@ def test_a_model_of_zeros(tmp_path, weight_type):
 def test_the_description_names_what_computes(tiny):
     text = CpuBackend(tiny, n_threads=2).description
     assert tiny.info.weight_type in text
-    assert dot.CHOSEN in text
+    assert instructions.CHOSEN in text
     assert "2 threads" in text
     CpuBackend(tiny).forward([0], State.zeros(TINY))
     assert cpu.is_compiled()
@@ -269,7 +269,7 @@ sys.stdout.buffer.write(logits.tobytes())
 """
 
 
-@pytest.mark.skipif(dot.CHOSEN == "plain", reason="this machine has no other kernel than plain")
+@pytest.mark.skipif(instructions.CHOSEN == "plain", reason="this machine has no other kernel than plain")
 def test_the_plain_kernel_gives_the_same_to_the_bit(tmp_path):
     model = model_file(tmp_path / "x", fine_weights(TINY), "int8")
     expected = CpuBackend(model).forward_all(range(20), State.zeros(TINY))

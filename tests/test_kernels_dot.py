@@ -15,7 +15,7 @@ from kernel_check import address
 from llvmlite import ir
 from numba import njit, types
 
-from cpu_kernels import dot
+from cpu_kernels import instructions
 from cpu_kernels.simd import I8, I32, _at, _emits, load_i8
 
 QUADS, BYTES = 16, 64
@@ -25,7 +25,7 @@ INT32 = np.iinfo(np.int32)
 def _runnable() -> list[str]:
     """What this machine can run. AVX-512 also has AVX-VNNI's operation, under the same name, in its own encoding."""
     features = llvm.get_host_cpu_features()
-    names = dot.available()
+    names = instructions.available()
     if features.get("avx512vnni") and features.get("avx512vl") and "avx-vnni" not in names:
         names.append("avx-vnni")
     return names
@@ -63,7 +63,7 @@ def compiled(emit):
 @pytest.fixture(scope="module", params=_runnable())
 def instruction(request):
     """A row of the table and its two operations, compiled."""
-    row = dot.INSTRUCTIONS[request.param]
+    row = instructions.INSTRUCTIONS[request.param]
     return row, compiled(row.signed), compiled(row.unsigned)
 
 
@@ -148,33 +148,37 @@ def test_any_operands(instruction, data):
 
 def test_the_best_instruction_is_chosen(monkeypatch):
     monkeypatch.delenv("RWKV_CPU_KERNEL", raising=False)
-    assert dot.choose() == dot.available()[0]
-    assert dot.available() == [name for name in dot.INSTRUCTIONS if name in dot.available()]
+    assert instructions.choose() == instructions.available()[0]
+    assert instructions.available() == [
+        name for name in instructions.INSTRUCTIONS if name in instructions.available()
+    ]
 
 
-@pytest.mark.parametrize("name", dot.available())
+@pytest.mark.parametrize("name", instructions.available())
 def test_any_other_can_be_named(monkeypatch, name):
     monkeypatch.setenv("RWKV_CPU_KERNEL", name)
-    assert dot.choose() == name
+    assert instructions.choose() == name
 
 
 def test_plain_is_everywhere(monkeypatch):
     monkeypatch.setattr(llvm, "get_host_cpu_features", dict)
-    assert dot.available() == ["plain"]
+    assert instructions.available() == ["plain"]
 
 
 @pytest.mark.parametrize("name", ["abacus", "PLAIN", "avx2,plain"])
 def test_a_name_that_is_none_is_refused_with_those_that_are(monkeypatch, name):
     monkeypatch.setenv("RWKV_CPU_KERNEL", name)
-    with pytest.raises(ValueError, match=f"^RWKV_CPU_KERNEL is '{name}'; .*{', '.join(dot.available())}$"):
-        dot.choose()
+    with pytest.raises(
+        ValueError, match=f"^RWKV_CPU_KERNEL is '{name}'; .*{', '.join(instructions.available())}$"
+    ):
+        instructions.choose()
 
 
 def test_an_instruction_of_another_cpu_is_refused(monkeypatch):
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx2": True, "avxvnni": False})
     monkeypatch.setenv("RWKV_CPU_KERNEL", "avx-vnni")
     with pytest.raises(ValueError, match=r"this machine can run: avx2, plain$"):
-        dot.choose()
+        instructions.choose()
 
 
 def test_matrices_by_every_other_instruction_of_this_machine():
@@ -185,8 +189,8 @@ def test_matrices_by_every_other_instruction_of_this_machine():
         name: subprocess.Popen(
             command, env=os.environ | {"RWKV_CPU_KERNEL": name}, stdout=subprocess.PIPE, text=True
         )
-        for name in dot.available()
-        if name != dot.CHOSEN
+        for name in instructions.available()
+        if name != instructions.CHOSEN
     }
     printed = {name: process.communicate()[0] for name, process in running.items()}
     for name, process in running.items():
@@ -230,11 +234,11 @@ def assembly(emit, triple: str, cpu: str, features: str) -> str:
     ],
 )
 def test_each_cpu_gets_its_instruction(name, triple, cpu, features, expected, times, form):
-    text = assembly(getattr(dot.INSTRUCTIONS[name], form), triple, cpu, features)
+    text = assembly(getattr(instructions.INSTRUCTIONS[name], form), triple, cpu, features)
     assert text.count(expected) >= times
     assert not re.search(r"\t(call|bl)", text)  # no function of a library that is not there
 
 
 def test_every_instruction_is_compiled_for_some_cpu():
     cases = test_each_cpu_gets_its_instruction.pytestmark[0].args[1]
-    assert {case[0] for case in cases} == set(dot.INSTRUCTIONS)
+    assert {case[0] for case in cases} == set(instructions.INSTRUCTIONS)

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from kernel_check import address, assert_same_bits
 from numba import njit
 
-from cpu_kernels import hidden, matrix
+from cpu_kernels import hidden, layout, matrix
 from cpu_kernels.hidden import FEW
 from rwkv_cli.quantize import GROUP, INTEGERS, SCALE, WEIGHT_TYPES, restore, store
 
 TILE = 16
 CHANNELS = 64
 KINDS = {
-    "int8": matrix.INT8,
-    "int4": matrix.INT4,
-    "fp16": matrix.FLOAT16,
-    "fp32": matrix.FLOAT32,
+    "int8": layout.INT8,
+    "int4": layout.INT4,
+    "fp16": layout.FLOAT16,
+    "fp32": layout.FLOAT32,
 }
 EPS = 2.0**-23
 UNTOUCHED = np.float32(-1234.5)
@@ -78,7 +78,7 @@ def stored_matrix(values: np.ndarray, kind: str, name: str = TILES) -> Matrix:
     tensor = values.T.copy() if name == LOW_RANK else values
     stored = store(name, tensor.astype(np.float32), kind)
     restored = restore(name, tensor.shape, stored)
-    record = np.zeros(1, matrix.MATRIX)
+    record = np.zeros(1, layout.MATRIX)
     R, K = values.shape
     scales = address(stored[name + SCALE]) if kind in INTEGERS else 0
     record[0] = (KINDS[kind], R + -R % TILE, K + -K % TILE, address(stored[name]), scales)
@@ -106,7 +106,7 @@ def activation(xq: np.ndarray, scale: np.ndarray) -> Activation:
     x = xq * (np.repeat(scale, GROUP, axis=1) if K % GROUP == 0 else np.float32(1))
     sums = xq.reshape(T, -1, GROUP).sum(axis=2, dtype=np.int32) if K % GROUP == 0 else np.zeros(1, np.int32)
     parts = (x.astype(np.float32), xq, np.ascontiguousarray(scale, np.float32), sums)
-    record = np.zeros(1, matrix.ACTIVATION)
+    record = np.zeros(1, layout.ACTIVATION)
     record[0] = (K, *(address(part) for part in parts))
     return Activation(record, parts[0].astype(np.float64), parts)
 

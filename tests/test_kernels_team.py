@@ -20,12 +20,10 @@ import pytest
 from kernel_check import address
 from numba import njit
 
-from cpu_kernels import bandwidth
-from cpu_kernels.simd import LANES
-from cpu_kernels.team import (
-    _PASS,
-    _TICKET,
-    Team,
+from cpu_kernels.compiled import kernel
+from cpu_kernels.layout import LANES, PROBE_BLOCK
+from cpu_kernels.team import PASS, TICKET, Team
+from cpu_kernels.tickets import (
     begin_pass,
     end_items,
     end_pass,
@@ -237,8 +235,8 @@ def test_any_number_of_passes():
     """The number of the pass has its bits of the ticket to itself: after the last one it begins anew."""
     counted, team = Counted(), Team(2)
     counted.run(team)
-    most = 1 << (63 - _PASS)
-    team._counters[(team._address - address(team._counters) + _TICKET) // 8] = (most - 3) << _PASS
+    most = 1 << (63 - PASS)
+    team._counters[(team._address - address(team._counters) + TICKET) // 8] = (most - 3) << PASS
     for _ in range(6):
         counted.run(team)
     counted.assert_right()
@@ -321,8 +319,8 @@ def test_a_new_team_works_in_a_fork():
 def test_the_measurement_of_bandwidth_reads_everything_once(n_threads):
     """Random whole numbers: a block that is left out or read twice changes their sum."""
     n_blocks, job = 5, next(_jobs)
-    data = np.random.default_rng(0).integers(0, 8, (n_blocks, bandwidth.BLOCK // 4)).astype(np.float32)
+    data = np.random.default_rng(0).integers(0, 8, (n_blocks, PROBE_BLOCK // 4)).astype(np.float32)
     sums = np.zeros((n_threads, LANES), np.float32)
     for passes in range(1, 4):
-        team_of(n_threads).run(bandwidth.passes, job, address(data), n_blocks, address(sums))
+        team_of(n_threads).run(kernel("bandwidth.passes"), job, data, n_blocks, sums)
         assert sums.sum(dtype=np.float64) == passes * data.sum(dtype=np.float64)

@@ -117,7 +117,7 @@ def test_the_wheel_holds_the_whole_program_and_nothing_else(built):
         "cpu_kernels",
         f"rwkv_cli-{PROJECT['version']}.dist-info",
     }
-    assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".nbi", ".nbc"))]
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert metadata["License-Expression"] == "Apache-2.0"
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert sorted(needed) == sorted(PROJECT["dependencies"])

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import cpu_kernels
-from cpu_kernels import bandwidth, dot, forward, layers, matrix, team
+from cpu_kernels import compiled, instructions, layout, team
+from cpu_kernels.compiled import address, kernel
 from rwkv_cli import machine, quantize
 from rwkv_cli.backends.base import Progress
 from rwkv_cli.modelfile import ModelFile
@@ -28,9 +28,9 @@ CHUNK = 64
 PROBE_BYTES = 1 << 28
 """What is read to measure the memory: far more than caches hold."""
 
-_KINDS = {"int8": matrix.INT8, "int4": matrix.INT4, "fp16": matrix.FLOAT16, "fp32": matrix.FLOAT32}
+_KINDS = {"int8": layout.INT8, "int4": layout.INT4, "fp16": layout.FLOAT16, "fp32": layout.FLOAT32}
 
-# In the order of the tables that the kernels index, see `cpu_kernels.layers`.
+# In the order of the tables that the kernels index, see `cpu_kernels.layout`.
 _MATRICES = (
     "att.receptance.weight att.key.weight att.value.weight att.w1 att.a1 att.v1 att.g1 att.w2 att.a2 att.v2 att.g2 "
     "att.output.weight ffn.key.weight ffn.value.weight"
@@ -55,25 +55,27 @@ class CpuBackend:
         self.chunk = chunk
         self._model = model  # the kernels hold addresses only: this keeps the mapping alive
         self.n_threads = n_threads or machine.default_threads()
-        self._runs = np.zeros(1, layers.RUN)
+        self._runs = np.zeros(1, layout.RUN)
         self._matrices, self._vectors = self._weights()
-        self._inputs = np.zeros(layers.N_INPUTS, matrix.ACTIVATION)
+        self._inputs = np.zeros(layout.N_INPUTS, layout.ACTIVATION)
         self._buffers: dict[str, NDArray[Any]] = {}
         self._room = 0  # tokens that the buffers have room for
         self._lock = threading.Lock()
         self._job = next(_jobs)
         self._describe_model()
-        forward.compile_passes(self._runs, self._matrices, self._inputs)  # or load them from the cache
+        self._passes = kernel("forward.passes")
 
     @property
     def description(self) -> str:
         """What does the arithmetic."""
-        return f"Numba, {self._model.info.weight_type} weights, {dot.CHOSEN}, {self.n_threads} threads"
+        return (
+            f"Numba, {self._model.info.weight_type} weights, {instructions.CHOSEN}, {self.n_threads} threads"
+        )
 
     @property
     def kernel(self) -> str:
         """What does the arithmetic, without the weights and the threads."""
-        return f"Numba, {dot.CHOSEN}"
+        return f"Numba, {instructions.CHOSEN}"
 
     @property
     def bytes_per_token(self) -> int:
@@ -89,14 +91,14 @@ class CpuBackend:
     def memory_reader(self) -> Callable[[], int]:
         """A function that reads `PROBE_BYTES` of memory once, with the same threads, and gives their number."""
         data = np.random.default_rng(0).random(PROBE_BYTES // 4, np.float32)  # pages of zeros would share one
-        sums = np.zeros((self.n_threads, bandwidth.LANES), np.float32)
-        workers, job = _team(self.n_threads), next(_jobs)
+        sums = np.zeros((self.n_threads, layout.LANES), np.float32)
+        workers, job, passes = _team(self.n_threads), next(_jobs), kernel("bandwidth.passes")
 
         def read() -> int:
-            workers.run(bandwidth.passes, job, _address(data), data.nbytes // bandwidth.BLOCK, _address(sums))
+            workers.run(passes, job, data, data.nbytes // layout.PROBE_BLOCK, sums)
             return data.nbytes
 
-        read()  # compiles, or loads what was compiled
+        read()  # memory is there only once it was used
         return read
 
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
@@ -122,21 +124,21 @@ class CpuBackend:
             run = self._runs[0]
             run["T"], run["all_logits"] = T, all_logits
             self._buffers["tokens"][:T] = tokens
-            run["shift_att"], run["shift_ffn"] = _address(state.shift_att), _address(state.shift_ffn)
-            run["wkv"] = _address(state.wkv.swapaxes(-1, -2))
-            _team(self.n_threads).run(forward.passes, self._job, self._runs, self._matrices, self._inputs)
+            run["shift_att"], run["shift_ffn"] = address(state.shift_att), address(state.shift_ffn)
+            run["wkv"] = address(state.wkv.swapaxes(-1, -2))
+            _team(self.n_threads).run(self._passes, self._job, self._runs, self._matrices, self._inputs)
             logits: Array = self._buffers["logits"][: T if all_logits else 1, :V].copy()
             return logits
 
     def _weights(self) -> tuple[NDArray[Any], Array]:
         """The table of matrices, and all vectors of the layers [L, N_VECTORS, C]."""
         L, C = self.config.n_layer, self.config.n_embd
-        matrices = np.zeros(L * layers.N_MATRICES + 1, matrix.MATRIX)
-        vectors = np.zeros((L, layers.N_VECTORS, C), np.float32)
+        matrices = np.zeros(L * layout.N_MATRICES + 1, layout.MATRIX)
+        vectors = np.zeros((L, layout.N_VECTORS, C), np.float32)
         for i in range(L):
             for j, name in enumerate(_MATRICES):
                 if i > 0 or name not in ("att.v1", "att.v2"):
-                    self._describe_matrix(matrices[i * layers.N_MATRICES + j], f"blocks.{i}.{name}")
+                    self._describe_matrix(matrices[i * layout.N_MATRICES + j], f"blocks.{i}.{name}")
             for j, name in enumerate(_VECTORS):
                 if i > 0 or name != "att.v0":
                     vectors[i, j] = self._model.stored(f"blocks.{i}.{name}").reshape(-1)
@@ -155,9 +157,9 @@ class CpuBackend:
                 weights.shape[0] * TILE_ROWS,
                 weights.shape[1] * weights.shape[3] * packed,
             )
-        row["weights"] = _address(weights)
+        row["weights"] = address(weights)
         if weight_type in quantize.INTEGERS:
-            row["scales"] = _address(self._model.stored(name + SCALE))
+            row["scales"] = address(self._model.stored(name + SCALE))
 
     def _describe_model(self) -> None:
         """What stays the same in every pass."""
@@ -165,12 +167,12 @@ class CpuBackend:
         run["L"], run["C"], run["F"] = config.n_layer, config.n_embd, config.n_ffn
         run["threads"] = self.n_threads
         self._norms = np.stack([self._model.stored(name) for name in _NORMS])
-        run["norms"], run["vectors"] = _address(self._norms), _address(self._vectors)
-        run["embedding"] = _address(self._model.stored("emb.weight"))
+        run["norms"], run["vectors"] = address(self._norms), address(self._vectors)
+        run["embedding"] = address(self._model.stored("emb.weight"))
         weight_type = quantize.type_of("emb.weight", self._model.info.weight_type)
         run["embedding_kind"] = _KINDS[weight_type]
         if weight_type == "int8":
-            run["embedding_scales"] = _address(self._model.stored("emb.weight" + SCALE))
+            run["embedding_scales"] = address(self._model.stored("emb.weight" + SCALE))
 
     def _make_room(self, T: int, logits: int) -> None:
         """Allocate the buffers of a pass of T tokens, unless there are larger ones."""
@@ -180,7 +182,7 @@ class CpuBackend:
         if "logits" not in self._buffers or logits > len(self._buffers["logits"]):
             rows = self._matrices[-1]["rows"]
             self._buffers["logits"] = np.empty((logits, rows), np.float32)
-            self._runs[0]["logits"] = _address(self._buffers["logits"])
+            self._runs[0]["logits"] = address(self._buffers["logits"])
 
     def _allocate(self, T: int) -> None:
         C, F = self.config.n_embd, self.config.n_ffn
@@ -189,32 +191,25 @@ class CpuBackend:
             for name in ("x", "u", "last", "r", "k", "v", "v_first", "w", "a", "vg", "g", "kk", "out")
         }
         buffers["tokens"] = np.empty(T, np.int64)
-        buffers["packed"] = np.empty((self.n_threads, layers.PACKED_BYTES), np.uint8)
+        buffers["packed"] = np.empty((self.n_threads, layout.PACKED_BYTES), np.uint8)
         buffers["h"] = np.empty((self.n_threads, T, GROUP), np.float32)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
         self._runs[0]["room"] = T
         for name, buffer in buffers.items():
-            self._runs[0][name] = _address(buffer)
+            self._runs[0][name] = address(buffer)
         ranks = [
-            self._matrices[layers.N_MATRICES * (self.config.n_layer - 1) + layers.W1 + i]["rows"]
+            self._matrices[layout.N_MATRICES * (self.config.n_layer - 1) + layout.W1 + i]["rows"]
             for i in range(4)
         ]
-        widths = {layers.LOW_W + i: rank for i, rank in enumerate(ranks)} | {layers.HIDDEN: F}
-        for i in range(layers.N_INPUTS):
+        widths = {layout.LOW_W + i: rank for i, rank in enumerate(ranks)} | {layout.HIDDEN: F}
+        for i in range(layout.N_INPUTS):
             cols = widths.get(i, C)
             parts: list[NDArray[Any]] = [np.empty((T, cols), np.float32), np.empty((T, cols), np.int8)]
             parts += [np.empty((T, cols // GROUP), np.float32), np.empty((T, cols // GROUP), np.int32)]
-            self._inputs[i] = (cols, *(_address(part) for part in parts))
+            self._inputs[i] = (cols, *(address(part) for part in parts))
             buffers |= {f"input {i} {j}": part for j, part in enumerate(parts)}
         self._buffers |= buffers
-
-
-def _address(array: NDArray[Any]) -> int:
-    """Where a contiguous array lies."""
-    if not array.flags.c_contiguous:
-        raise ValueError("a kernel needs a contiguous array")
-    return array.ctypes.data
 
 
 @functools.cache
@@ -229,4 +224,4 @@ if hasattr(os, "register_at_fork"):
 
 def is_compiled() -> bool:
     """Whether the kernels are in the cache; otherwise making a backend compiles them, for some ten seconds."""
-    return bool(cpu_kernels.is_compiled("forward"))
+    return bool(compiled.is_compiled("forward.passes"))

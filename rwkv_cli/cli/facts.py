@@ -32,11 +32,15 @@ def backend_facts(device: str) -> dict[str, Any]:
     selection = auto.select(device)
     facts: dict[str, Any] = {"device": selection.device, "reason": selection.reason}
     try:
-        from cpu_kernels import dot, is_compiled
+        from cpu_kernels import instructions
+        from cpu_kernels.compiled import is_compiled
     except (ImportError, ValueError) as error:
         return facts | {"cpu_kernels": f"cannot run: {error}"}
-    compiled = is_compiled("forward")
-    return facts | {"instruction": dot.CHOSEN, "instructions": dot.available(), "compiled": compiled}
+    return facts | {
+        "instruction": instructions.CHOSEN,
+        "instructions": instructions.available(),
+        "compiled": is_compiled("forward.passes"),
+    }
 
 
 def model_facts(path: Path) -> dict[str, Any]:

@@ -6,23 +6,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from rwkv_cli.cli import ui
 from rwkv_cli.generate import Generation
 from rwkv_cli.model import Reporter
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _PATIENCE = 0.5  # seconds in which a person needs no bar
 _COMPILING = "compiling the kernels for this CPU, once (about 15 s)..."
@@ -53,8 +44,9 @@ class TerminalReporter(Reporter):
         if self.quiet or not ui.is_animated(sys.stderr):
             return
         if self._bar is None:
-            self._bar = _bar(_Amount("M", 1e6), TimeRemainingColumn(compact=True))
-            self._bar.add_task("quantizing", total=total)
+            from rwkv_cli.cli import bars
+
+            self._bar = bars.bar("quantizing", total, "M", 1e6, time_left=True)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done)
 
@@ -65,7 +57,9 @@ class TerminalReporter(Reporter):
             self.note(_COMPILING)
             yield
             return
-        with Console(stderr=True).status(_COMPILING):
+        from rwkv_cli.cli import bars
+
+        with bars.spinner(_COMPILING):
             yield
 
 
@@ -75,9 +69,10 @@ def reading(generation: Generation, quiet: bool) -> Iterator[None]:
     if quiet or not ui.is_animated(sys.stderr):
         yield
         return
-    bar = _bar(_Amount())
-    task = bar.add_task("reading the prompt", total=generation.usage.prompt_tokens)
-    generation.progress = lambda tokens: bar.advance(task, tokens)
+    from rwkv_cli.cli import bars
+
+    bar = bars.bar("reading the prompt", generation.usage.prompt_tokens)
+    generation.progress = lambda tokens: bar.advance(bar.task_ids[0], tokens)
     timer = threading.Timer(_PATIENCE, bar.start)
     timer.daemon = True
     timer.start()
@@ -87,31 +82,3 @@ def reading(generation: Generation, quiet: bool) -> Iterator[None]:
         timer.cancel()
         timer.join()
         bar.stop()
-
-
-def _bar(*columns: ProgressColumn) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=None),
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-    )
-
-
-class _Amount(ProgressColumn):
-    """How much of how much is done, and how fast: "123/191 M, 45.2 M/s"."""
-
-    def __init__(self, unit: str = "", size: float = 1) -> None:
-        super().__init__(Column(no_wrap=True))
-        self.unit = f" {unit}" if unit else ""
-        self.size = size
-
-    def render(self, task: Task) -> Text:
-        """What `rich` shows in this column."""
-        assert task.total is not None
-        text = f"{task.completed / self.size:.0f}/{task.total / self.size:.0f}{self.unit}"
-        if task.speed:
-            text += f", {task.speed / self.size:.0f}{self.unit}/s"
-        return Text(text)

@@ -1,0 +1,135 @@
+"""Entry points as machine code: compiled by Numba once, kept by `cpu_kernels.cache`, and loaded by LLVM alone.
+
+Numba, with its way of loading what it has compiled, takes a third of a second and 60 MB: a run that finds machine code
+does without it.
+
+An entry point is a function of a module of kernels, without a decorator, that takes integers of 64 bits: numbers, and
+the addresses of arrays. It raises nothing and makes no objects, so that its machine code needs nothing of Numba either.
+"""
+
+import ctypes
+import functools
+import importlib
+import threading
+from collections.abc import Callable
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from cpu_kernels import cache
+
+ENTRY_POINTS = {
+    "forward.passes": 6,
+    "bandwidth.passes": 6,
+    "trie.build": 6,
+    "trie.pack": 4,
+    "trie.longest_matches": 6,
+}
+"""module.function -> the number of its arguments."""
+
+LIBRARY = {"memcpy", "memmove", "memset", "sqrtf", "sched_yield", "SwitchToThread"}
+"""Functions outside of an entry point that it may call: those of C and of the operating system."""
+
+# Numba's functions take the addresses of a result and of an error, and give a status. Since nothing raises, C callers
+# need none of this: they get the result, or 0 where there is none.
+_C_FUNCTION = """
+declare i32 @"{native}"(ptr, ptr, {types})
+
+define i64 @"{name}"({arguments}) {{
+  %result = alloca i64
+  %error = alloca ptr
+  store i64 0, ptr %result
+  call i32 @"{native}"(ptr %result, ptr %error, {arguments})
+  %value = load i64, ptr %result
+  ret i64 %value
+}}
+"""
+
+_one_at_a_time = threading.Lock()
+
+
+def is_compiled(name: str) -> bool:
+    """Whether the cache holds an entry point, so that its first call comes at once."""
+    return cache.read(name) is not None
+
+
+def kernel(name: str) -> Callable[..., int]:
+    """An entry point, as a function of integers and contiguous arrays, which stand for their addresses.
+
+    It gives an integer, and 0 where the entry point gives nothing. While it runs, other threads can use Python.
+    """
+    with _one_at_a_time:
+        return _kernel(name)
+
+
+@functools.cache
+def _kernel(name: str) -> Callable[..., int]:
+    code = cache.read(name)
+    if code is None:
+        code = compile_entry_point(name)
+        cache.write(name, code)
+    # One engine for each: what entry points call has names that say something in the process that compiled it only.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    function = ctypes.CFUNCTYPE(ctypes.c_int64)(engine.get_function_address(name))
+    function.argtypes = [_Argument] * ENTRY_POINTS[name]
+    function.engine = engine  # holds the machine code
+    return function
+
+
+class _Argument:
+    """How ctypes turns an argument into an integer of 64 bits."""
+
+    @staticmethod
+    def from_param(value: int | np.ndarray) -> ctypes.c_int64:
+        return ctypes.c_int64(address(value) if isinstance(value, np.ndarray) else value)
+
+
+def address(array: np.ndarray) -> int:
+    """Where a contiguous array lies."""
+    if not array.flags.c_contiguous:
+        raise ValueError("a kernel needs a contiguous array")
+    return array.ctypes.data
+
+
+def compile_entry_point(name: str) -> bytes:
+    """The object file of an entry point for this CPU, in which it is a C function of the same name."""
+    from numba import njit, types
+
+    module_name, function_name = name.split(".")
+    function = getattr(importlib.import_module(f"cpu_kernels.{module_name}"), function_name)
+    n = ENTRY_POINTS[name]
+    signature = (types.int64,) * n
+    compiled = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    compiled.compile(signature)
+    module = llvm.parse_assembly(compiled.inspect_llvm(signature))
+    # What it calls is in the same module, but not for others to see.
+    [native] = [
+        f.name for f in module.functions if not f.is_declaration and f.linkage == llvm.Linkage.external
+    ]
+    arguments = ", ".join(f"i64 %a{i}" for i in range(n))
+    text = _C_FUNCTION.format(native=native, name=name, types=", ".join(["i64"] * n), arguments=arguments)
+    module.link_in(llvm.parse_assembly(text))
+    # LLVM ends the process where something is missing: that must not wait until the code is loaded.
+    outside = {value.name for value in (*module.functions, *module.global_variables) if value.is_declaration}
+    missing = sorted(each for each in outside - LIBRARY if not each.startswith("llvm."))
+    if missing:
+        raise RuntimeError(f"{name} needs what only Numba has: {', '.join(missing)}")
+    return _target_machine().emit_object(module)
+
+
+def _target_machine() -> llvm.TargetMachine:
+    """This CPU, with all that it can do."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        # Code that stays where it is loaded, anywhere in memory: as Numba has it.
+        reloc="static" if target.name.startswith("x86") else "default",
+        codemodel="jitdefault",
+        jit=True,
+    )
