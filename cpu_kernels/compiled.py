@@ -72,18 +72,20 @@ def _kernel(name: str) -> Callable[..., int]:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    function = ctypes.CFUNCTYPE(ctypes.c_int64)(engine.get_function_address(name))
-    function.argtypes = [_Argument] * ENTRY_POINTS[name]
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_POINTS[name])(
+        engine.get_function_address(name)
+    )
     function.engine = engine  # holds the machine code
-    return function
+
+    def call(*arguments: int | np.ndarray) -> int:
+        # Not by `from_param` of ctypes, which makes another error of an interrupt that comes meanwhile.
+        return function(*map(_integer, arguments))
+
+    return call
 
 
-class _Argument:
-    """How ctypes turns an argument into an integer of 64 bits."""
-
-    @staticmethod
-    def from_param(value: int | np.ndarray) -> ctypes.c_int64:
-        return ctypes.c_int64(address(value) if isinstance(value, np.ndarray) else value)
+def _integer(argument: int | np.ndarray) -> int:
+    return address(argument) if isinstance(argument, np.ndarray) else int(argument)
 
 
 def address(array: np.ndarray) -> int:
