@@ -145,6 +145,15 @@ def test_what_is_no_array_in_one_piece_is_refused():
         kernel(SMALL)(edges, 4, edges)
 
 
+def test_an_interrupt_while_arguments_are_made_ready_is_no_other_error():
+    class Interrupted:
+        def __int__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kernel(SMALL)(Interrupted(), 4, 0, 0)
+
+
 # --- the cache ------------------------------------------------------------------------------------------------------
 
 

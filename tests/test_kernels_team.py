@@ -3,7 +3,6 @@
 No test depends on how long something takes; one that hangs ends the run with the stacks of all threads.
 """
 
-import _thread
 import faulthandler
 import functools
 import gc
@@ -321,15 +320,3 @@ def test_the_measurement_of_bandwidth_reads_everything_once(n_threads):
     for passes in range(1, 4):
         team_of(n_threads).run(kernel("bandwidth.passes"), job, data, n_blocks, sums)
         assert sums.sum(dtype=np.float64) == passes * data.sum(dtype=np.float64)
-
-
-def test_machine_code_can_be_interrupted():
-    """Ctrl-C at any moment of a call, also while its arguments are made ready, is a KeyboardInterrupt."""
-    data, sums, team = np.zeros(PROBE_BLOCK // 4, np.float32), np.zeros((2, LANES), np.float32), team_of(2)
-    passes, job = kernel("bandwidth.passes"), next(_jobs)
-    for delay in range(50):
-        timer = threading.Timer(0.002 + delay * 1e-5, _thread.interrupt_main)
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-            timer.start()
-            while True:
-                team.run(passes, job, data, 1, sums)
