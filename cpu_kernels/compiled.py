@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import llvmlite.binding as llvm
 import numpy as np
+from llvmlite import ir
 
 from cpu_kernels import cache
 
@@ -29,21 +30,6 @@ ENTRY_POINTS = {
 
 LIBRARY = {"memcpy", "memmove", "memset", "sqrtf", "sched_yield", "SwitchToThread"}
 """Functions outside of an entry point that it may call: those of C and of the operating system."""
-
-# Numba's functions take the addresses of a result and of an error, and give a status. Since nothing raises, C callers
-# need none of this: they get the result, or 0 where there is none.
-_C_FUNCTION = """
-declare i32 @"{native}"(ptr, ptr, {types})
-
-define i64 @"{name}"({arguments}) {{
-  %result = alloca i64
-  %error = alloca ptr
-  store i64 0, ptr %result
-  call i32 @"{native}"(ptr %result, ptr %error, {arguments})
-  %value = load i64, ptr %result
-  ret i64 %value
-}}
-"""
 
 _one_at_a_time = threading.Lock()
 
@@ -72,18 +58,20 @@ def _kernel(name: str) -> Callable[..., int]:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    function = ctypes.CFUNCTYPE(ctypes.c_int64)(engine.get_function_address(name))
-    function.argtypes = [_Argument] * ENTRY_POINTS[name]
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_POINTS[name])(
+        engine.get_function_address(name)
+    )
     function.engine = engine  # holds the machine code
-    return function
+
+    def call(*arguments: int | np.ndarray) -> int:
+        # Not by `from_param` of ctypes, which makes another error of an interrupt that comes meanwhile.
+        return function(*map(_integer, arguments))
+
+    return call
 
 
-class _Argument:
-    """How ctypes turns an argument into an integer of 64 bits."""
-
-    @staticmethod
-    def from_param(value: int | np.ndarray) -> ctypes.c_int64:
-        return ctypes.c_int64(address(value) if isinstance(value, np.ndarray) else value)
+def _integer(argument: int | np.ndarray) -> int:
+    return address(argument) if isinstance(argument, np.ndarray) else int(argument)
 
 
 def address(array: np.ndarray) -> int:
@@ -108,15 +96,31 @@ def compile_entry_point(name: str) -> bytes:
     [native] = [
         f.name for f in module.functions if not f.is_declaration and f.linkage == llvm.Linkage.external
     ]
-    arguments = ", ".join(f"i64 %a{i}" for i in range(n))
-    text = _C_FUNCTION.format(native=native, name=name, types=", ".join(["i64"] * n), arguments=arguments)
-    module.link_in(llvm.parse_assembly(text))
+    module.link_in(llvm.parse_assembly(_c_function(name, native, n)))
     # LLVM ends the process where something is missing: that must not wait until the code is loaded.
     outside = {value.name for value in (*module.functions, *module.global_variables) if value.is_declaration}
     missing = sorted(each for each in outside - LIBRARY if not each.startswith("llvm."))
     if missing:
         raise RuntimeError(f"{name} needs what only Numba has: {', '.join(missing)}")
     return _target_machine().emit_object(module)
+
+
+def _c_function(name: str, native: str, n: int) -> str:
+    """LLVM's text of a C function of n integers that calls one of Numba's.
+
+    These take the addresses of a result and of an error as well, and give a status. Since nothing raises, a C caller
+    needs none of this: it gets the result, or 0 where there is none.
+    """
+    i32, i64 = ir.IntType(32), ir.IntType(64)
+    address, module = i64.as_pointer(), ir.Module()
+    numba_function = ir.Function(module, ir.FunctionType(i32, [address, address, *[i64] * n]), native)
+    c_function = ir.Function(module, ir.FunctionType(i64, [i64] * n), name)
+    builder = ir.IRBuilder(c_function.append_basic_block())
+    result, error = builder.alloca(i64), builder.alloca(i64)
+    builder.store(i64(0), result)
+    builder.call(numba_function, [result, error, *c_function.args])
+    builder.ret(builder.load(result))
+    return str(module)
 
 
 def _target_machine() -> llvm.TargetMachine:

@@ -139,10 +139,19 @@ def test_an_array_stands_for_its_address():
 
 def test_what_is_no_array_in_one_piece_is_refused():
     edges = np.full((4, 4), EMPTY, np.int32)
-    with pytest.raises(Exception, match="a kernel needs a contiguous array"):
+    with pytest.raises(ValueError, match="a kernel needs a contiguous array"):
         kernel(SMALL)(edges[:, :2], 4, edges[:, 2:], 4)
     with pytest.raises(TypeError):
         kernel(SMALL)(edges, 4, edges)
+
+
+def test_an_interrupt_while_arguments_are_made_ready_is_no_other_error():
+    class Interrupted:
+        def __int__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kernel(SMALL)(Interrupted(), 4, 0, 0)
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
