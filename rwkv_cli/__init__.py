@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from rwkv_cli.generate import Generation, Step
     from rwkv_cli.model import Model, load
     from rwkv_cli.sampling import SamplingSettings
-    from rwkv_cli.state import State
+    from rwkv_cli.state import Position, State
 
 __version__ = "0.1.0"
 
-__all__ = ["Generation", "Model", "RwkvError", "SamplingSettings", "State", "Step", "__version__", "load"]
+__all__ = ["Generation", "Model", "Position", "RwkvError", "SamplingSettings", "State", "Step", "__version__", "load"]
 
 _HOMES = {
     "Generation": "generate",
     "Model": "model",
+    "Position": "state",
     "RwkvError": "errors",
     "SamplingSettings": "sampling",
     "State": "state",

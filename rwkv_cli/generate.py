@@ -10,7 +10,7 @@ from typing import Literal
 from rwkv_cli.backends.base import Backend, Progress
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling import Logits, Sampler
-from rwkv_cli.state import State
+from rwkv_cli.state import Position
 from rwkv_cli.streaming import StopFilter
 from rwkv_cli.tokenizer import StreamDecoder, Tokenizer
 
@@ -55,14 +55,15 @@ class Usage:
 class Generation(Iterator[Step]):
     """An iterator over steps that knows its usage, its state, and the text that it still holds back.
 
-    `tokens` is the prompt, at least one token; `state` is advanced in place. Without a tokenizer the steps have no
-    text. When the iteration ends early, `flush` gives the text that was held back.
+    `tokens` is the prompt, which follows what was read up to `position`; it may be empty where something was read.
+    `position` is advanced in place, and `settle` completes it. Without a tokenizer the steps have no text. When the
+    iteration ends early, `flush` gives the text that was held back.
     """
 
     backend: Backend
     tokenizer: Tokenizer | None
     tokens: Sequence[int]
-    state: State
+    position: Position
     sampler: Sampler
     max_tokens: int = UNLIMITED
     stop: Sequence[str] = ()
@@ -71,7 +72,7 @@ class Generation(Iterator[Step]):
     finish: Finish | None = None
 
     def __post_init__(self) -> None:
-        if not self.tokens:
+        if not len(self.tokens) and self.position.logits is None:
             raise UsageError("the prompt is empty: give some text to go on from")
         if self.max_tokens < UNLIMITED:
             raise UsageError(f"--max-tokens is {self.max_tokens}: it must be at least 0, or -1 for no limit")
@@ -81,6 +82,10 @@ class Generation(Iterator[Step]):
         self._decoder = StreamDecoder(self.tokenizer) if self.tokenizer else None
         self._filter = StopFilter(self.stop)
         self._last: int | None = None  # a token that was chosen and not yet read by the model
+        # For `settle`: where the text last stood with nothing held back, if tokens were read since; and what of their
+        # text was shown.
+        self._mark: Position | None = None
+        self._shown = ""
         self._end = self.tokenizer.end_of_document if self.tokenizer else 0
 
     def __next__(self) -> Step:
@@ -90,6 +95,10 @@ class Generation(Iterator[Step]):
         self._last = choice.token
         self.usage.generated_tokens += 1
         text = self._show(choice.token)
+        if self._is_holding:
+            self._shown += text
+        else:
+            self._mark, self._shown = None, ""
         if self.finish and self.finish != "stop":
             text += self.flush()
         return Step(choice.token, text, choice.logprob, self.finish)
@@ -98,18 +107,64 @@ class Generation(Iterator[Step]):
         """The text held back so far; for the end, when no more will come."""
         if self._decoder is None or self._filter.stopped:
             return ""
-        return self._filter.feed(self._decoder.flush()) + self._filter.flush()
+        rest = self._filter.feed(self._decoder.flush()) + self._filter.flush()
+        self._shown += rest
+        return rest
+
+    def settle(self) -> Position:
+        """The position after the text as it stands, to go on from; no more steps should be taken.
+
+        All tokens were read but for one that ended the document. After a stop string, or in the middle of a character,
+        the model is taken back to what was shown: it never sees the stop string.
+        """
+        if self._last is None and self.usage.generated_tokens == 0:
+            self._read(self.tokens)
+        elif self.finish == "stop" or (self.finish is None and self._is_inside_character):
+            self._take_back()
+        elif self._last != self._end:
+            self._read([] if self._last is None else [self._last])
+        self.tokens, self._last = (), None
+        return self.position
+
+    def _take_back(self) -> None:
+        if self._mark:
+            self.position.state, self.position.logits = self._mark.state, self._mark.logits
+            self.position.tokens = self._mark.tokens
+        if self._shown and self.tokenizer:
+            self._read(self.tokenizer.encode(self._shown))
+
+    @property
+    def _is_holding(self) -> bool:
+        """Whether some text of the tokens so far was not shown."""
+        return bool(self._filter.stopped or self._filter.held or self._is_inside_character)
+
+    @property
+    def _is_inside_character(self) -> bool:
+        return self._decoder is not None and self._decoder.is_inside_character
 
     def _advance(self) -> Logits:
         """The logits for the next token: after the prompt, or after the last token chosen."""
         start = time.perf_counter()
         if self._last is None:
-            logits = self.backend.forward(self.tokens, self.state, self.progress)
+            logits = self._read(self.tokens)
             self.usage.prefill_seconds = time.perf_counter() - start
         else:
-            logits = self.backend.forward([self._last], self.state)
+            if self._is_holding and self._mark is None:
+                self._mark = self.position.copy()
+            logits = self._read([self._last])
             self.usage.decode_seconds += time.perf_counter() - start
         return logits
+
+    def _read(self, tokens: Sequence[int]) -> Logits:
+        """Advance the position: the logits after these tokens, or, for none, those that it has."""
+        at = self.position
+        if len(tokens):
+            at.logits = self.backend.forward(tokens, at.state, self.progress)
+            at.tokens += len(tokens)
+        self._last, self.progress = None, None
+        if at.logits is None:
+            raise UsageError("the prompt is empty: give some text to go on from")
+        return at.logits
 
     def _show(self, token: int) -> str:
         """The text that this token lets out; sets `finish` if it is the last one."""

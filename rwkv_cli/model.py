@@ -23,8 +23,8 @@ from rwkv_cli.generate import Generation
 from rwkv_cli.modelfile import ModelFile, ModelInfo, is_model_file, write_model
 from rwkv_cli.quantize import WeightType
 from rwkv_cli.safetensors_map import storage_error
-from rwkv_cli.sampling import Sampler, SamplingSettings, exempt_tokens
-from rwkv_cli.state import State
+from rwkv_cli.sampling import Sampler, SamplerMemory, SamplingSettings, exempt_tokens
+from rwkv_cli.state import Position, State
 from rwkv_cli.template import TEMPLATES, Template, find_template, get_template
 from rwkv_cli.tokenizer import Tokenizer, load_tokenizer
 
@@ -91,28 +91,38 @@ class Model:
         max_tokens: int = 256,
         template: str | None = "raw",
         system: str | None = None,
+        think: str | None = None,
         stop: Sequence[str] = (),
-        state: State | None = None,
+        start: Position | None = None,
+        memory: SamplerMemory | None = None,
         progress: Progress | None = None,
         **sampling: Any,
     ) -> Generation:
         """Iterate over the tokens that follow a prompt, a `Step` each.
 
-        `prompt` is a text, laid out by `template` (None for the model's own), or tokens. `max_tokens` of -1 sets no
-        limit. `sampling` are fields of `SamplingSettings`; their defaults are those of the template, if it is the
-        model's own, those of the model file. The generation also ends at the end of the document and, without it,
-        before a stop string. `state` is left as it is. Raises UsageError for settings that cannot be right.
+        `prompt` is a text, laid out by `template` (None for the model's own), or tokens; `think` is one of the
+        template's modes of thinking. `max_tokens` of -1 sets no limit. `sampling` are fields of `SamplingSettings`;
+        their defaults are those of the template, if it is the model's own, those of the model file. The generation
+        also ends at the end of the document and, without it, before a stop string. `start` is where to go on from:
+        no prompt is needed there, and one in a template of conversations is the next turn; `memory` is that of the
+        sampler there. Both are left as they are. Raises UsageError for settings that cannot be right.
         """
         layout = self.template if template is None else get_template(template)
-        tokens = self._lay_out(prompt, layout, system) if isinstance(prompt, str) else list(prompt)
-        if not tokens:
-            raise UsageError("the prompt is empty: give some text to go on from")
+        start = start or Position.beginning(self.config)
+        if isinstance(prompt, str):
+            prompt = self.lay_out(prompt, layout, system, think, continued=start.logits is not None)
+        if len(prompt) or start.logits is None:
+            self._check(prompt)
+        self._check_state(start.state)
+        sampler = Sampler(self.sampling_settings(layout, **sampling), self._exempt())
+        if memory:
+            sampler.memory = memory
         return Generation(
             backend=self.backend,
             tokenizer=self.tokenizer,
-            tokens=tokens,
-            state=self._own(tokens, state),
-            sampler=Sampler(self.sampling_settings(layout, **sampling), self._exempt()),
+            tokens=prompt,
+            position=start.copy(),
+            sampler=sampler,
             max_tokens=max_tokens,
             stop=(*layout.stop, *stop),
             progress=progress,
@@ -124,21 +134,45 @@ class Model:
         chosen = {name: value for name, value in overrides.items() if value is not None}
         return SamplingSettings(**{**template.sampling, **own, **chosen})
 
-    def _lay_out(self, prompt: str, template: Template, system: str | None) -> list[int]:
+    def lay_out(
+        self,
+        prompt: str,
+        template: Template,
+        system: str | None = None,
+        think: str | None = None,
+        *,
+        continued: bool = False,
+    ) -> list[int]:
+        """The tokens of a prompt in a template: the first turn of a conversation, or, if it is `continued`, another.
+
+        Empty for an empty prompt that nothing is laid around. Raises UsageError where the template has no place for
+        something, or the model has no tokenizer.
+        """
         if self.tokenizer is None:
             raise UsageError(
                 f"{self.path} has no tokenizer: put its tokenizer.json beside the published checkpoint and use that"
             )
-        if not prompt:
+        if not prompt and not continued:
             raise UsageError("the prompt is empty: give some text to go on from")
-        begin = [self.tokenizer.end_of_document] if template.begin else []
-        return begin + self.tokenizer.encode(template.render(prompt, system))
+        if not continued:
+            begin = [self.tokenizer.end_of_document] if template.begin else []
+            return begin + self.tokenizer.encode(template.render(prompt, system, think))
+        if system is not None:
+            raise UsageError("a system text stands at the beginning, and this goes on from a state")
+        return self.tokenizer.encode(template.turn_end + template.turn(prompt, think=think) if prompt else "")
 
     def _exempt(self) -> Callable[[int], bool] | frozenset[int]:
         return exempt_tokens(self.tokenizer) if self.tokenizer else frozenset()
 
     def _own(self, tokens: Sequence[int], state: State | None) -> State:
         """A state that may be changed; checks that both fit the model."""
+        self._check(tokens)
+        if state is None:
+            return State.zeros(self.config)
+        self._check_state(state)
+        return state.copy()
+
+    def _check(self, tokens: Sequence[int]) -> None:
         if not len(tokens):
             raise UsageError("there are no tokens to read")
         numbers = np.asarray(tokens)
@@ -148,14 +182,13 @@ class Model:
         if lowest < 0 or highest >= self.config.vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise UsageError(f"there is no token {wrong}: the vocabulary has {self.config.vocab_size:,}")
-        fresh = State.zeros(self.config)
-        if state is None:
-            return fresh
+
+    def _check_state(self, state: State) -> None:
         # A smaller state would have the kernels write beside it.
+        fresh = State.zeros(self.config)
         pairs = zip(vars(state).values(), vars(fresh).values(), strict=True)
         if any((found.shape, found.dtype) != (wanted.shape, wanted.dtype) for found, wanted in pairs):
             raise UsageError("the state belongs to a model of another shape")
-        return state.copy()
 
 
 def load(

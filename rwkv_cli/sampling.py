@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,14 @@ class Choice(NamedTuple):
     logprob: float
 
 
+@dataclass(frozen=True)
+class SamplerMemory:
+    """What changes in a sampler from token to token."""
+
+    counts: Mapping[int, float]  # of every token that is penalised
+    generator: Mapping[str, Any]  # the state of NumPy's PCG64: {"state": {"state": ..., "inc": ...}, ...}
+
+
 class Sampler:
     """Chooses tokens and remembers them for the repetition penalties.
 
@@ -116,6 +124,22 @@ class Sampler:
     @counts.setter
     def counts(self, counts: Mapping[int, float]) -> None:
         self._counts = _DecayingCounts(self.settings.penalty_decay, counts)
+
+    @property
+    def memory(self) -> SamplerMemory:
+        """What a sampler with the same settings needs to go on exactly as this one would. Assign to go on from it.
+
+        Raises ValueError when what is assigned was never the memory of a sampler.
+        """
+        return SamplerMemory(self.counts, self.rng.bit_generator.state)
+
+    @memory.setter
+    def memory(self, memory: SamplerMemory) -> None:
+        try:
+            self.rng.bit_generator.state = dict(memory.generator)
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError("that is no state of the random generator PCG64") from error
+        self.counts = memory.counts
 
     def sample(self, logits: Logits) -> Choice:
         """Choose from the logits, float32 [V], which stay as they are, and record the choice.

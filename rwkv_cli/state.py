@@ -43,3 +43,21 @@ class State:
     def nbytes(self) -> int:
         """Its size in memory."""
         return self.shift_att.nbytes + self.wkv.nbytes + self.shift_ffn.nbytes
+
+
+@dataclass
+class Position:
+    """A place in a text, from where a model can go on without reading anything again."""
+
+    state: State
+    logits: Array | None = None  # [V] of the next token; None where nothing was read yet
+    tokens: int = 0  # read so far
+
+    @classmethod
+    def beginning(cls, config: ModelConfig) -> Position:
+        """Where nothing was read yet."""
+        return cls(State.zeros(config))
+
+    def copy(self) -> Position:
+        """An independent copy. Logits are shared: nobody changes them."""
+        return Position(self.state.copy(), self.logits, self.tokens)

@@ -21,27 +21,27 @@ class StopFilter:
             raise UsageError("a stop string is empty: it must have at least one character")
         self.stopped: str | None = None  # the stop string that was met
         self._automata = [_Automaton(stop) for stop in sorted(set(stops), key=len, reverse=True)]
-        self._held = ""
+        self.held = ""  # may still become a stop string
 
     def feed(self, text: str) -> str:
         """What can be shown, now that text has come; nothing of a stop string or after it."""
         if self.stopped is not None:
             return ""
-        pending = self._held + text
-        for position in range(len(self._held), len(pending)):
+        pending = self.held + text
+        for position in range(len(self.held), len(pending)):
             # Not a generator: every automaton has to see every character.
             complete = [automaton.advance(pending[position]) for automaton in self._automata]
             if True in complete:
                 self.stopped = self._automata[complete.index(True)].stop
-                self._held = ""
+                self.held = ""
                 return pending[: position + 1 - len(self.stopped)]
         n_held = max((automaton.matched for automaton in self._automata), default=0)
-        self._held = pending[len(pending) - n_held :]
+        self.held = pending[len(pending) - n_held :]
         return pending[: len(pending) - n_held]
 
     def flush(self) -> str:
         """The text held back, once no more will come: empty after a stop string."""
-        held, self._held = self._held, ""
+        held, self.held = self.held, ""
         for automaton in self._automata:
             automaton.matched = 0  # in step with what is held, should the text go on after all
         return held

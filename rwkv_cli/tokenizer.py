@@ -367,6 +367,11 @@ class StreamDecoder:
         """The text that this token completes; often empty where a character takes several tokens."""
         return self._utf8.decode(self._token_bytes(token))
 
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether bytes are held back."""
+        return bool(self._utf8.getstate()[0])
+
     def flush(self) -> str:
         """U+FFFD for bytes that were held back and now stay incomplete; the decoder can go on afterwards."""
         return self._utf8.decode(b"", final=True)

@@ -9,7 +9,7 @@ from rwkv_cli.generate import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.modelfile import ModelInfo
 from rwkv_cli.sampling import Sampler, SamplingSettings
-from rwkv_cli.state import State
+from rwkv_cli.state import Position
 
 END = 0
 CONFIG = ModelConfig(n_layer=1, n_embd=64, n_ffn=64, vocab_size=257, rank_w=1, rank_a=1, rank_v=0, rank_g=1)
@@ -66,7 +66,7 @@ def perform(script, prompt="go", **options):
         backend=Actor(script),
         tokenizer=ByteTokenizer(),
         tokens=spoken(prompt),
-        state=State.zeros(CONFIG),
+        position=Position.beginning(CONFIG),
         sampler=Sampler(SamplingSettings(temperature=0)),
         **options,
     )
@@ -181,10 +181,10 @@ def test_progress_hears_of_the_prompt_alone():
 
 def test_without_a_tokenizer_there_are_tokens_and_no_text():
     greedy = Sampler(SamplingSettings(temperature=0))
-    generation = Generation(Actor(spoken("hi")), None, [5], State.zeros(CONFIG), greedy)
+    generation = Generation(Actor(spoken("hi")), None, [5], Position.beginning(CONFIG), greedy)
     assert [(step.token, step.text) for step in generation] == [(token, "") for token in [*spoken("hi"), END]]
     with pytest.raises(UsageError, match="tokenizer"):
-        Generation(Actor([]), None, [5], State.zeros(CONFIG), greedy, stop=["x"])
+        Generation(Actor([]), None, [5], Position.beginning(CONFIG), greedy, stop=["x"])
 
 
 def test_an_empty_prompt_is_refused():
@@ -199,6 +199,101 @@ def test_logits_that_are_no_numbers_are_an_error():
         next(generation)
 
 
+# ---------------------------------------------------------------------------------------------------- settling
+
+
+class Reader(Actor):
+    """An actor whose state knows what was read: a number in which each token counts, and where it stood."""
+
+    def forward(self, tokens, state, progress=None):
+        logits = super().forward(tokens, state, progress)
+        for token in tokens:
+            state.shift_att[:] = (state.shift_att * 31 + token) % 65_521
+        return logits
+
+
+def read(text):
+    """What the state of a reader is after a text."""
+    value = 0
+    for token in spoken(text):
+        value = (value * 31 + token) % 65_521
+    return value
+
+
+def settled(script, taken=None, **options):
+    """The text that a reader's generation shows, with what it is after `taken` steps at most, and its position."""
+    generation = perform(script, **options)
+    generation.backend = Reader(script)
+    shown = "".join(step.text for _, step in zip(range(taken or 1000), generation, strict=False))
+    return shown, generation.settle()
+
+
+@pytest.mark.parametrize("script", ["hello", "hello there"])
+def test_a_settled_generation_has_read_every_token(script):
+    shown, position = settled(spoken(script), max_tokens=5)
+    assert shown == "hello"
+    assert (position.state.shift_att == read("gohello")).all()
+    assert position.tokens == 7
+    assert position.logits is not None
+
+
+def test_the_end_of_the_document_is_not_read():
+    _, position = settled([*spoken("hi"), END])
+    assert (position.state.shift_att == read("gohi")).all()
+
+
+def test_a_settled_generation_that_took_no_step_has_read_its_prompt():
+    generation = perform(spoken("hello"), max_tokens=0)
+    assert list(generation) == []
+    assert generation.settle().tokens == 2
+    assert generation.settle().tokens == 2  # once
+
+
+@pytest.mark.parametrize("stop", ["\n\n", "\n\nUser:", "b\n", "ab"])
+@pytest.mark.parametrize("text", ["ab\n\nUser: x", "a\nb\nab\n\nUser: x", "é\nab\n\nUser:"])
+def test_after_a_stop_the_model_has_read_what_was_shown(text, stop):
+    shown, position = settled(spoken(text), stop=[stop])
+    assert shown == text[: text.index(stop)]
+    assert (position.state.shift_att == read("go" + shown)).all()
+    assert position.tokens == 2 + len(shown.encode())
+
+
+def test_a_token_that_ends_in_a_stop_string_is_read_up_to_it():
+    """A token may hold the end of a sentence and the stop string after it."""
+
+    class Words(ByteTokenizer):
+        def token_bytes(self, token):
+            return {250: b"end.\n", 251: b"\nUser"}.get(token) or super().token_bytes(token)
+
+    generation = perform([*spoken("the "), 250, 251, 5], stop=["\n\n"])
+    generation.backend, generation.tokenizer = Reader(generation.backend.script), Words()
+    generation.__post_init__()
+    assert text_of(generation) == "the end."
+    assert (generation.settle().state.shift_att == read("gothe end.")).all()
+
+
+def test_an_interrupted_character_is_taken_back():
+    shown, position = settled(spoken("aé"), taken=2)
+    assert shown == "a"
+    assert (position.state.shift_att == read("goa")).all()
+
+
+def test_an_interruption_while_a_stop_string_may_be_coming_keeps_what_was_read():
+    generation = perform(spoken("a\nbc"), stop=["\n\n"])
+    generation.backend = Reader(generation.backend.script)
+    shown = "".join(next(generation).text for _ in range(2)) + generation.flush()
+    assert shown == "a\n"
+    assert (generation.settle().state.shift_att == read("goa\n")).all()
+
+
+def test_a_generation_goes_on_without_a_prompt_where_something_was_read():
+    first = perform(spoken("hello"), max_tokens=2)
+    text = text_of(first)
+    second = Generation(first.backend, ByteTokenizer(), [], first.settle(), first.sampler, max_tokens=3)
+    assert text + text_of(second) == "hello"
+    assert [len(tokens) for tokens in first.backend.passes] == [2, 1, 1, 1, 1]
+
+
 # ------------------------------------------------------------------------------------ through `Model.generate`
 
 
@@ -208,19 +303,20 @@ def model(script, template="raw", **sampling):
 
 
 def test_the_state_of_the_caller_stays_as_it_is():
-    mine = State.zeros(CONFIG)
-    generation = model(spoken("abc")).generate("12", state=mine, temperature=0)
+    mine = Position.beginning(CONFIG)
+    generation = model(spoken("abc")).generate("12", start=mine, temperature=0)
     list(generation)
-    assert not mine.wkv.any()
-    assert (generation.state.wkv == 2 + 3).all()  # the prompt, and all but the end, which is last
+    assert not mine.state.wkv.any()
+    assert mine.logits is None
+    assert (generation.position.state.wkv == 2 + 3).all()  # the prompt, and all but the end, which is last
 
 
 def test_two_generations_from_one_state_do_not_meet():
-    start = State.zeros(CONFIG)
-    first, second = (model(spoken("abc")).generate("1", state=start, temperature=0) for _ in range(2))
+    start = Position.beginning(CONFIG)
+    first, second = (model(spoken("abc")).generate("1", start=start, temperature=0) for _ in range(2))
     assert [next(first).token, next(second).token] == spoken("aa")
-    assert (first.state.wkv == 1).all()
-    assert (second.state.wkv == 1).all()
+    assert (first.position.state.wkv == 1).all()
+    assert (second.position.state.wkv == 1).all()
 
 
 def test_templates_lay_out_the_prompt_and_add_their_stops():

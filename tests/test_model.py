@@ -36,6 +36,7 @@ from rwkv_cli.errors import (
 from rwkv_cli.model import Reporter
 from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.paths import EMBEDDED_MODEL
+from rwkv_cli.state import Position
 from rwkv_cli.template import TEMPLATES
 from rwkv_cli.tokenizer import TokenizerSpec
 
@@ -417,9 +418,10 @@ def test_a_stop_string_ends_the_text_before_it(tiny):
 
 def test_generation_goes_on_from_a_state_and_leaves_it(tiny):
     options = {"max_tokens": 10, "seed": 0}
-    _, state = tiny.forward(TOKENS[:8])
+    logits, state = tiny.forward(TOKENS[:8])
     before = state.copy()
-    found = [step.token for step in tiny.generate(TOKENS[8:12], state=state, **options)]
+    start = Position(state, logits, 8)
+    found = [step.token for step in tiny.generate(TOKENS[8:12], start=start, **options)]
     assert found == [step.token for step in tiny.generate(TOKENS[:12], **options)]
     assert_same_state(state, before)
 
@@ -427,7 +429,7 @@ def test_generation_goes_on_from_a_state_and_leaves_it(tiny):
 def test_the_state_of_a_generation_has_read_all_but_the_last_token(tiny):
     generation = tiny.generate(TOKENS[:4], max_tokens=5, seed=0, banned=frozenset({0}))
     tokens = [step.token for step in generation]
-    assert_same_state(generation.state, tiny.forward(TOKENS[:4] + tokens[:-1])[1])
+    assert_same_state(generation.position.state, tiny.forward(TOKENS[:4] + tokens[:-1])[1])
 
 
 def test_a_template_lays_the_prompt_out(gosling):
@@ -468,7 +470,7 @@ def test_sampling_defaults_come_from_the_template_then_the_file_then_the_caller(
         ("Once", {"temperature": -1}),
         ("Once", {"top_p": 2}),
         ("Once", {"max_tokens": -2}),
-        ("Once", {"state": State.zeros(SHAPES["four-layers"])}),
+        ("Once", {"start": Position.beginning(SHAPES["four-layers"])}),
     ],
     ids=str,
 )
