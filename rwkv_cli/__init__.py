@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Generation", "Model", "Position", "RwkvError", "SamplingSettings", "State", "Step", "__version__", "load"]
+__all__ = [
+    "Generation",
+    "Model",
+    "Position",
+    "RwkvError",
+    "SamplingSettings",
+    "State",
+    "Step",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
     "Generation": "generate",
