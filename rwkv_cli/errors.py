@@ -3,8 +3,12 @@
     RwkvError                     exit code 1
     ├── UsageError                exit code 2: an option or argument that cannot be right
     ├── CheckpointError           a published checkpoint cannot be read: missing, truncated, hostile, wrong shape
-    │   └── UnsupportedModelError it can be read, but it is not an RWKV-7 model
+    │   ├── UnsupportedModelError it can be read, but it is not an RWKV-7 model
+    │   └── MissingModelError     a model that is known by name, but not on this machine yet
     ├── ModelFileError            a model file of ours cannot be read: damaged, or of a newer version
+    ├── RegistryError             models.toml, ours or the user's, holds something that it must not
+    ├── DownloadError             a file cannot be fetched: no connection, refused, gone, offline
+    │   └── VerificationError     it was fetched, but it is not the file that was asked for
     ├── TokenizerError            a vocabulary is missing, damaged or of another size than the model's
     ├── DeviceError               the chosen backend cannot run on this machine
     └── StorageError              a file cannot be written: no room, no permission
@@ -32,6 +36,26 @@ class CheckpointError(RwkvError):
 
 class UnsupportedModelError(CheckpointError):
     """A readable model of another kind than RWKV-7."""
+
+
+class MissingModelError(CheckpointError):
+    """A model that is known by name, but not on this machine; `reference` is what to give to `rwkv pull`."""
+
+    def __init__(self, message: str, reference: str) -> None:
+        super().__init__(message)
+        self.reference = reference
+
+
+class RegistryError(RwkvError):
+    """A models.toml that cannot be used."""
+
+
+class DownloadError(RwkvError):
+    """A file that cannot be fetched."""
+
+
+class VerificationError(DownloadError):
+    """A file that was fetched, but is not the one that was asked for."""
 
 
 class ModelFileError(RwkvError):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli import paths, registry
+from rwkv_cli import modelstore, paths, registry
 from rwkv_cli.backends import auto
 from rwkv_cli.backends.base import Backend, Progress
 from rwkv_cli.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.errors import ModelFileError, UsageError
+from rwkv_cli.errors import MissingModelError, ModelFileError, UsageError
 from rwkv_cli.generate import Generation
 from rwkv_cli.modelfile import ModelFile, ModelInfo, is_model_file, write_model
 from rwkv_cli.quantize import WeightType
@@ -44,6 +44,13 @@ class Reporter:
 
     def quantizing(self, done: int, total: int) -> None:
         """`done` of `total` weights are quantized."""
+
+    def downloading(self, done: int, total: int | None) -> None:
+        """`done` of `total` bytes are here; a server may not tell how many there are."""
+
+    def missing(self, error: MissingModelError) -> Path:
+        """A known model is not on this machine: the file of one that was brought here now, or the error."""
+        raise error
 
     def compiling(self) -> AbstractContextManager[None]:
         """Around the compilation of kernels, which takes some fifteen seconds and happens once."""
@@ -208,7 +215,11 @@ def load(
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"--threads is {threads}: it must be between 1 and {MOST_THREADS}")
     selection = auto.select(device)
-    path = registry.locate(path_or_name)
+    try:
+        path = registry.locate(path_or_name)
+    except MissingModelError as error:
+        path = reporter.missing(error)
+    modelstore.note_use(path)
     source: ModelFile | Checkpoint
     if is_model_file(path):
         source, info = _opened(path)
@@ -248,9 +259,19 @@ def convert(
     weight_type: WeightType,
     reporter: Reporter | None = None,
     template: str | None = None,
+    sampling: Mapping[str, float] | None = None,
+    source: Mapping[str, str] | None = None,
 ) -> None:
-    """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError."""
-    info = describe(checkpoint, weight_type, digest=True, template=template)
+    """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError.
+
+    `sampling` are the defaults of the model, those of its template if it is None; `source` is what the file will say of
+    its origin, beside what is known from the checkpoint.
+    """
+    source = source or {}
+    info = describe(checkpoint, weight_type, digest="sha256" not in source, template=template)
+    info = replace(
+        info, source={**info.source, **source}, sampling=info.sampling if sampling is None else sampling
+    )
     if info.tokenizer:
         load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
     write_model(target, checkpoint, info, (reporter or Reporter()).quantizing)
@@ -271,7 +292,7 @@ def _cached(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     folder = paths.cache_folder() / "models"
     name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
     target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"
-    if not _is_usable(target):
+    if not is_usable(target):
         reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -281,7 +302,8 @@ def _cached(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     return target
 
 
-def _is_usable(path: Path) -> bool:
+def is_usable(path: Path) -> bool:
+    """Whether this is a whole model file of the present format."""
     try:
         ModelFile(path)
     except ModelFileError:

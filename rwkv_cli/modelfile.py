@@ -9,6 +9,7 @@ bytes of the vocabulary, if the model brings its own. The metadata, all of it JS
     tokenizer      {"kind": "world" | "tokenizer.json" | null}
     template       the name of the prompt template
     sampling       defaults for `SamplingSettings`
+    digest         a sha256 over all tensors, to find out whether they are still what was written
     source         {"name": ..., "format": "pth" | "hf" | "gguf", "sha256": ...} of the checkpoint
 """
 
@@ -28,7 +29,14 @@ from rwkv_cli.checkpoints.base import Checkpoint
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import ModelFileError, UnsupportedModelError, UsageError
 from rwkv_cli.quantize import WeightType
-from rwkv_cli.safetensors_map import MappedTensor, SafetensorsWriter, map_safetensors
+from rwkv_cli.safetensors_map import (
+    DIGEST,
+    NO_DIGEST,
+    MappedTensor,
+    SafetensorsWriter,
+    digest_of,
+    map_safetensors,
+)
 from rwkv_cli.sampling import SamplingSettings
 from rwkv_cli.template import TEMPLATES
 from rwkv_cli.tokenizer import TokenizerSpec
@@ -58,7 +66,7 @@ class ModelFile:
         """Raises ModelFileError, in one sentence, for a file that is damaged, foreign or of a newer version."""
         self.path = path
         try:
-            mapped = map_safetensors(path)
+            mapped = self._mapped = map_safetensors(path)
             self._tensors = mapped.tensors
             self.info = _read_info(mapped.metadata, self._tensors)
         except FileNotFoundError:
@@ -77,6 +85,11 @@ class ModelFile:
     def weight_bytes(self) -> int:
         """Bytes of all stored weights."""
         return sum(tensor.array.nbytes for name, tensor in self._tensors.items() if name != TOKENIZER)
+
+    def is_intact(self, progress: Callable[[int], None] | None = None) -> bool | None:
+        """Whether all tensors are what was written; None for a file that has no digest of them. Reads all of it."""
+        written = self._mapped.metadata.get(DIGEST)
+        return None if written is None else json.dumps(digest_of(self._mapped, progress)) == written
 
     def stored(self, name: str) -> NDArray[Any]:
         """A stored array as it lies in the file: a read-only view, bfloat16 as uint16."""
@@ -142,7 +155,7 @@ def _metadata(info: ModelInfo) -> dict[str, str]:
         "sampling": dict(info.sampling),
         "source": dict(info.source),
     }
-    return {key: json.dumps(value) for key, value in fields.items()}
+    return {key: json.dumps(value) for key, value in fields.items()} | {DIGEST: NO_DIGEST}
 
 
 def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor]) -> ModelInfo:

@@ -26,6 +26,31 @@ def cache_folder() -> Path:
         ) from None
 
 
+def data_folder() -> Path:
+    """Where a user's models and states are kept: RWKV_DATA_DIR, or the user's data folder of this platform.
+
+    Raises StorageError for a user without a home.
+    """
+    try:
+        return Path(os.environ.get("RWKV_DATA_DIR") or platformdirs.user_data_dir("rwkv", appauthor=False))
+    except RuntimeError:
+        raise StorageError(
+            "there is no home folder for models: set RWKV_DATA_DIR to a folder for them"
+        ) from None
+
+
+def user_registry_file() -> Path:
+    """The user's own models.toml, which need not exist: in RWKV_CONFIG_DIR, or the platform's folder for settings.
+
+    Raises StorageError for a user without a home.
+    """
+    try:
+        folder = os.environ.get("RWKV_CONFIG_DIR") or platformdirs.user_config_dir("rwkv", appauthor=False)
+    except RuntimeError:
+        raise StorageError("there is no home folder for settings: set RWKV_CONFIG_DIR to a folder") from None
+    return Path(folder) / "models.toml"
+
+
 def registry_file() -> Path:
     """models.toml: in the package when installed, at the top of a checkout."""
     packaged = Path(__file__).parent / "models.toml"

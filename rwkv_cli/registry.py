@@ -1,67 +1,125 @@
-"""The models that are known by name, from models.toml, and the way from a name or path to a file."""
+"""The models that are known by name, from models.toml, and the way from what a user types to a file."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
-from rwkv_cli import paths
-from rwkv_cli.errors import CheckpointError, UsageError
+from rwkv_cli import modelstore, paths, references
+from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
+from rwkv_cli.models_toml import Entry, Tables, make_entries, read_tables
+from rwkv_cli.references import Reference
 
 DEFAULT = "gosling"
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One model of the registry; repository and file are None for the model that comes with the program."""
-
-    name: str
-    description: str
-    repository: str | None = None  # owner/name on huggingface.co
-    file: str | None = None
-    bytes: int | None = None
-    sha256: str | None = None
-    aliases: tuple[str, ...] = ()
+# Where a model lies; the user's word on one of them makes those of ours void, and what we know of the file.
+_PLACE = ("repository", "file", "url", "revision")
+_CONTENT = ("bytes", "sha256", "parameters")
 
 
 @functools.cache
 def entries() -> dict[str, Entry]:
-    """Every name and alias -> its entry."""
-    found: dict[str, Entry] = {}
-    for name, fields in tomllib.loads(paths.registry_file().read_text(encoding="utf-8")).items():
-        entry = Entry(name=name, **(fields | {"aliases": tuple(fields.get("aliases", ()))}))
-        for known_as in (name, *entry.aliases):
-            found[known_as] = entry
+    """Every name and alias -> its entry: models.toml, and the user's own merged over it. Raises RegistryError."""
+    ours, own_file = read_tables(paths.registry_file()), paths.user_registry_file()
+    own = read_tables(own_file) if own_file.exists() else {}
+    by_name = make_entries(own_file if own else paths.registry_file(), _merged(ours, own))
+    for name in own:
+        if name != DEFAULT and not (by_name[name].repository or by_name[name].url):
+            raise RegistryError(f"{own_file}: [{name}] says neither in which repository it is, nor its url")
+    found = dict(by_name)
+    for name in (*(name for name in by_name if name not in own), *own):  # the user's aliases win
+        for alias in by_name[name].aliases:
+            if alias not in by_name:
+                found[alias] = by_name[name]
     return found
+
+
+def names() -> list[str]:
+    """All names and aliases, sorted; the completion of shells shows them."""
+    return sorted(entries())
+
+
+def _merged(ours: Tables, own: Tables) -> Tables:
+    merged = dict(ours)
+    for name, fields in own.items():
+        base = dict(ours.get(name, {}))
+        if any(field in fields for field in _PLACE):
+            dropped = _CONTENT + (_PLACE if "url" in fields or "repository" in fields else ("url",))
+            base = {field: value for field, value in base.items() if field not in dropped}
+        merged[name] = base | fields
+    return merged
+
+
+def reference(text: str) -> Reference:
+    """Where a published model lies that is meant by a name, hf:owner/repo/file or an address.
+
+    Raises UsageError for what is none of them, or a name that nothing has.
+    """
+    if references.is_reference(text):
+        found = references.parse(text)
+        return next((known for known in _references() if _is_same(known, found)), found)
+    entry = entries().get(text.lower())
+    if entry is None:
+        raise _unknown(text)
+    if entry.repository is None and entry.url is None:
+        raise UsageError(f"{entry.name} comes with rwkv: there is nothing to download")
+    return references.of_entry(entry)
 
 
 def locate(path_or_name: str | Path | None) -> Path:
     """The file or directory that a user means by --model; None is the model that comes with the program.
 
-    Raises UsageError for a name that nothing has, CheckpointError for a known model that is not on this machine.
+    A path comes first, then a name in the store, then one in the registry. Raises UsageError for a name that nothing
+    has, MissingModelError for a known model that is not on this machine.
     """
     if path_or_name is None:
         return paths.EMBEDDED_MODEL
     wanted = str(path_or_name)
     if not wanted.strip():
         raise UsageError("the name of the model is empty")
+    if references.is_reference(wanted):
+        return _pulled(reference(wanted), wanted)
     path = Path(path_or_name).expanduser()
     if path.is_file() or path.is_dir():
         return path
     if path.exists():
         raise CheckpointError(f"{path} is neither a file nor a folder")
+    if stored := modelstore.find(wanted.lower()):
+        return stored.path
     if entry := entries().get(wanted.lower()):
-        if entry.repository is None:
+        if entry.repository is None and entry.url is None:
             return paths.EMBEDDED_MODEL
-        raise CheckpointError(
-            f"the model {entry.name} is not on this machine: download {entry.file} from "
-            f"https://huggingface.co/{entry.repository} and give its path"
-        )
+        return _pulled(references.of_entry(entry), entry.name)
     if path.name != wanted or path.suffix[1:].isalpha():  # a name may end in ".1b"
         raise CheckpointError(f"there is no file {wanted}")
-    near = difflib.get_close_matches(wanted.lower(), entries(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ": give a path or one of " + ", ".join(sorted(entries()))
-    raise UsageError(f"there is no model named {wanted}{hint}")
+    raise _unknown(wanted)
+
+
+def _pulled(reference: Reference, shown: str) -> Path:
+    """The file of a published model in the store. Raises MissingModelError with the command that brings it there."""
+    if stored := modelstore.find_pulled(reference.name):
+        return stored.path
+    raise MissingModelError(
+        f"the model {shown} is not on this machine: download it with `rwkv pull {shown}`", shown
+    )
+
+
+def _unknown(wanted: str) -> UsageError:
+    known = [*entries(), *(stored.name for stored in modelstore.listed())]
+    near = difflib.get_close_matches(wanted.lower(), known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ": give a path or one of " + ", ".join(sorted(known))
+    return UsageError(f"there is no model named {wanted}{hint}")
+
+
+def _references() -> list[Reference]:
+    return [references.of_entry(entry) for entry in set_of(entries()) if entry.repository or entry.url]
+
+
+def set_of(named: dict[str, Entry]) -> list[Entry]:
+    """Every entry once, in the order of models.toml."""
+    return list({entry.name: entry for entry in named.values()}.values())
+
+
+def _is_same(a: Reference, b: Reference) -> bool:
+    return (a.repository, a.file, a.revision, a.url) == (b.repository, b.file, b.revision, b.url)

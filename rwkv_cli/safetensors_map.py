@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import mmap
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,11 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 ALIGNMENT = 64  # a cache line, and the widest vector load
 MAX_HEADER = 100_000_000  # the limit of the official library
+
+DIGEST = "digest"
+"""The metadata entry that the writer fills, where it is announced as `NO_DIGEST`: see `digest_of`."""
+
+NO_DIGEST = json.dumps("0" * 64)
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -118,6 +124,7 @@ class SafetensorsWriter:
         self.path = path
         self._header, self._entries = _layout(tensors, metadata or {})
         self._missing = set(tensors)
+        self._digests: dict[str, str] | None = {} if (metadata or {}).get(DIGEST) == NO_DIGEST else None
         self.size = len(self._header) + max((entry.end for entry in self._entries.values()), default=0)
         self._temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
         self._file: BinaryIO | None = None
@@ -142,9 +149,12 @@ class SafetensorsWriter:
             raise ValueError(f"{name} is {entry.dtype} {entry.shape}, not {array.dtype} {array.shape}")
         if self._file is None:
             raise ValueError("the writer is not open")
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        if self._digests is not None:
+            self._digests[name] = _tensor_digest(name, entry.dtype, entry.shape, data)
         try:
             self._file.seek(len(self._header) + entry.begin)
-            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            self._file.write(data)
         except OSError as error:
             raise storage_error(self.path, error, self.size) from error
         self._missing.discard(name)
@@ -164,6 +174,11 @@ class SafetensorsWriter:
         if self._missing:
             raise ValueError(f"{min(self._missing)} was announced but not written")
         assert self._file is not None
+        if self._digests is not None:
+            texts = (NO_DIGEST, json.dumps(_joined(self._digests)))  # of one length
+            announced, found = (f'"{DIGEST}":{json.dumps(text)}'.encode() for text in texts)
+            self._file.seek(0)
+            self._file.write(self._header.replace(announced, found, 1))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -177,6 +192,29 @@ class SafetensorsWriter:
             with contextlib.suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
             self._file = None
+
+
+def digest_of(mapped: Mapped, progress: Callable[[int], None] | None = None) -> str:
+    """A sha256 over the names, types, shapes and values of all tensors of a file, in any order of the file.
+
+    `progress` is called with the bytes of each tensor that was read.
+    """
+    digests = {}
+    for name, (dtype, shape, array) in mapped.tensors.items():
+        digests[name] = _tensor_digest(name, dtype, shape, array.reshape(-1).view(np.uint8).data)
+        if progress:
+            progress(array.nbytes)
+    return _joined(digests)
+
+
+def _tensor_digest(name: str, dtype: str, shape: Shape, data: memoryview) -> str:
+    digest = hashlib.sha256(json.dumps([name, dtype, list(shape)]).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _joined(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
 
 
 def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:

@@ -26,6 +26,10 @@ error. A reader that goes away, as in `rwkv generate ... | head`, is no failure.
 |---|---|
 | `RWKV_MODEL` | the model that is used without `--model` |
 | `RWKV_CACHE_DIR` | where compiled kernels and quantized checkpoints are kept |
+| `RWKV_DATA_DIR` | where models that were pulled are kept |
+| `RWKV_CONFIG_DIR` | where your own models.toml is read from |
+| `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | cache, address and token of the hub, and 1 for no network |
+| `HTTPS_PROXY`, `NO_PROXY` | the proxy for downloads, and what needs none |
 | `RWKV_CPU_KERNEL` | the CPU instruction to use; `rwkv info` lists those that this machine has |
 | `RWKV_DEBUG` | 1 shows the traceback of an error that should not happen |
 | `NO_COLOR` | no colours and no bold text |
@@ -44,13 +48,17 @@ def commands() -> list[str]:
     """The names of all commands."""
     from rwkv_cli.cli.main import app
 
-    return [info.name or info.callback.__name__ for info in app.registered_commands]
+    names = [info.name or info.callback.__name__ for info in app.registered_commands]
+    for group in app.registered_groups:
+        below = [info.name or info.callback.__name__ for info in group.typer_instance.registered_commands]
+        names += [group.name, *(f"{group.name} {name}" for name in below)]
+    return names
 
 
 def page() -> str:
     """The whole page."""
     sections = [f"## rwkv\n\n```text\n{help_of()}\n```"]
-    sections += [f"## rwkv {name}\n\n```text\n{help_of(name)}\n```" for name in commands()]
+    sections += [f"## rwkv {name}\n\n```text\n{help_of(*name.split())}\n```" for name in commands()]
     return "\n".join([OPENING, *(section + "\n" for section in sections)]).rstrip() + "\n"
 
 

@@ -17,7 +17,7 @@ from rich.table import Column
 from rich.text import Text
 
 
-def bar(task: str, total: int, unit: str = "", size: float = 1, time_left: bool = False) -> Progress:
+def bar(task: str, total: int | None, unit: str = "", size: float = 1, time_left: bool = False) -> Progress:
     """A bar of one task, not shown yet: how much of how much, in units of a size, and how long it may take."""
     columns = [TimeRemainingColumn(compact=True)] if time_left else []
     progress = Progress(
@@ -48,8 +48,8 @@ class _Amount(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """What `rich` shows in this column."""
-        assert task.total is not None
-        text = f"{task.completed / self.size:.0f}/{task.total / self.size:.0f}{self.unit}"
+        total = "?" if task.total is None else f"{task.total / self.size:.0f}"
+        text = f"{task.completed / self.size:.0f}/{total}{self.unit}"
         if task.speed:
             text += f", {task.speed / self.size:.0f}{self.unit}/s"
         return Text(text)

@@ -12,10 +12,11 @@ from typing import Annotated
 import typer
 
 from rwkv_cli import __version__
-from rwkv_cli.cli import ui
+from rwkv_cli.cli import models, ui
 from rwkv_cli.cli.bench import bench
 from rwkv_cli.cli.generate import generate
 from rwkv_cli.cli.info import info
+from rwkv_cli.cli.pull import pull
 from rwkv_cli.cli.quantize import quantize
 from rwkv_cli.errors import RwkvError
 
@@ -44,8 +45,9 @@ def program(
         typer.echo(context.get_help())
 
 
-for command in (generate, quantize, info, bench):
+for command in (generate, pull, quantize, info, bench):
     app.command()(command)
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rwkv_cli.cli import complete
 from rwkv_cli.errors import UsageError
 
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to go on from.")]
@@ -23,6 +24,7 @@ Model = Annotated[
         metavar="PATH|NAME",
         help="A model file, a published checkpoint (.pth, .gguf, Hugging Face folder) or a name.",
         show_default="the one that comes with rwkv",
+        autocompletion=complete.models,
     ),
 ]
 Device = Annotated[

@@ -6,9 +6,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from rwkv_cli.cli import ui
+from rwkv_cli.errors import MissingModelError
 from rwkv_cli.generate import Generation
 from rwkv_cli.model import Reporter
 
@@ -25,11 +29,15 @@ class TerminalReporter(Reporter):
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._bar: Progress | None = None
+        self._task = ""
 
     def __enter__(self) -> TerminalReporter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None
@@ -37,18 +45,41 @@ class TerminalReporter(Reporter):
     def note(self, text: str) -> None:
         """A line on stderr."""
         if not self.quiet:
+            self._stop()
             ui.note(text)
 
     def quantizing(self, done: int, total: int) -> None:
         """Advance the bar; the first call shows it."""
+        self._advance("quantizing", done, total, "M")
+
+    def downloading(self, done: int, total: int | None) -> None:
+        """Likewise."""
+        self._advance("downloading", done, total, "MB")
+
+    def missing(self, error: MissingModelError) -> Path:
+        """Offer to download it, if a person is there who can answer."""
+        if self.quiet or not (ui.is_terminal(sys.stdin) and ui.is_terminal(sys.stderr)):
+            raise error
+        from rwkv_cli.pull import pull
+
+        ui.note(f"the model {error.reference} is not on this machine")
+        if not typer.confirm("download it now?", err=True):
+            raise error
+        pulled = pull(error.reference, reporter=self)
+        self._stop()
+        return pulled.stored.path
+
+    def _advance(self, task: str, done: int, total: int | None, unit: str) -> None:
         if self.quiet or not ui.is_animated(sys.stderr):
             return
+        if self._task != task:
+            self._stop()
         if self._bar is None:
             from rwkv_cli.cli import bars
 
-            self._bar = bars.bar("quantizing", total, "M", 1e6, time_left=True)
+            self._task, self._bar = task, bars.bar(task, total, unit, 1e6, time_left=True)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     @contextmanager
     def compiling(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -74,6 +74,19 @@ def table(title: str, rows: Mapping[str, str]) -> None:
             textwrap.wrap(printable(text), room, break_on_hyphens=False) if is_person else [printable(text)]
         )
         print(f"  {name:{indent - 2}}" + ("\n" + " " * indent).join(lines))
+
+
+def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with a title over each column on stdout; the last column is as wide as it is."""
+    rows = [[printable(text) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        return "  ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()
+
+    print(styled(line(titles), BOLD, sys.stdout))
+    for row in rows:
+        print(line(row))
 
 
 def prepare_streams() -> None:

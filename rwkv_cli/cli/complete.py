@@ -1,0 +1,37 @@
+"""Names that a shell offers when Tab is pressed; whatever goes wrong here, it offers nothing."""
+
+from __future__ import annotations
+
+from rwkv_cli.errors import RwkvError
+
+
+def models(incomplete: str) -> list[str]:
+    """Models of the store and of the registry: what --model takes."""
+    return sorted({*pulled(incomplete), *known(incomplete)})
+
+
+def known(incomplete: str) -> list[str]:
+    """Models of the registry."""
+    from rwkv_cli import registry
+
+    try:
+        return [name for name in registry.names() if name.startswith(incomplete.lower())]
+    except (RwkvError, OSError):
+        return []
+
+
+def pulled(incomplete: str) -> list[str]:
+    """Models of the store."""
+    from rwkv_cli import modelstore
+
+    try:
+        return [stored.name for stored in modelstore.listed() if stored.name.startswith(incomplete.lower())]
+    except (RwkvError, OSError):
+        return []
+
+
+def types(incomplete: str) -> list[str]:
+    """Types of weights."""
+    from rwkv_cli.quantize import WEIGHT_TYPES
+
+    return [kind for kind in WEIGHT_TYPES if kind.startswith(incomplete)]

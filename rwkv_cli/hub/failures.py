@@ -1,0 +1,144 @@
+"""Sentences for what goes wrong between here and a server, and what to try again."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils._http import get_session
+
+from rwkv_cli.errors import DownloadError
+
+TRIES = 6
+"""Attempts in a row that may bring nothing."""
+
+FIRST_DELAY = 0.5  # seconds before the second attempt; each later one waits twice as long
+LONGEST_DELAY = 8.0
+LONGEST_WISH = 300.0  # of a server, that says how long to wait
+
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+
+T = TypeVar("T")
+
+
+class OfflineError(DownloadError):
+    """There is no way to the server; what is here already may still do."""
+
+
+class TryAgainError(Exception):
+    """An attempt failed in a way that may pass. `wait` is how many seconds the server asks for, if it does."""
+
+    def __init__(self, reason: str, wait: float | None = None, is_connection: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.wait = wait
+        self.is_connection = is_connection  # there is none
+
+
+def attempt(what: str, ask: Callable[[], T], note: Callable[[str], None], tries: int = TRIES) -> T:
+    """The result of `ask`, which is called again while what fails may pass. Raises DownloadError, OfflineError."""
+    for number in range(1, tries + 1):
+        try:
+            return guarded(what, ask)
+        except TryAgainError as failure:
+            if number == tries:
+                kind = OfflineError if failure.is_connection else DownloadError
+                raise kind(f"cannot download {what}: {failure.reason}; try again later") from None
+            pause(number, failure, note)
+    raise AssertionError("unreachable")
+
+
+def pause(failures: int, failure: TryAgainError, note: Callable[[str], None]) -> None:
+    """Wait before the next attempt, as long as the server wishes, or longer from one to the next."""
+    if failure.wait is not None and failure.wait > LONGEST_WISH:
+        raise DownloadError(
+            f"the server asks to wait {failure.wait:.0f} s ({failure.reason}): try again then"
+        )
+    delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY) if failure.wait is None else failure.wait
+    if delay >= 3:
+        note(f"{failure.reason}; trying again in {delay:.0f} s")
+    time.sleep(delay)
+
+
+def guarded(what: str, ask: Callable[[], T]) -> T:
+    """The result of `ask`; exceptions of the network become TryAgainError, DownloadError or OfflineError."""
+    try:
+        return ask()
+    except OfflineModeIsEnabled:
+        raise OfflineError(
+            f"cannot download {what}: HF_HUB_OFFLINE is set, and it is not in the cache"
+        ) from None
+    except HfHubHTTPError as error:
+        response = error.response
+        raise refusal(what, response.status_code, response.headers, type(error).__name__) from None
+    except httpx2.UnsupportedProtocol as error:
+        raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
+    except httpx2.TransportError as error:
+        raise TryAgainError(_reason(error), is_connection=isinstance(error, httpx2.ConnectError)) from None
+    except (httpx2.TooManyRedirects, httpx2.InvalidURL, httpx2.DecodingError) as error:
+        raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
+
+
+def refusal(what: str, status: int, headers: Mapping[str, str], kind: str = "") -> Exception:
+    """The exception for a response that is no success: TryAgainError, or a DownloadError that says what to do."""
+    if status in _AGAIN:
+        reason = (
+            "the server is asked too often" if status == 429 else f"the server answers with error {status}"
+        )
+        return TryAgainError(reason, retry_after(headers))
+    if kind == "GatedRepoError":
+        return DownloadError(
+            f"cannot download {what}: its owner wants you to agree to terms first, on the page of the repository; "
+            "then set HF_TOKEN to a token of your account"
+        )
+    if kind in (
+        "RepositoryNotFoundError",
+        "RevisionNotFoundError",
+        "EntryNotFoundError",
+        "RemoteEntryNotFoundError",
+    ):
+        missing = {"Rep": "repository", "Rev": "revision"}.get(kind[:3], "file")
+        hint = " (or it is private: then set HF_TOKEN)" if missing == "repository" else ""
+        return DownloadError(f"cannot download {what}: there is no such {missing}{hint}")
+    if status in (401, 403):
+        return DownloadError(
+            f"cannot download {what}: the server refuses access ({status}); set HF_TOKEN to a token that may read it"
+        )
+    if status in (404, 410):
+        return DownloadError(f"cannot download {what}: there is no such file ({status})")
+    return DownloadError(f"cannot download {what}: the server answers with error {status}")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a Retry-After header asks for, which has a number or a date."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdigit() and len(value) < 9:
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def session() -> httpx2.Client:
+    """The HTTP client of huggingface-hub: it follows proxies, HF_HUB_OFFLINE, and what a program has set there."""
+    return get_session()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx2.TimeoutException):
+        return "the server does not answer in time"
+    if isinstance(error, httpx2.ConnectError):
+        return f"there is no connection ({_short(error)})"
+    if isinstance(error, httpx2.TransportError):
+        return f"the connection broke ({_short(error)})"
+    return _short(error)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (text or type(error).__name__)[:120]

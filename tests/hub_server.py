@@ -1,0 +1,242 @@
+"""A server that speaks the protocol of the Hugging Face hub, and fails in the ways that networks do.
+
+The hub answers HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE and /api/models/OWNER/REPO. Large files are redirected to
+a second server, as to its storage, which knows ranges; small ones are sent at once. `faults` are used up, one by each
+response with content; `refusals` likewise, by each request for metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "a" * 40
+
+
+@dataclass
+class Fault:
+    """What goes wrong with one response; nothing unless it is said."""
+
+    cut_after: int | None = None  # bytes of the body, then the connection breaks
+    status: int | None = None  # instead of a body
+    headers: dict[str, str] = field(default_factory=dict)
+    corrupt: bool = False  # the first byte is another one
+    extend: bytes = b""  # behind the body
+    trickle: float = 0.0  # seconds between pieces of 1000 bytes
+    stall: float = 0.0  # seconds before the body
+    no_ranges: bool = False  # all of it is sent, whatever was asked
+    wrong_range: bool = False  # another part is sent than was asked for
+    then: Callable[[], None] | None = None  # done after the response
+
+
+class Hub:
+    """Repositories and how to fail."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.plain: dict[str, bytes] = {}  # at /plain/NAME, of a server that is no hub
+        self.commit = COMMIT
+        self.token: str | None = None  # that is asked for
+        self.faults: deque[Fault] = deque()
+        self.refusals: deque[Fault] = deque()
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.sent = 0  # bytes of bodies
+        self.with_checksums = True
+        self.head_is_refused = False
+        self.lock = threading.Lock()
+        self.hub = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, _HubHandler))
+        self.storage = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, _StorageHandler))
+        for server in (self.hub, self.storage):
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.hub.server_port}"
+
+    @property
+    def storage_address(self) -> str:
+        return f"http://127.0.0.1:{self.storage.server_port}"
+
+    def close(self) -> None:
+        for server in (self.hub, self.storage):
+            server.shutdown()
+            server.server_close()
+
+    def gets(self) -> list[tuple[str, str, dict[str, str]]]:
+        """The requests for contents."""
+        return [request for request in self.requests if request[0] == "GET" and "/lfs/" in request[1]]
+
+
+def _handler(hub: Hub, base: type[_Handler]) -> type[_Handler]:
+    return type(base.__name__, (base,), {"hub": hub})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._handle()
+
+    def do_GET(self) -> None:
+        self._handle()
+
+    def _handle(self) -> None:
+        with self.hub.lock:
+            self.hub.requests.append((self.command, self.path, dict(self.headers)))
+        try:
+            self.answer(unquote(urlsplit(self.path).path))
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def answer(self, path: str) -> None:
+        raise NotImplementedError
+
+    def refused(self, queue: deque[Fault]) -> bool:
+        """Take the next fault of metadata, and answer if it says so."""
+        fault = queue.popleft() if queue else Fault()
+        time.sleep(fault.stall)
+        if fault.status:
+            self.reply(fault.status, fault.headers)
+        return fault.status is not None
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def content(self, data: bytes, etag: str | None, more: dict[str, str] | None = None) -> None:
+        """Send a file or a part of it, with the next fault."""
+        with self.hub.lock:
+            fault = self.hub.faults.popleft() if self.hub.faults and self.command == "GET" else Fault()
+        time.sleep(fault.stall)
+        if fault.status:
+            self.reply(fault.status, fault.headers)
+            return
+        start, status = self._start(data, etag, fault)
+        if start >= len(data) > 0:
+            self.reply(416, {"Content-Range": f"bytes */{len(data)}"})
+            return
+        if fault.corrupt:
+            data = bytes([data[0] ^ 1]) + data[1:]
+            start = start if start else 0
+        body = data[start:] + fault.extend
+        headers = {
+            "Content-Length": str(len(body)),
+            "Accept-Ranges": "bytes",
+            **(more or {}),
+            **fault.headers,
+        }
+        if etag:
+            headers["ETag"] = etag
+        if status == 206:
+            shown = start + 1 if fault.wrong_range else start
+            headers["Content-Range"] = f"bytes {shown}-{len(data) - 1}/{len(data)}"
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self._send(body, fault)
+        if fault.then:
+            fault.then()
+
+    def _start(self, data: bytes, etag: str | None, fault: Fault) -> tuple[int, int]:
+        asked = self.headers.get("Range", "")
+        condition = self.headers.get("If-Range")
+        if not asked.startswith("bytes=") or fault.no_ranges or (condition and condition != etag):
+            return 0, 200
+        return int(asked.removeprefix("bytes=").split("-")[0]), 206
+
+    def _send(self, body: bytes, fault: Fault) -> None:
+        end = len(body) if fault.cut_after is None else min(fault.cut_after, len(body))
+        step = 1000 if fault.trickle else 1 << 16
+        for begin in range(0, end, step):
+            piece = body[begin : min(begin + step, end)]
+            self.wfile.write(piece)
+            self.wfile.flush()
+            with self.hub.lock:
+                self.hub.sent += len(piece)
+            time.sleep(fault.trickle)
+        if end < len(body):
+            self.close_connection = True
+
+
+class _HubHandler(_Handler):
+    def answer(self, path: str) -> None:
+        hub = self.hub
+        if path.startswith("/plain/"):
+            self._plain(path.removeprefix("/plain/"))
+            return
+        if self.refused(hub.refusals):
+            return
+        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return
+        if path.startswith("/api/models/"):
+            self._describe("/".join(path.split("/")[3:5]))
+            return
+        owner, name, _, _revision, *parts = path.strip("/").split("/")
+        files = hub.files.get(f"{owner}/{name}")
+        file = "/".join(parts)
+        if files is None:
+            self.reply(404, {"X-Error-Code": "RepoNotFound"})
+        elif file not in files:
+            self.reply(404, {"X-Error-Code": "EntryNotFound"})
+        else:
+            self._resolve(f"{owner}/{name}", file, files[file])
+
+    def _resolve(self, repository: str, file: str, data: bytes) -> None:
+        headers = {"X-Repo-Commit": self.hub.commit}
+        if len(data) < 5000:  # git keeps it
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            self.content(data, f'"{blob}"', headers)
+            return
+        digest = hashlib.sha256(data).hexdigest()
+        headers |= {
+            "X-Linked-Size": str(len(data)),
+            "Location": f"{self.hub.storage_address}/lfs/{repository}/{file}",
+        }
+        headers["X-Linked-Etag"] = f'"{digest}"' if self.hub.with_checksums else '"v1"'
+        self.reply(302, headers)
+
+    def _describe(self, repository: str) -> None:
+        files = self.hub.files.get(repository)
+        if files is None:
+            self.reply(404, {"X-Error-Code": "RepoNotFound"})
+            return
+        siblings = [{"rfilename": name} for name in files]
+        about = {"id": repository, "sha": self.hub.commit, "siblings": siblings}
+        self.reply(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+
+    def _plain(self, name: str) -> None:
+        if self.command == "HEAD" and self.hub.head_is_refused:
+            self.reply(403, {})
+        elif name not in self.hub.plain:
+            self.reply(404, {})
+        else:
+            data = self.hub.plain[name]
+            etag = f'"{hashlib.md5(data).hexdigest()}"' if self.hub.with_checksums else None
+            self.content(data, etag)
+
+
+class _StorageHandler(_Handler):
+    def answer(self, path: str) -> None:
+        assert "Authorization" not in self.headers, "the token must not leave the hub"
+        _, _, owner, name, *parts = path.split("/")
+        data = self.hub.files[f"{owner}/{name}"]["/".join(parts)]
+        self.content(data, f'"{hashlib.md5(data).hexdigest()}"')
