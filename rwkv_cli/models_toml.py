@@ -56,7 +56,9 @@ def read_tables(path: Path) -> Tables:
     except UnicodeDecodeError:
         raise RegistryError(f"{path} is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
-        raise RegistryError(f"{path} is not TOML: {str(error)[:200]}") from None
+        where = f"at line {len(text.splitlines())}, the last"
+        shown = str(error).replace("at end of document", where)[:200]
+        raise RegistryError(f"{path} is not TOML: {shown}") from None
     except RecursionError:
         raise RegistryError(f"{path} is nested too deeply") from None
     except OSError as error:

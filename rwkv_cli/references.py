@@ -53,7 +53,7 @@ def parse(text: str) -> Reference:
     """A Reference from hf:owner/repo[@revision][/file] or an address. Raises UsageError, which says what is wrong."""
     if not text.lower().startswith(HUB):
         return _address(text)
-    return _on_the_hub(text[len(HUB) :].strip("/"), text)
+    return _on_the_hub(text[len(HUB) :].rstrip("/"), text)
 
 
 def of_entry(entry: Entry) -> Reference:

@@ -40,10 +40,12 @@ def tiny_model(tmp_path_factory, byte_vocabulary):
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
-    """The variables of whoever runs the tests that change what commands do."""
+def no_variables(monkeypatch, tmp_path_factory):
+    """The variables and folders of whoever runs the tests that change what commands do."""
     for name in ("RWKV_MODEL", "RWKV_DEBUG", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("RWKV_DATA_DIR", "RWKV_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / name.lower()))
 
 
 @dataclass
@@ -135,3 +137,30 @@ def terminal():
             os.close(master)
 
     return start
+
+
+@pytest.fixture
+def local_hub(tmp_path, monkeypatch):
+    """A hub on this machine, instead of the one in the world; all folders are new and empty."""
+    from hub_server import Hub
+    from huggingface_hub import constants
+
+    from rwkv_cli.hub import failures
+    from rwkv_cli.registry import entries
+
+    server = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(failures, "FIRST_DELAY", 0.001)
+    monkeypatch.setenv("RWKV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("RWKV_CONFIG_DIR", str(tmp_path / "config"))
+    entries.cache_clear()
+    yield server
+    server.close()
+    entries.cache_clear()

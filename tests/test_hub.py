@@ -6,7 +6,7 @@ import random
 import threading
 
 import pytest
-from hub_server import Fault, Hub
+from hub_server import Fault
 from huggingface_hub import constants
 
 from rwkv_cli import hub as downloads
@@ -21,20 +21,9 @@ FILE = "hf:owner/repo/model.pth"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    server = Hub()
-    server.files["owner/repo"] = {"model.pth": DATA, "README.md": b"x"}
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(failures, "FIRST_DELAY", 0.001)
-    monkeypatch.setenv("RWKV_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield server
-    server.close()
+def hub(local_hub):
+    local_hub.files["owner/repo"] = {"model.pth": DATA, "README.md": b"x"}
+    return local_hub
 
 
 def bring(text=FILE, sha256=None, entry=None, notes=None, seen=None):

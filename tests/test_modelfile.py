@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import os
 import struct
 import tracemalloc
@@ -112,7 +113,19 @@ def test_metadata(good):
         "template": "raw",
         "sampling": {"temperature": 0.5},
         "source": {"name": "random"},
+        "digest": json.loads(metadata["digest"]),
     }
+    assert re.fullmatch("[0-9a-f]{64}", json.loads(metadata["digest"]))
+
+
+def test_a_changed_weight_shows_in_the_digest(good, tmp_path):
+    assert ModelFile(good).is_intact() is True
+    header, data = split(good)
+    begin = header["blocks.1.att.key.weight"]["data_offsets"][0]
+    changed = data[:begin] + bytes([data[begin] ^ 1]) + data[begin + 1 :]
+    assert ModelFile(join(tmp_path / "changed", header, changed)).is_intact() is False
+    del header["__metadata__"]["digest"]
+    assert ModelFile(join(tmp_path / "without", header, data)).is_intact() is None
 
 
 @pytest.mark.parametrize(
