@@ -19,13 +19,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli import quantize
-from rwkv_cli.checkpoints.base import Checkpoint
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import ModelFileError, UnsupportedModelError, UsageError
 from rwkv_cli.quantize import WeightType
@@ -40,6 +39,9 @@ from rwkv_cli.safetensors_map import (
 from rwkv_cli.sampling import SamplingSettings
 from rwkv_cli.template import TEMPLATES
 from rwkv_cli.tokenizer import TokenizerSpec
+
+if TYPE_CHECKING:
+    from rwkv_cli.backends.base import WeightSource
 
 VERSION = 1
 TOKENIZER = "tokenizer"
@@ -114,7 +116,7 @@ def is_model_file(path: Path) -> bool:
 
 
 def write_model(
-    path: Path, source: Checkpoint, info: ModelInfo, progress: Callable[[int, int], None] | None = None
+    path: Path, source: WeightSource, info: ModelInfo, progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Quantize a checkpoint into a model file, one tensor at a time; all or nothing, see `SafetensorsWriter`.
 

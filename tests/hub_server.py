@@ -1,8 +1,8 @@
 """A server that speaks the protocol of the Hugging Face hub, and fails in the ways that networks do.
 
-The hub answers HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE and /api/models/OWNER/REPO. Large files are redirected to
-a second server, as to its storage, which knows ranges; small ones are sent at once. `faults` are used up, one by each
-response with content; `refusals` likewise, by each request for metadata.
+The hub answers HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE and /api/models/OWNER/REPO. Large files are redirected
+to a second server, as to its storage, which knows ranges; small ones are sent at once. `faults` are used up, one by
+each response with content; `refusals` likewise, by each request for metadata.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status:
             self.reply(fault.status, fault.headers)
             return
-        start, status = self._start(data, etag, fault)
+        start, status = self._start(etag, fault)
         if start >= len(data) > 0:
             self.reply(416, {"Content-Range": f"bytes */{len(data)}"})
             return
@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.then:
             fault.then()
 
-    def _start(self, data: bytes, etag: str | None, fault: Fault) -> tuple[int, int]:
+    def _start(self, etag: str | None, fault: Fault) -> tuple[int, int]:
         asked = self.headers.get("Range", "")
         condition = self.headers.get("If-Range")
         if not asked.startswith("bytes=") or fault.no_ranges or (condition and condition != etag):

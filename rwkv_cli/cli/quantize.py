@@ -1,21 +1,26 @@
-"""`rwkv quantize`: a published checkpoint becomes a model file."""
+"""`rwkv quantize`: any readable model becomes a model file, of one type of weights or another."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rwkv_cli.cli import options, ui
+from rwkv_cli.cli import complete, options
 from rwkv_cli.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from rwkv_cli.conversion import Source
 
 
 def quantize(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A published checkpoint: .pth, .gguf, Hugging Face folder, or a name."
+            metavar="SRC",
+            help="A published checkpoint (.pth, .gguf, Hugging Face folder), a model file, or a name.",
+            autocompletion=complete.models,
         ),
     ],
     target: Annotated[
@@ -37,34 +42,74 @@ def quantize(
             show_default="guessed from its name",
         ),
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option("--lora", metavar="FILE", help="Merge this LoRA adapter (.pth) into it.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option("--lora-alpha", metavar="X", help="The alpha that it was trained with.")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare", metavar="TEXT", help="Then measure what it has cost, on a text or a file of it."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: show sizes and speeds to expect.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace DST if it exists.")] = False,
     quiet: options.Quiet = False,
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Convert a published checkpoint into one model file.
+    """Convert a model into one model file.
 
     The file holds everything that a generation needs, loads at once and takes a fraction of the memory.
     """
-    from rwkv_cli import model, registry
-    from rwkv_cli.checkpoints import open_checkpoint
+    from rwkv_cli import conversion, registry
+    from rwkv_cli.cli import costs
     from rwkv_cli.cli.progress import TerminalReporter
-    from rwkv_cli.modelfile import is_model_file
-    from rwkv_cli.safetensors_map import format_size
     from rwkv_cli.template import get_template
 
     if template:
         get_template(template)
+    if (lora is None) != (lora_alpha is None):
+        raise UsageError(
+            "give --lora and --lora-alpha together: a file does not say with which alpha it was trained"
+        )
     path = registry.locate(source)
-    if is_model_file(path):
-        raise UsageError(f"{path} is a model file already: only a published checkpoint can be quantized")
-    checkpoint = open_checkpoint(path)
-    target = _target(path, target, weight_type)
-    _check_target(target, checkpoint.files, force)
-    with TerminalReporter(quiet) as reporter:
-        model.convert(checkpoint, target, weight_type, reporter, template=template)
-    if not quiet:
-        before, after = sum(file.stat().st_size for file in checkpoint.files), target.stat().st_size
-        typer.echo(
-            f"{format_size(before)} -> {format_size(after)}, {weight_type}; {ui.printable(str(target))}"
+    opened = conversion.open_source(path, lora, lora_alpha or 0)
+    text = costs.text_of(compare) if compare is not None else None
+    with TerminalReporter(quiet or json) as reporter:
+        if dry_run:
+            costs.show_plan(opened, reporter, json)
+            return
+        _check_source(opened, weight_type, template)
+        target = _target(path, target, weight_type)
+        _check_target(target, opened.files, force)
+        tokens = costs.tokens_of(opened, text) if text is not None else None
+        if opened.is_quantized:
+            reporter.note(
+                f"{path.name} is {opened.dtype} already: its weights are rounded a second time, which loses more"
+            )
+        conversion.convert(opened, target, weight_type, reporter, template)
+        found = costs.measure(opened, target, tokens, reporter) if tokens else None
+    if json:
+        costs.write_json(opened, target, weight_type, found)
+    elif not quiet:
+        costs.tell(opened, target, weight_type, found)
+
+
+def _check_source(source: Source, weight_type: str, template: str | None) -> None:
+    """Refuse what would change nothing."""
+    from rwkv_cli.modelfile import ModelFile
+
+    if (
+        isinstance(source.origin, ModelFile)
+        and source.dtype == weight_type
+        and not (template or source.adapter)
+    ):
+        raise UsageError(
+            f"{source.path} is a model file of the type {weight_type} already: give another --type"
         )
 
 
@@ -73,8 +118,13 @@ def _target(source: Path, target: Path | None, weight_type: str) -> Path:
     folder = Path() if target is None else target
     if target is not None and not target.is_dir():
         return target
+    from rwkv_cli.quantize import WEIGHT_TYPES
+
     source = source.resolve()
-    return folder / f"{source.name if source.is_dir() else source.stem}-{weight_type}.safetensors"
+    name = source.name if source.is_dir() else source.stem
+    for kind in WEIGHT_TYPES:  # a model file of ours is called after its type
+        name = name.removesuffix(f"-{kind}")
+    return folder / f"{name}-{weight_type}.safetensors"
 
 
 def _check_target(target: Path, sources: tuple[Path, ...], force: bool) -> None:
@@ -84,7 +134,7 @@ def _check_target(target: Path, sources: tuple[Path, ...], force: bool) -> None:
     if not target.exists():
         return
     if any(target.samefile(source) for source in sources):
-        raise UsageError(f"{target} is the checkpoint itself: give another name for the model file")
+        raise UsageError(f"{target} is the model itself: give another name for the new file")
     if not target.is_file():
         raise UsageError(f"{target} is no file that could be replaced")
     if not force:
