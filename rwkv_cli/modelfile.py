@@ -34,6 +34,7 @@ from rwkv_cli.safetensors_map import (
     MappedTensor,
     SafetensorsWriter,
     digest_of,
+    let_go,
     map_safetensors,
 )
 from rwkv_cli.sampling import SamplingSettings
@@ -102,7 +103,10 @@ class ModelFile:
         parts = {
             part: self._tensors[part].array for part in (name, name + quantize.SCALE) if part in self._tensors
         }
-        return quantize.restore(name, self.config.tensor_shapes()[name], parts)
+        tensor = quantize.restore(name, self.config.tensor_shapes()[name], parts)
+        for array in parts.values():
+            let_go(array)
+        return tensor
 
 
 def is_model_file(path: Path) -> bool:
@@ -139,6 +143,7 @@ def write_model(
             done += tensor.size
             for part, array in quantize.store(name, tensor, info.weight_type).items():
                 writer.write(part, array)
+            let_go(tensor)  # where it lies in a mapped file
             del tensor  # before the next one is read
             if progress:
                 progress(done, total)

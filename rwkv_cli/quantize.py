@@ -27,11 +27,14 @@ Two int4 weights share a byte. Of the 64 columns of a group in a tile, the low h
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli import machine
 from rwkv_cli.config import HEAD_SIZE, Shape
 from rwkv_cli.errors import UnsupportedModelError
 
@@ -55,7 +58,7 @@ _LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
 _DTYPES = {"int8": "I8", "int4": "U8", "fp16": "F16", "fp32": "F32"}
 _NUMPY: dict[str, type[np.float16 | np.float32]] = {"fp16": np.float16, "fp32": np.float32}
 _INT4_FACTORS = (*np.linspace(0.7, 1.2, 16), *-np.linspace(0.85, 1.35, 16))  # tried, times extreme / -8
-_ROWS_AT_ONCE = 2048  # bounds the temporary arrays of quantization; a multiple of TILE_ROWS
+_VALUES_AT_ONCE = 1 << 19  # bounds the temporary arrays of quantization
 
 
 def layout_of(name: str) -> Layout:
@@ -155,14 +158,16 @@ def quantize_int8(w: Array) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """
     R, K = w.shape
     q, scale = np.empty((R, K), np.int8), np.empty((R, K // GROUP), np.uint16)
-    for start in range(0, R, _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+
+    def quantize_rows(rows: slice) -> None:
         groups = w[rows].reshape(-1, K // GROUP, GROUP)
         scale[rows] = f32_to_bf16_up(np.abs(groups).max(axis=2) / np.float32(127))
         divisor = bf16_to_f32(scale[rows])[:, :, None]
         # Too small a number for a float has no reciprocal either: such a group is zero.
-        rounded = np.rint(np.divide(groups, divisor, out=np.zeros_like(groups), where=divisor > 0))
-        q[rows] = rounded.astype(np.int8).reshape(-1, K)
+        rounded = np.divide(groups, np.where(divisor > 0, divisor, np.float32(np.inf)))
+        q[rows] = np.rint(rounded, out=rounded).astype(np.int8).reshape(-1, K)
+
+    _by_rows(quantize_rows, R, K)
     return q, scale
 
 
@@ -174,28 +179,57 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     """
     R, K = w.shape
     q, scale = np.empty((R, K), np.uint8), np.empty((R, K // GROUP), np.uint16)
-    for start in range(0, R, _ROWS_AT_ONCE // 8):
-        rows = slice(start, start + _ROWS_AT_ONCE // 8)
+
+    def quantize_rows(rows: slice) -> None:
         groups = w[rows].reshape(-1, GROUP)
-        extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
-        # Errors are compared as parts of the largest magnitude: squares of huge or tiny weights are no floats.
-        parts = np.divide(groups, extreme, out=np.zeros_like(groups), where=extreme != 0)
-        best, least = np.zeros_like(extreme), np.square(parts).sum(axis=1, keepdims=True)
-        for factor in _INT4_FACTORS:
-            candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -INT4_OFFSET)))
-            step = np.divide(candidate, extreme, out=np.zeros_like(candidate), where=extreme != 0)
-            error = np.square(_round_int4(parts, step) * step - parts).sum(axis=1, keepdims=True)
-            better = error < least
-            best, least = np.where(better, candidate, best), np.where(better, error, least)
-        q[rows] = (_round_int4(groups, best) + INT4_OFFSET).astype(np.uint8).reshape(-1, K)
+        best = _search_int4(groups)
+        rounded = _round_int4(groups, best, np.empty_like(groups))
+        q[rows] = (rounded + INT4_OFFSET).astype(np.uint8).reshape(-1, K)
         scale[rows] = f32_to_bf16(best).reshape(-1, K // GROUP)
+
+    _by_rows(quantize_rows, R, K)
     return q, scale
 
 
-def _round_int4(groups: Array, scale: Array) -> Array:
-    """groups / scale, rounded and cut to [-8, 7]; 0 where the scale is."""
-    quotient = np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)
-    return np.clip(np.rint(quotient, out=quotient), -INT4_OFFSET, INT4_OFFSET - 1, out=quotient)
+def _search_int4(groups: Array) -> Array:
+    """The scale [n, 1] for each of n groups [n, 64] that leaves the least squared error; exact in bfloat16."""
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
+    # Errors are compared as parts of the largest magnitude: squares of huge or tiny weights are no floats.
+    parts = np.divide(groups, extreme, out=np.zeros_like(groups), where=extreme != 0)
+    best, least = np.zeros_like(extreme), np.square(parts).sum(axis=1, keepdims=True)
+    work = np.empty_like(parts)
+    for factor in _INT4_FACTORS:
+        candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -INT4_OFFSET)))
+        step = np.divide(candidate, extreme, out=np.zeros_like(candidate), where=extreme != 0)
+        off = _round_int4(parts, step, work)
+        off *= step
+        off -= parts
+        error = np.square(off, out=off).sum(axis=1, keepdims=True)
+        better = error < least
+        best, least = np.where(better, candidate, best), np.where(better, error, least)
+    return best
+
+
+def _by_rows(work: Callable[[slice], None], R: int, K: int) -> None:
+    """Call `work` for all rows, some at a time, so that temporary arrays fit into caches; on all cores."""
+    some = max(1, _VALUES_AT_ONCE // K)
+    blocks = [slice(start, start + some) for start in range(0, R, some)]
+    threads = min(machine.usable_cores(), len(blocks), machine.MOST_THREADS)
+    if threads == 1:
+        for block in blocks:
+            work(block)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, blocks):
+            pass
+
+
+def _round_int4(groups: Array, scale: Array, out: Array) -> Array:
+    """groups / scale, rounded and cut to [-8, 7], into `out`; 0 where the scale is."""
+    np.divide(groups, np.where(scale != 0, scale, np.float32(np.inf)), out=out)
+    np.rint(out, out=out)
+    np.maximum(out, np.float32(-INT4_OFFSET), out=out)
+    return np.minimum(out, np.float32(INT4_OFFSET - 1), out=out)
 
 
 def f32_to_bf16(x: Array) -> NDArray[np.uint16]:

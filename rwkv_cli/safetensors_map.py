@@ -194,6 +194,25 @@ class SafetensorsWriter:
             self._file = None
 
 
+def let_go(view: NDArray[Any]) -> None:
+    """Give back the memory of a part of a mapped file that was read: a conversion needs each part once.
+
+    The system may keep the pages, and gives them again when they are read again. Does nothing for other arrays.
+    """
+    base: Any = view
+    while base is not None and not isinstance(base, (mmap.mmap, memoryview)):
+        base = getattr(base, "base", None)
+    if isinstance(base, memoryview):
+        base = base.obj
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not view.flags.forc:
+        return
+    offset = view.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    begin, end = -(-offset // mmap.PAGESIZE), (offset + view.nbytes) // mmap.PAGESIZE
+    if begin < end:
+        with contextlib.suppress(OSError):
+            base.madvise(mmap.MADV_DONTNEED, begin * mmap.PAGESIZE, (end - begin) * mmap.PAGESIZE)
+
+
 def digest_of(mapped: Mapped, progress: Callable[[int], None] | None = None) -> str:
     """A sha256 over the names, types, shapes and values of all tensors of a file, in any order of the file.
 
@@ -202,6 +221,7 @@ def digest_of(mapped: Mapped, progress: Callable[[int], None] | None = None) -> 
     digests = {}
     for name, (dtype, shape, array) in mapped.tensors.items():
         digests[name] = _tensor_digest(name, dtype, shape, array.reshape(-1).view(np.uint8).data)
+        let_go(array)
         if progress:
             progress(array.nbytes)
     return _joined(digests)

@@ -101,7 +101,7 @@ def test_an_outlier_coarsens_its_own_group_only():
 def test_many_rows_are_quantized_like_one(monkeypatch):
     w = np.random.default_rng(0).standard_normal((70, 2 * GROUP)).astype(np.float32)
     expected = quantize_int8(w)
-    monkeypatch.setattr(quantize, "_ROWS_AT_ONCE", 32)
+    monkeypatch.setattr(quantize, "_VALUES_AT_ONCE", 32 * 2 * GROUP)  # and on several threads
     for found, wanted in zip(quantize_int8(w), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
 

@@ -1,5 +1,6 @@
 import errno
 import json
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -12,7 +13,14 @@ from safetensors import safe_open
 
 from rwkv_cli import safetensors_map
 from rwkv_cli.errors import StorageError
-from rwkv_cli.safetensors_map import DTYPES, SafetensorsWriter, format_size, map_safetensors, storage_error
+from rwkv_cli.safetensors_map import (
+    DTYPES,
+    SafetensorsWriter,
+    format_size,
+    let_go,
+    map_safetensors,
+    storage_error,
+)
 
 SPECS = {
     "odd": ("U8", (7,)),
@@ -239,3 +247,25 @@ def test_other_failures_name_their_reason():
 )
 def test_sizes_for_people(size, text):
     assert format_size(size) == text
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system cannot give pages back")
+def test_what_was_let_go_is_not_in_memory_and_can_be_read_again(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE  # of files
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    array = np.arange(1 << 24, dtype=np.float32)  # 64 MB
+    with SafetensorsWriter(tmp_path / "x", {"a": ("F32", array.shape)}) as writer:
+        writer.write("a", array)
+    mapped = map_safetensors(tmp_path / "x").tensors["a"].array
+    before = resident()
+    assert mapped.sum() > 0
+    assert resident() > before + 60e6
+    let_go(mapped)
+    assert resident() < before + 5e6
+    np.testing.assert_array_equal(mapped, array)
+    let_go(array)
+    let_go(mapped[::2])
+    np.testing.assert_array_equal(mapped, array)

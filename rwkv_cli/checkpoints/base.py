@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rwkv_cli.checkpoints.foreign import describe_foreign
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
+from rwkv_cli.safetensors_map import let_go
 from rwkv_cli.tokenizer import TokenizerSpec
 
 Format = Literal["pth", "hf", "gguf"]
@@ -67,9 +68,13 @@ def widened(view: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """A stored array as contiguous float32; bf16 comes as uint16 and is the upper half of a float32."""
     if dtype != "bf16":
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused as such
-            return np.ascontiguousarray(view, dtype=np.float32)
+            array = np.ascontiguousarray(view, dtype=np.float32)
+        if dtype != "f32":
+            let_go(view)
+        return array
     wide = np.empty(view.shape, np.uint32)
     np.left_shift(view, np.uint32(16), out=wide)
+    let_go(view)
     return wide.view(np.float32)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rwkv_cli.checkpoints.base import LazyTensor, mapped_tensor
 from rwkv_cli.config import Shape
 from rwkv_cli.errors import CheckpointError
+from rwkv_cli.safetensors_map import let_go
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -179,4 +180,6 @@ def _dequantized(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray
     from gguf import dequantize
 
     with np.errstate(all="ignore"):  # senseless scales give infinities, which are refused as such
-        return np.asarray(dequantize(rows, kind), dtype=np.float32)
+        array = np.asarray(dequantize(rows, kind), dtype=np.float32)
+    let_go(rows)
+    return array

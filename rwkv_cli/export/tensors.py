@@ -18,7 +18,7 @@ from rwkv_cli.backends.base import WeightSource
 from rwkv_cli.errors import UnsupportedModelError
 from rwkv_cli.export import Progress
 from rwkv_cli.quantize import f32_to_bf16
-from rwkv_cli.safetensors_map import storage_error
+from rwkv_cli.safetensors_map import let_go, storage_error
 
 Array = NDArray[np.float32]
 
@@ -33,6 +33,7 @@ def each(source: WeightSource, progress: Progress) -> Iterator[tuple[str, Array]
         tensor = source.tensor(name)
         size = tensor.size
         yield name, tensor
+        let_go(tensor)
         del tensor
         done += size
         progress(done, total)

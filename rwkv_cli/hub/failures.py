@@ -18,6 +18,7 @@ TRIES = 6
 
 FIRST_DELAY = 0.5  # seconds before the second attempt; each later one waits twice as long
 LONGEST_DELAY = 8.0
+SHORTEST_DELAY = 0.05  # after an attempt that has brought something
 LONGEST_WISH = 300.0  # of a server, that says how long to wait
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
@@ -58,7 +59,8 @@ def pause(failures: int, failure: TryAgainError, note: Callable[[str], None]) ->
         raise DownloadError(
             f"the server asks to wait {failure.wait:.0f} s ({failure.reason}): try again then"
         )
-    delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY) if failure.wait is None else failure.wait
+    delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY) if failures else SHORTEST_DELAY
+    delay = delay if failure.wait is None else failure.wait
     if delay >= 3:
         note(f"{failure.reason}; trying again in {delay:.0f} s")
     time.sleep(delay)

@@ -214,17 +214,21 @@ def _fault(file: RemoteFile, path: Path, size: int | None) -> str | None:
     found = path.stat().st_size
     if size is not None and found != size:
         return f"it has {found:,} bytes, not {size:,}"
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % found, usedforsecurity=False)
     wanted = file.sha256 or file.git_sha1
     if wanted is None:
         return None
+    digests = [hashlib.sha256()]
+    if not file.sha256:  # git hashes a small header with it; mirrors of the hub need not
+        begins = (b"blob %d\0" % found, b"")
+        digests = [hashlib.sha1(begin, usedforsecurity=False) for begin in begins]
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
-            digest.update(block)
-    if digest.hexdigest() == wanted:
+            for digest in digests:
+                digest.update(block)
+    if wanted in [digest.hexdigest() for digest in digests]:
         return None
     kind = "sha256" if file.sha256 else "git hash"
-    return f"its {kind} is {digest.hexdigest()[:16]}..., not {wanted[:16]}..."
+    return f"its {kind} is {digests[0].hexdigest()[:16]}..., not {wanted[:16]}..."
 
 
 def _link(place: _Place) -> None:

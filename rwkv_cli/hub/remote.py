@@ -10,12 +10,12 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, ModelInfo, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils._headers import build_hf_headers
 
 from rwkv_cli.errors import DownloadError, UnsupportedModelError, UsageError, VerificationError
 from rwkv_cli.hub import failures
-from rwkv_cli.models_toml import is_relative_file
+from rwkv_cli.models_toml import DEFAULT_REVISION, is_relative_file
 from rwkv_cli.references import Reference
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -105,8 +105,6 @@ def _hub_file(reference: Reference, name: str, revision: str, note: Note) -> tup
     sha256, git_sha1 = checksums(etag)
     kind = "sha256" if sha256 else "git hash"
     commit = metadata.commit_hash
-    if commit and _SAFE_NAME.fullmatch(commit):  # from now on, this version and no later one
-        url = hf_hub_url(reference.repository, name, revision=commit, endpoint=constants.ENDPOINT)
     return RemoteFile(
         name=name,
         url=url,
@@ -197,19 +195,32 @@ def _folder(reference: Reference, note: Note) -> Remote:
     """The model in a repository: its only .pth or .gguf file, or its folder in the layout of Hugging Face."""
     repository, revision = reference.repository, reference.revision
     assert repository is not None
-    info = failures.attempt(
-        repository,
-        lambda: HfApi(endpoint=constants.ENDPOINT).model_info(
-            repository, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-        ),
-        note,
-    )
+    info = _described(repository, revision, note)
     there = [sibling.rfilename for sibling in info.siblings or ()]
     commit = info.sha if info.sha and _SAFE_NAME.fullmatch(info.sha) else None
     at = commit or revision
     names = model_files(reference, there, lambda name: _small_json(reference, name, at, note))
     files = tuple(_hub_file(reference, name, at, note)[0] for name in names)
     return Remote(reference, files, commit, is_folder=is_folder(names))
+
+
+def _described(repository: str, revision: str, note: Note) -> ModelInfo:
+    """What the hub says of a repository. Raises DownloadError."""
+
+    def ask(revision: str | None) -> ModelInfo:
+        api, timeout = HfApi(endpoint=constants.ENDPOINT), constants.HF_HUB_DOWNLOAD_TIMEOUT
+        return failures.attempt(
+            repository, lambda: api.model_info(repository, revision=revision, timeout=timeout), note
+        )
+
+    try:
+        return ask(revision)
+    except failures.OfflineError:
+        raise
+    except DownloadError:
+        if revision != DEFAULT_REVISION:
+            raise
+        return ask(None)  # the branch that the repository itself takes for the main one
 
 
 def model_files(reference: Reference, there: Sequence[str], read: Callable[[str], Any]) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class Transfer:
                 raise TryAgainError("the server sends less than it has announced")
             except TryAgainError as failure:
                 here = self.present()
-                failed = 1 if here > reached else failed + 1
+                failed = 0 if here > reached else failed + 1
                 reached = max(reached, here)
                 if failed >= failures.TRIES:
                     raise DownloadError(
