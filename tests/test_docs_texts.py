@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), DATA / "gosling.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 COMMAND = re.compile(
-    r"(?:^|[|&`] ?)(?:\.venv/bin/)?rwkv ((?:generate|quantize|info|bench) [^|&>`#\n]*)", re.MULTILINE
+    r"(?:^|[|&`] ?)(?:\.venv/bin/)?rwkv ((?:generate|pull|quantize|export|info|bench) [^|&>`#\n]*)",
+    re.MULTILINE,
 )
 
 
@@ -26,7 +27,10 @@ def test_links_lead_somewhere(path):
         assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["README.md", "rwkv_cli/data/gosling.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "rwkv_cli/data/gosling.md", "docs/first-model.md", "docs/quantize.md", "docs/offline.md"],
+)
 def test_the_program_understands_the_commands(name):
     found = COMMAND.findall((ROOT / name).read_text(encoding="utf-8"))
     assert found

@@ -1,8 +1,11 @@
 """The command line: thin commands over `rwkv_cli`.
 
     main      the program: its commands, and the one place where errors become sentences and exit codes
-    generate  quantize  info  bench   a command each
+    generate  pull  quantize  export  models  info  bench   a command each
     facts     what info tells
+    catalogue what models tells
+    costs     what quantize tells
+    complete  names that a shell offers
     speeds    what bench tells
     options   options of the commands
     prompt    where a prompt comes from
