@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +37,11 @@ class Source:
     dtype: str  # of most weights, as its own format calls it
     weights: WeightSource
     origin: Checkpoint | ModelFile
-    adapter: str | None = None  # the name of a LoRA that is merged
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the LoRA that is merged, if one is."""
+        return self.weights.path.name if isinstance(self.weights, Merged) else None
 
     @property
     def config(self) -> ModelConfig:
@@ -66,7 +71,16 @@ class Source:
                 info = replace(info, template=template, sampling=TEMPLATES[template].sampling)
         else:
             info = model.describe(self.origin, weight_type, digest, template)
-        return replace(info, source={**info.source, "lora": self.adapter}) if self.adapter else info
+        if isinstance(self.weights, Merged):
+            source = {**info.source, "lora": self.weights.path.name, "lora_alpha": repr(self.weights.alpha)}
+            if digest and "sha256" in source:  # it is another model now, and states of the base do not fit it
+                parts = (source["sha256"], self.weights.sha256(), source["lora_alpha"])
+                source |= {
+                    "base_sha256": source["sha256"],
+                    "sha256": hashlib.sha256(" ".join(parts).encode()).hexdigest(),
+                }
+            info = replace(info, source=source)
+        return info
 
 
 def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Source:
@@ -84,7 +98,7 @@ def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Sourc
         files, dtype = origin.files, origin.dtype
     if lora is None:
         return Source(path, files, dtype, origin, origin)
-    return Source(path, (*files, lora), dtype, Merged(origin, lora, alpha), origin, lora.name)
+    return Source(path, (*files, lora), dtype, Merged(origin, lora, alpha), origin)
 
 
 def convert(

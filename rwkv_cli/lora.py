@@ -16,6 +16,7 @@ Everything in the file has to find its place in the model: nothing is left out s
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -58,13 +59,18 @@ class Merged:
                 f"--lora-alpha is {alpha}: it must be the number that the adapter was trained with"
             )
         self.config: ModelConfig = base.config
-        self._base, self._path, self._alpha = base, path, alpha
+        self._base, self.path, self.alpha = base, path, alpha
         self._pairs, self._whole = _read(path, base.config.tensor_shapes())
 
     @property
     def merged(self) -> int:
         """How many tensors of the model the adapter changes."""
         return len(self._pairs) + len(self._whole)
+
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the adapter's file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def tensor(self, name: str) -> Array:
         """One tensor, with what the adapter adds to it. Raises CheckpointError for a NaN or an infinity."""
@@ -76,14 +82,14 @@ class Merged:
             return tensor
         pair = self._pairs[name]
         A, B = self._finite(name, pair.A.read()), self._finite(name, pair.B.read())
-        delta = B @ (A * np.float32(self._alpha / A.shape[0]))
+        delta = B @ (A * np.float32(self.alpha / A.shape[0]))
         delta += tensor.T if _LOW_RANK.search(name) else tensor
         return self._finite(name, np.ascontiguousarray(delta.T) if _LOW_RANK.search(name) else delta)
 
     def _finite(self, name: str, array: Array) -> Array:
         if not (np.isfinite(array.min()) and np.isfinite(array.max())):
             raise CheckpointError(
-                f"{self._path} leads to a NaN or an infinity in the tensor {name}: get it again"
+                f"{self.path} leads to a NaN or an infinity in the tensor {name}: get it again"
             )
         return array
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import shlex
 from pathlib import Path
 
 from rwkv_cli import modelstore, paths, references
@@ -101,7 +102,7 @@ def _pulled(reference: Reference, shown: str) -> Path:
     if stored := modelstore.find_pulled(reference.name):
         return stored.path
     raise MissingModelError(
-        f"the model {shown} is not on this machine: download it with `rwkv pull {shown}`", shown
+        f"the model {shown} is not on this machine: download it with `rwkv pull {shlex.quote(shown)}`", shown
     )
 
 

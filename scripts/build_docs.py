@@ -44,21 +44,23 @@ def help_of(*command: str) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
 
-def commands() -> list[str]:
-    """The names of all commands."""
+def commands() -> list[tuple[str, ...]]:
+    """The names of all commands, and of those inside others."""
+    import typer
+
     from rwkv_cli.cli.main import app
 
-    names = [info.name or info.callback.__name__ for info in app.registered_commands]
-    for group in app.registered_groups:
-        below = [info.name or info.callback.__name__ for info in group.typer_instance.registered_commands]
-        names += [group.name, *(f"{group.name} {name}" for name in below)]
-    return names
+    found: list[tuple[str, ...]] = []
+    for name, command in typer.main.get_command(app).commands.items():
+        found.append((name,))
+        found += [(name, inner) for inner in getattr(command, "commands", ())]
+    return found
 
 
 def page() -> str:
     """The whole page."""
     sections = [f"## rwkv\n\n```text\n{help_of()}\n```"]
-    sections += [f"## rwkv {name}\n\n```text\n{help_of(*name.split())}\n```" for name in commands()]
+    sections += [f"## rwkv {' '.join(names)}\n\n```text\n{help_of(*names)}\n```" for names in commands()]
     return "\n".join([OPENING, *(section + "\n" for section in sections)]).rstrip() + "\n"
 
 

@@ -142,6 +142,9 @@ def test_the_command(rwkv, tmp_path, monkeypatch):
     model = ModelFile(tmp_path / "out")
     np.testing.assert_allclose(model.tensor("head.weight"), expected("head", adapter), atol=1e-5)
     assert model.info.source["lora"] == "lora.pth"
+    assert rwkv("quantize", "base.pth", "plain", "--type", "fp32").code == 0
+    plain = ModelFile(tmp_path / "plain").info.source
+    assert plain["sha256"] == model.info.source["base_sha256"] != model.info.source["sha256"]
     assert (
         "give --lora and --lora-alpha together"
         in rwkv("quantize", "base.pth", "o", "--lora", "lora.pth").sentence

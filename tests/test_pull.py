@@ -262,6 +262,17 @@ def test_models(rwkv):
     assert rwkv("models", "rm", "tiny").code == 2
 
 
+def test_models_by_reference(hub, rwkv):
+    hub.files["owner/other"] = hub.files["owner/repo"]
+    rwkv("pull", "hf:owner/other")
+    assert json.loads(rwkv("models", "show", "hf:owner/other", "--json").out)["name"] == "owner--other-int8"
+    assert rwkv("models", "verify", "hf:owner/other").out == "owner--other-int8: intact\n"
+    assert rwkv("models", "path", "hf:owner/other").out.endswith("owner--other-int8.safetensors\n")
+    assert rwkv("models", "rm", "hf:owner/other").code == 0
+    missing = rwkv("models", "show", "https://x.y/a.pth?b&c")
+    assert missing.sentence.endswith("download it with `rwkv pull 'https://x.y/a.pth?b&c'`")
+
+
 def test_verify_finds_a_changed_bit(rwkv):
     path = pull.pull("tiny").stored.path
     data = bytearray(path.read_bytes())

@@ -78,16 +78,16 @@ def texts(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def facts(name: str) -> dict[str, Any]:
-    """All about a model, by a name of the store or of the registry. Raises UsageError for a name of neither."""
-    found = modelstore.find(name.lower())
-    if found is None and name.lower() in registry.entries():
-        row = _known_row(registry.entries()[name.lower()].name)
-        found = modelstore.find_pulled(str(row["name"]))
+    """All about a model, by a name of the store or of the registry, or a reference. Raises UsageError for a path."""
+    entry = registry.entries().get(name.lower())
+    if modelstore.find(name.lower()) is None and entry is not None:
+        row = _known_row(entry.name)
+        found = modelstore.find_pulled(entry.name)
         return row | ({"file": model_facts(found.path)} if found else {})
-    if found is None:
-        registry.locate(name)  # says what is near, or where it may be
-        raise UsageError(f"{name} is a path: `rwkv info {name}` tells about it")
-    return {"name": found.name, "last_used": _iso(found.last_used)} | model_facts(found.path)
+    path = registry.locate(name)
+    if path.parent != modelstore.folder():
+        raise UsageError(f"{name} is no model of the store: `rwkv info {name}` tells about files")
+    return {"name": path.stem, "last_used": _iso(Stored(path.stem, path).last_used)} | model_facts(path)
 
 
 def text(key: str, value: Any) -> str:
@@ -104,8 +104,9 @@ def text(key: str, value: Any) -> str:
 def chosen(name: str) -> Stored:
     """A model of the store by its own name or by that which it was pulled under. Raises UsageError."""
     found = modelstore.find(name.lower())
-    if found is None and (entry := registry.entries().get(name.lower())):
-        there = [each for each in modelstore.listed() if each.name.rpartition("-")[0] == entry.name]
+    if found is None and (references.is_reference(name) or name.lower() in registry.entries()):
+        pulled_as = registry.reference(name).name
+        there = [each for each in modelstore.listed() if each.name.rpartition("-")[0] == pulled_as]
         if len(there) > 1:
             raise UsageError(
                 f"{name} is here in several types: name one of {', '.join(each.name for each in there)}"

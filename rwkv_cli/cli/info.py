@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rwkv_cli.cli import options, ui
+from rwkv_cli.cli import complete, options, ui
 
 
 def info(
@@ -17,6 +17,7 @@ def info(
             envvar="RWKV_MODEL",
             help="A model file, a published checkpoint or a name.",
             show_default="the one that comes with rwkv",
+            autocompletion=complete.models,
         ),
     ] = None,
     device: options.Device = "auto",
