@@ -49,6 +49,7 @@ class Hub:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sent = 0  # bytes of bodies
         self.with_checksums = True
+        self.with_lengths = True  # or the end of a connection is all that says how long a file is
         self.head_is_refused = False
         self.lock = threading.Lock()
         self.hub = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, _HubHandler))
@@ -143,6 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if etag:
             headers["ETag"] = etag
+        if not self.hub.with_lengths:
+            del headers["Content-Length"]
+            self.close_connection = True
         if status == 206:
             shown = start + 1 if fault.wrong_range else start
             headers["Content-Range"] = f"bytes {shown}-{len(data) - 1}/{len(data)}"
@@ -212,6 +216,8 @@ class _HubHandler(_Handler):
             "Location": f"{self.hub.storage_address}/lfs/{repository}/{file}",
         }
         headers["X-Linked-Etag"] = f'"{digest}"' if self.hub.with_checksums else '"v1"'
+        if not self.hub.with_lengths:
+            del headers["X-Linked-Size"]
         self.reply(302, headers)
 
     def _describe(self, repository: str) -> None:

@@ -129,6 +129,21 @@ def test_a_server_that_never_gets_further_is_given_up(hub):
     assert len(hub.gets()) <= 2 * failures.TRIES
 
 
+@pytest.mark.parametrize("with_checksums", [True, False])
+def test_cuts_of_a_file_whose_length_nobody_says(hub, with_checksums):
+    """Only the end of the connection shows the end of the file: the rest is asked for, until there is none."""
+    hub.with_lengths, hub.with_checksums = False, with_checksums
+    hub.faults.extend([Fault(cut_after=100_000), Fault(status=503), Fault(cut_after=50_000)])
+    assert bring().path.read_bytes() == DATA
+    assert hub.sent == len(DATA)
+
+
+def test_a_file_whose_length_nobody_says_without_ranges(hub):
+    hub.with_lengths = False
+    hub.faults.extend([Fault(no_ranges=True)] * 5)
+    assert bring().path.read_bytes() == DATA
+
+
 def test_another_part_than_was_asked_for(hub):
     hub.faults.extend([Fault(cut_after=100_000), Fault(wrong_range=True)])
     assert bring().path.read_bytes() == DATA

@@ -56,6 +56,7 @@ class Transfer:
         self._progress, self._note = progress, note
         self._notes = part.with_name(f"{part.name}.json")
         self._changes = 0
+        self._knows_ranges = True
         self.resumed = False  # whether it is put together from more than one response
 
     def run(self) -> None:
@@ -105,29 +106,42 @@ class Transfer:
             if start == self.size:
                 return True
             self._write(response, start)
-        return self.size is None or self.present() == self.size
+            return self._is_end(response) if self.size is None else self.present() == self.size
+
+    def _is_end(self, response: httpx2.Response) -> bool:
+        """Whether a response of unknown length was whole: if only its end says so, the rest is asked for to be sure."""
+        is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+        is_certain = is_chunked or "Content-Length" in response.headers
+        may_go_on = self.has_checksum or self._condition() is not None
+        return is_certain or not (self._knows_ranges and may_go_on)
 
     def _start(self) -> tuple[int, str | None]:
         """Where to go on, and the validator under which that is right."""
         present = self.present()
         if not present:
             return 0, None
-        try:
-            notes = json.loads(self._notes.read_text(encoding="utf-8"))
-            condition = notes["validator"] if self.size in (None, notes["size"]) else None
-        except (OSError, ValueError, KeyError, TypeError):
-            condition = None
-        usable = isinstance(condition, str) or self.has_checksum
-        if not usable or (self.size is not None and present > self.size):
+        condition = self._condition()
+        may_go_on = condition is not None or self.has_checksum
+        if not may_go_on or (self.size is not None and present > self.size):
             self.forget()
             return 0, None
-        return present, condition if isinstance(condition, str) else None
+        return present, condition
+
+    def _condition(self) -> str | None:
+        """The validator of what has arrived, if its server gave one."""
+        try:
+            notes = json.loads(self._notes.read_text(encoding="utf-8"))
+            is_same = None in (self.size, notes["size"]) or self.size == notes["size"]
+            condition = notes["validator"] if is_same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return condition if isinstance(condition, str) else None
 
     def _check(self, response: httpx2.Response, start: int) -> int:
         """Where this response goes on; drops what is here if it is of another file. Raises what the status means."""
         if response.status_code == 416 and start:
             found = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
-            if self.size is None and found and int(found[1]) == start:
+            if self.size is None and (not found or int(found[1]) == start):
                 self.size = start
                 return start
             self._restart("the file on the server is shorter than before")
@@ -138,6 +152,7 @@ class Transfer:
                 f"cannot download {self.what}: the server sends it compressed, though not asked to"
             )
         if response.status_code == 200:
+            self._knows_ranges = self._knows_ranges and not start
             self._check_length(response.headers.get("Content-Length"), is_whole=True)
             self._begin(response)
             return 0
@@ -147,7 +162,7 @@ class Transfer:
         if found and found[3] != "*":
             self._check_length(found[3], is_whole=False)
         validator = _validator(response)
-        if start and validator and (before := self._start()[1]) and before != validator:
+        if start and validator and (before := self._condition()) and before != validator:
             self._restart("the file on the server has changed")
         if not start:
             self._begin(response)
