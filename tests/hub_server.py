@@ -7,6 +7,7 @@ each response with content; `refusals` likewise, by each request for metadata.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -86,6 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # whoever asked has gone
+            super().handle()
 
     def do_HEAD(self) -> None:
         self._handle()
@@ -193,6 +198,9 @@ class _HubHandler(_Handler):
             return
         if path.startswith("/api/models/"):
             self._describe("/".join(path.split("/")[3:5]))
+            return
+        if "/resolve/" not in path:  # what else programs for the hub ask
+            self.reply(404, {})
             return
         owner, name, _, _revision, *parts = path.strip("/").split("/")
         files = hub.files.get(f"{owner}/{name}")
