@@ -51,5 +51,6 @@ class _Amount(ProgressColumn):
         total = "?" if task.total is None else f"{task.total / self.size:.0f}"
         text = f"{task.completed / self.size:.0f}/{total}{self.unit}"
         if task.speed:
-            text += f", {task.speed / self.size:.0f}{self.unit}/s"
+            speed = task.speed / self.size
+            text += f", {speed:.{0 if speed >= 10 else 1}f}{self.unit}/s"
         return Text(text)
