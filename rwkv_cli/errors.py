@@ -5,6 +5,7 @@
     ├── CheckpointError           a published checkpoint cannot be read: missing, truncated, hostile, wrong shape
     │   └── UnsupportedModelError it can be read, but it is not an RWKV-7 model
     ├── ModelFileError            a model file of ours cannot be read: damaged, or of a newer version
+    ├── StateError                a saved state cannot be used: missing, damaged, of another model
     ├── TokenizerError            a vocabulary is missing, damaged or of another size than the model's
     ├── DeviceError               the chosen backend cannot run on this machine
     └── StorageError              a file cannot be written: no room, no permission
@@ -36,6 +37,10 @@ class UnsupportedModelError(CheckpointError):
 
 class ModelFileError(RwkvError):
     """A model file of ours that cannot be read."""
+
+
+class StateError(RwkvError):
+    """A saved state that cannot be used."""
 
 
 class TokenizerError(RwkvError):

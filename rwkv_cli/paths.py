@@ -14,7 +14,7 @@ EMBEDDED_MODEL = DATA / "gosling.safetensors"
 
 
 def cache_folder() -> Path:
-    """Where quantized checkpoints are kept: RWKV_CACHE_DIR, or the user's cache folder of this platform.
+    """Where what can be made again is kept: RWKV_CACHE_DIR, or the user's cache folder of this platform.
 
     Raises StorageError for a user without a home.
     """
@@ -23,6 +23,19 @@ def cache_folder() -> Path:
     except RuntimeError:
         raise StorageError(
             "there is no home folder for the cache: set RWKV_CACHE_DIR to a folder for it"
+        ) from None
+
+
+def data_folder() -> Path:
+    """Where a user's states and histories are kept: RWKV_DATA_DIR, or the user's data folder of this platform.
+
+    Raises StorageError for a user without a home.
+    """
+    try:
+        return Path(os.environ.get("RWKV_DATA_DIR") or platformdirs.user_data_dir("rwkv", appauthor=False))
+    except RuntimeError:
+        raise StorageError(
+            "there is no home folder for states: set RWKV_DATA_DIR to a folder for them"
         ) from None
 
 

@@ -25,7 +25,9 @@ error. A reader that goes away, as in `rwkv generate ... | head`, is no failure.
 | variable | meaning |
 |---|---|
 | `RWKV_MODEL` | the model that is used without `--model` |
-| `RWKV_CACHE_DIR` | where compiled kernels and quantized checkpoints are kept |
+| `RWKV_CACHE_DIR` | where compiled kernels, quantized checkpoints and long prompts are kept |
+| `RWKV_CACHE_SIZE` | the most that long prompts may take there, such as `2GB`; 512 MB without it, `0` keeps none |
+| `RWKV_DATA_DIR` | where saved states are kept |
 | `RWKV_CPU_KERNEL` | the CPU instruction to use; `rwkv info` lists those that this machine has |
 | `RWKV_DEBUG` | 1 shows the traceback of an error that should not happen |
 | `NO_COLOR` | no colours and no bold text |
@@ -40,17 +42,23 @@ def help_of(*command: str) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
 
-def commands() -> list[str]:
-    """The names of all commands."""
+def commands() -> list[tuple[str, ...]]:
+    """The names of all commands, and of those inside others."""
+    import typer
+
     from rwkv_cli.cli.main import app
 
-    return [info.name or info.callback.__name__ for info in app.registered_commands]
+    found: list[tuple[str, ...]] = []
+    for name, command in typer.main.get_command(app).commands.items():
+        found.append((name,))
+        found += [(name, inner) for inner in getattr(command, "commands", ())]
+    return found
 
 
 def page() -> str:
     """The whole page."""
     sections = [f"## rwkv\n\n```text\n{help_of()}\n```"]
-    sections += [f"## rwkv {name}\n\n```text\n{help_of(name)}\n```" for name in commands()]
+    sections += [f"## rwkv {' '.join(names)}\n\n```text\n{help_of(*names)}\n```" for names in commands()]
     return "\n".join([OPENING, *(section + "\n" for section in sections)]).rstrip() + "\n"
 
 

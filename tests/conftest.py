@@ -40,10 +40,12 @@ def tiny_model(tmp_path_factory, byte_vocabulary):
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
-    """The variables of whoever runs the tests that change what commands do."""
+def no_variables(monkeypatch, tmp_path_factory):
+    """The variables of whoever runs the tests that change what commands do; states and prompts of nobody else."""
     for name in ("RWKV_MODEL", "RWKV_DEBUG", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    monkeypatch.setenv("RWKV_CACHE_SIZE", "0")
 
 
 @dataclass
@@ -93,6 +95,10 @@ class Terminal:
         """Read until `text` is shown; fails when the command ends before."""
         while text not in self.shown:
             assert self._read(), f"no {text!r} in {self.shown!r}"
+
+    def send(self, keys):
+        """Type."""
+        os.write(self._master, keys.encode())
 
     def finish(self):
         """Read to the end: the exit code."""
