@@ -33,7 +33,7 @@ STATUS = {"resident": "VmRSS", "peak": "VmHWM", "file": "RssFile", "anonymous": 
 def main() -> None:
     """Generate, then write a picture and the samples, and print the verdict."""
     options = _options()
-    before = _resident()
+    before = resident()
     try:
         model = rwkv_cli.load(options.model, threads=options.threads)
         samples = watch(model, options.tokens)
@@ -50,7 +50,7 @@ def main() -> None:
     folder = results.folder(options.results)
     results.write_json(folder / f"memory-{model.path.stem}.json", facts)
     results.write_text(folder / f"memory-{model.path.stem}.md", report(facts))
-    _draw(folder / f"memory-{model.path.stem}.png", facts)
+    draw_samples(folder / f"memory-{model.path.stem}.png", facts, "tokens generated")
     print(report(facts), end="")
 
 
@@ -64,7 +64,7 @@ def watch(model: Model, n_tokens: int) -> list[dict[str, float]]:
     for position, _ in enumerate(generation, start=1):
         if position % every == 0:
             milliseconds = 1000 * (time.perf_counter() - start) / every
-            samples.append({"position": position, "milliseconds": round(milliseconds, 4), **_resident()})
+            samples.append({"position": position, "milliseconds": round(milliseconds, 4), **resident()})
             start = time.perf_counter()
     return samples
 
@@ -91,7 +91,7 @@ def verdict(model: Model, samples: Sequence[Mapping[str, float]]) -> dict[str, A
     }
 
 
-def _resident() -> dict[str, int]:
+def resident() -> dict[str, int]:
     """Bytes of this process in memory: now, at most so far, and in two kinds."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
@@ -109,14 +109,14 @@ def report(facts: Mapping[str, Any]) -> str:
         "",
         "| | |",
         "|---|---:|",
-        f"| peak resident size | {_mb(facts['peak_bytes'])} |",
-        f"| promised: model file, state and {_mb(ALLOWANCE)} | {_mb(facts['limit_bytes'])} |",
-        f"| model file | {_mb(facts['file_bytes'])} |",
-        f"| state | {_mb(facts['state_bytes'])} |",
-        f"| all else | {_mb(facts['beyond_file_and_state_bytes'])} |",
-        f"| resident at the end, pages of files (the model, libraries) | {_mb(last['file'])} |",
-        f"| resident at the end, other | {_mb(last['anonymous'])} |",
-        f"| resident, first and last tenth | {_mb(size_before)}, {_mb(size_after)} |",
+        f"| peak resident size | {mb(facts['peak_bytes'])} |",
+        f"| promised: model file, state and {mb(ALLOWANCE)} | {mb(facts['limit_bytes'])} |",
+        f"| model file | {mb(facts['file_bytes'])} |",
+        f"| state | {mb(facts['state_bytes'])} |",
+        f"| all else | {mb(facts['beyond_file_and_state_bytes'])} |",
+        f"| resident at the end, pages of files (the model, libraries) | {mb(last['file'])} |",
+        f"| resident at the end, other | {mb(last['anonymous'])} |",
+        f"| resident, first and last tenth | {mb(size_before)}, {mb(size_after)} |",
         f"| a token with sampling, first and last tenth | {time_before:.3f} ms, {time_after:.3f} ms |",
         "",
         f"{facts['backend']}. {results.sentence(facts)}.",
@@ -124,12 +124,13 @@ def report(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _mb(n_bytes: float) -> str:
+def mb(n_bytes: float) -> str:
+    """A size for people."""
     return f"{n_bytes / 1e6:.1f} MB"
 
 
-def _draw(path: Path, facts: Mapping[str, Any]) -> None:
-    """Memory over the position, in two kinds, and the time of a token below."""
+def draw_samples(path: Path, facts: Mapping[str, Any], unit: str) -> None:
+    """Memory over the position, in two kinds, and the time of a token below; with its limit, if there is one."""
     pyplot = results.pyplot()
     if pyplot is None:
         return
@@ -144,16 +145,16 @@ def _draw(path: Path, facts: Mapping[str, Any]) -> None:
         labels=["of files (the model, libraries)", "other"],
         colors=[results.OURS, results.OTHERS],
     )
-    sizes.axhline(
-        facts["limit_bytes"] / 1e6, color=results.LIMIT, linestyle="dashed", label="file, state and 150 MB"
-    )
+    limit = facts.get("limit_bytes", 0)
+    if limit:
+        sizes.axhline(limit / 1e6, color=results.LIMIT, linestyle="dashed", label="file, state and 150 MB")
     sizes.set_ylabel("resident size, MB")
-    sizes.set_ylim(0, 1.5 * max(facts["limit_bytes"], facts["peak_bytes"]) / 1e6)
+    sizes.set_ylim(0, 1.5 * max(limit, facts["peak_bytes"]) / 1e6)
     sizes.legend(frameon=False, fontsize=9, loc="upper right", ncols=3)
     times.plot(positions, [sample["milliseconds"] for sample in samples], color=results.OURS)
     times.set_ylabel("milliseconds a token")
     times.set_ylim(0)
-    times.set_xlabel("tokens generated")
+    times.set_xlabel(unit)
     figure.suptitle(f"{facts['model']}, {facts['backend']}", fontsize=11)
     results.save_picture(figure, path)
 

@@ -19,7 +19,7 @@ from rwkv_cli.lora import Merged
 from rwkv_cli.model import Reporter
 from rwkv_cli.modelfile import ModelFile, ModelInfo, is_model_file, write_model
 from rwkv_cli.quantize import WEIGHT_TYPES, WeightType
-from rwkv_cli.safetensors_map import DTYPES
+from rwkv_cli.safetensors_map import DTYPES, remove_leftovers
 from rwkv_cli.template import TEMPLATES
 from rwkv_cli.tokenizer import load_tokenizer
 
@@ -108,6 +108,7 @@ def convert(
     info = source.info(weight_type, template)
     if info.tokenizer:
         load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
+    remove_leftovers(target.parent)
     write_model(target, source.weights, info, reporter.quantizing)
 
 

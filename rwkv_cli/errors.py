@@ -6,6 +6,7 @@
     │   ├── UnsupportedModelError it can be read, but it is not an RWKV-7 model
     │   └── MissingModelError     a model that is known by name, but not on this machine yet
     ├── ModelFileError            a model file of ours cannot be read: damaged, or of a newer version
+    ├── StateError                a saved state cannot be used: missing, damaged, of another model
     ├── RegistryError             models.toml, ours or the user's, holds something that it must not
     ├── DownloadError             a file cannot be fetched: no connection, refused, gone, offline
     │   └── VerificationError     it was fetched, but it is not the file that was asked for
@@ -60,6 +61,10 @@ class VerificationError(DownloadError):
 
 class ModelFileError(RwkvError):
     """A model file of ours that cannot be read."""
+
+
+class StateError(RwkvError):
+    """A saved state that cannot be used."""
 
 
 class TokenizerError(RwkvError):

@@ -119,7 +119,7 @@ class Generation(Iterator[Step]):
         """
         if self._last is None and self.usage.generated_tokens == 0:
             self._read(self.tokens)
-        elif self.finish == "stop" or (self.finish is None and self._is_inside_character):
+        elif self.finish == "stop" or (self.finish is None and self.is_inside_character):
             self._take_back()
         elif self._last != self._end:
             self._read([] if self._last is None else [self._last])
@@ -136,10 +136,11 @@ class Generation(Iterator[Step]):
     @property
     def _is_holding(self) -> bool:
         """Whether some text of the tokens so far was not shown."""
-        return bool(self._filter.stopped or self._filter.held or self._is_inside_character)
+        return bool(self._filter.stopped or self._filter.held or self.is_inside_character)
 
     @property
-    def _is_inside_character(self) -> bool:
+    def is_inside_character(self) -> bool:
+        """Whether the tokens so far end in the middle of a character."""
         return self._decoder is not None and self._decoder.is_inside_character
 
     def _advance(self) -> Logits:

@@ -96,7 +96,7 @@ class Model:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = 256,
-        template: str | None = "raw",
+        template: str | Template | None = "raw",
         system: str | None = None,
         think: str | None = None,
         stop: Sequence[str] = (),
@@ -114,7 +114,7 @@ class Model:
         no prompt is needed there, and one in a template of conversations is the next turn; `memory` is that of the
         sampler there. Both are left as they are. Raises UsageError for settings that cannot be right.
         """
-        layout = self.template if template is None else get_template(template)
+        layout = get_template(template) if isinstance(template, str) else template or self.template
         start = start or Position.beginning(self.config)
         if isinstance(prompt, str):
             prompt = self.lay_out(prompt, layout, system, think, continued=start.logits is not None)

@@ -14,7 +14,7 @@ EMBEDDED_MODEL = DATA / "gosling.safetensors"
 
 
 def cache_folder() -> Path:
-    """Where quantized checkpoints are kept: RWKV_CACHE_DIR, or the user's cache folder of this platform.
+    """Where what can be made again is kept: RWKV_CACHE_DIR, or the user's cache folder of this platform.
 
     Raises StorageError for a user without a home.
     """
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def data_folder() -> Path:
-    """Where a user's models and states are kept: RWKV_DATA_DIR, or the user's data folder of this platform.
+    """Where a user's models, states and histories are kept: RWKV_DATA_DIR, or the user's data folder of this platform.
 
     Raises StorageError for a user without a home.
     """
@@ -35,7 +35,7 @@ def data_folder() -> Path:
         return Path(os.environ.get("RWKV_DATA_DIR") or platformdirs.user_data_dir("rwkv", appauthor=False))
     except RuntimeError:
         raise StorageError(
-            "there is no home folder for models: set RWKV_DATA_DIR to a folder for them"
+            "there is no home folder for models and states: set RWKV_DATA_DIR to a folder for them"
         ) from None
 
 

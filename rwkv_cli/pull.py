@@ -16,7 +16,7 @@ from rwkv_cli.model import Reporter
 from rwkv_cli.modelstore import Stored
 from rwkv_cli.quantize import WeightType
 from rwkv_cli.references import Reference
-from rwkv_cli.safetensors_map import format_size, storage_error
+from rwkv_cli.safetensors_map import format_size, remove_leftovers, storage_error
 from rwkv_cli.template import find_template
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ def _locked(target: Path, reporter: Reporter) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise storage_error(target, error) from None
+    remove_leftovers(target.parent)
     try:
         yield
     finally:

@@ -14,7 +14,12 @@ import json
 import math
 import mmap
 import os
+import platform
+import re
 import secrets
+import sys
+import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +56,11 @@ DIGEST = "digest"
 """The metadata entry that the writer fills, where it is announced as `NO_DIGEST`: see `digest_of`."""
 
 NO_DIGEST = json.dumps("0" * 64)
+# What `SafetensorsWriter` calls a file that is not complete: of which, by whom, and a random number.
+_TEMPORARY = re.compile(
+    r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{8}\.tmp", re.DOTALL
+)
+_A_DAY = 24 * 60 * 60
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -117,16 +127,22 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[str, Shape]],
+        metadata: Mapping[str, str] | None = None,
+        durable: bool = True,
     ) -> None:
+        """`durable` waits until the disk has it, so that it also survives a loss of power."""
         if path.is_symlink():
             path = path.resolve()  # a link stays a link: what it points to is replaced
         self.path = path
+        self._durable = durable
         self._header, self._entries = _layout(tensors, metadata or {})
         self._missing = set(tensors)
         self._digests: dict[str, str] | None = {} if (metadata or {}).get(DIGEST) == NO_DIGEST else None
         self.size = len(self._header) + max((entry.end for entry in self._entries.values()), default=0)
-        self._temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+        self._temporary = path.with_name(f".{_clipped(path.name)}.{_process()}-{secrets.token_hex(4)}.tmp")
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -180,7 +196,8 @@ class SafetensorsWriter:
             self._file.seek(0)
             self._file.write(self._header.replace(announced, found, 1))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._durable:
+            os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self.path)
 
@@ -235,6 +252,48 @@ def _tensor_digest(name: str, dtype: str, shape: Shape, data: memoryview) -> str
 
 def _joined(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that writers left in a folder when they were killed; nothing else, and no error.
+
+    A writer is gone when its process is, on the same machine; of other machines, after a day.
+    """
+    try:
+        found = [(file, match) for file in folder.iterdir() if (match := _TEMPORARY.fullmatch(file.name))]
+    except OSError:
+        return
+    for file, match in found:
+        with contextlib.suppress(OSError):
+            is_old = time.time() - file.stat().st_mtime > _A_DAY
+            if is_old or (match["machine"] == _machine() and not _is_running(int(match["process"]))):
+                file.unlink()
+
+
+def _clipped(name: str) -> str:
+    """The beginning of a file's name, such that a longer one still fits into the 255 bytes that most systems have."""
+    return name.encode("utf-8", "surrogateescape")[:150].decode("utf-8", "ignore")
+
+
+def _process() -> str:
+    """This process in the name of a temporary file."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # there, os.kill would end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it runs for another user
+        return True
+    return True
 
 
 def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:

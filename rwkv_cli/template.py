@@ -43,6 +43,7 @@ class Template:
     clean: bool = True  # tidy system and user texts, see `clean_text`
     stop: tuple[str, ...] = ()  # the answer ends before any of these, besides the end of the document
     sampling: Mapping[str, float] = field(default_factory=dict)  # defaults, by the names in SamplingSettings
+    chat: str | None = None  # the format that a conversation uses instead; None for this one
 
     def render(self, prompt: str, system: str | None = None, think: str | None = None) -> str:
         """The text before the first answer.
@@ -96,6 +97,7 @@ TEMPLATES: dict[str, Template] = {
             name="raw",
             description="the prompt as it is, nothing added",
             clean=False,
+            chat="dialogue",
         ),
         Template(
             name="story",
@@ -103,6 +105,22 @@ TEMPLATES: dict[str, Template] = {
             begin=True,
             clean=False,
             sampling={"temperature": 0.8, "top_p": 0.8},
+            chat="dialogue",
+        ),
+        Template(
+            name="dialogue",
+            description="a plain dialogue, for models of documents; with gosling: small talk and bookings",
+            begin=True,
+            user="User: {prompt}\n\n",
+            answer="Assistant:",
+            turn_end="\n\n",
+            stop=("\n\n", "\nUser:"),
+            sampling={
+                "temperature": 0.7,
+                "top_p": 0.6,
+                "presence_penalty": 0.2,
+                "frequency_penalty": 0.2,
+            },
         ),
         Template(
             name="world",
@@ -158,6 +176,12 @@ TEMPLATES: dict[str, Template] = {
         ),
     )
 }
+
+
+def chat_template(template: Template) -> Template:
+    """The format of a conversation with a model whose own format this is."""
+    return TEMPLATES[template.chat] if template.chat else template
+
 
 # The first pattern found in a model's name decides. The chat formats need the World vocabulary.
 _NAME_PATTERNS = ((r"^gosling", "story"), (r"rwkv-?7-g\d|-g1", "g1"), (r"-world", "world"))

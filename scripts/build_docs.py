@@ -25,8 +25,9 @@ error. A reader that goes away, as in `rwkv generate ... | head`, is no failure.
 | variable | meaning |
 |---|---|
 | `RWKV_MODEL` | the model that is used without `--model` |
-| `RWKV_CACHE_DIR` | where compiled kernels and quantized checkpoints are kept |
-| `RWKV_DATA_DIR` | where models that were pulled are kept |
+| `RWKV_CACHE_DIR` | where compiled kernels, quantized checkpoints and long prompts are kept |
+| `RWKV_CACHE_SIZE` | the most that long prompts may take there, such as `2GB`; 512 MB without it, `0` keeps none |
+| `RWKV_DATA_DIR` | where models that were pulled and saved states are kept |
 | `RWKV_CONFIG_DIR` | where your own models.toml is read from |
 | `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | cache, address and token of the hub, and 1 for no network |
 | `HTTPS_PROXY`, `NO_PROXY` | the proxy for downloads, and what needs none |

@@ -41,11 +41,12 @@ def tiny_model(tmp_path_factory, byte_vocabulary):
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch, tmp_path_factory):
-    """The variables and folders of whoever runs the tests that change what commands do."""
+    """The variables of whoever runs the tests that change what commands do; no models and states but their own."""
     for name in ("RWKV_MODEL", "RWKV_DEBUG", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("RWKV_DATA_DIR", "RWKV_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / name.lower()))
+    monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    monkeypatch.setenv("RWKV_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "config"))
+    monkeypatch.setenv("RWKV_CACHE_SIZE", "0")
 
 
 @dataclass
@@ -95,6 +96,10 @@ class Terminal:
         """Read until `text` is shown; fails when the command ends before."""
         while text not in self.shown:
             assert self._read(), f"no {text!r} in {self.shown!r}"
+
+    def send(self, keys):
+        """Type."""
+        os.write(self._master, keys.encode())
 
     def finish(self):
         """Read to the end: the exit code."""

@@ -1,6 +1,8 @@
 """Prompt formats, letter by letter."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling import SamplingSettings
 from rwkv_cli.streaming import StopFilter
-from rwkv_cli.template import TEMPLATES, Template, clean_text, find_template, get_template
+from rwkv_cli.template import TEMPLATES, Template, chat_template, clean_text, find_template, get_template
+from rwkv_cli.template_file import as_fields, open_template, template_from
 
 GREETING = (
     "User: hi\n\nAssistant: Hi. I am your assistant and I will provide expert full response in full details. "
@@ -22,6 +25,7 @@ GREETING = (
     [
         ("raw", " Why?\r\n\n\nWhy "),
         ("story", " Why?\r\n\n\nWhy "),
+        ("dialogue", "User: Why?\nWhy\n\nAssistant:"),
         ("world", GREETING + "User: Why?\nWhy\n\nAssistant:"),
         ("g1", "User: Why?\nWhy\n\nAssistant:"),
         ("qa", "Question: Why?\nWhy\n\nAnswer:"),
@@ -44,7 +48,7 @@ def test_system_text(name: str, expected: str) -> None:
     assert get_template(name).render("Why?", system="Be\n\nkind.\n") == expected
 
 
-@pytest.mark.parametrize("name", ["raw", "story", "qa"])
+@pytest.mark.parametrize("name", ["raw", "story", "dialogue", "qa"])
 def test_system_text_where_there_is_no_place_for_it(name: str) -> None:
     with pytest.raises(UsageError, match=f"the template {name} has no place for a system text"):
         get_template(name).render("Why?", system="Be kind.")
@@ -100,7 +104,7 @@ def test_every_template_is_complete(name: str, prompt: str) -> None:
 
 
 def test_published_stops_and_defaults() -> None:
-    assert get_template("raw") == Template("raw", TEMPLATES["raw"].description, clean=False)
+    assert get_template("raw") == Template("raw", TEMPLATES["raw"].description, clean=False, chat="dialogue")
     assert get_template("world").stop == ("\n\n",)
     assert get_template("g1").stop == ("\n\nUser:",)
     assert get_template("story").begin
@@ -135,3 +139,126 @@ def test_unknown_template() -> None:
 )
 def test_template_by_file_name(source: str, vocab_size: int, expected: str) -> None:
     assert find_template(source, vocab_size) == expected
+
+
+def test_models_of_documents_have_a_template_for_conversations() -> None:
+    for name, template in TEMPLATES.items():
+        chat = chat_template(template)
+        assert chat.answer, name
+        assert chat.turn_end
+        assert chat.stop
+        assert chat_template(chat) == chat
+    assert chat_template(TEMPLATES["story"]).name == "dialogue"
+    assert chat_template(TEMPLATES["g1"]).name == "g1"
+
+
+# ------------------------------------------------------------------------------------------- files of the user's own
+
+OWN = """\
+# A robot.
+description = "a robot"
+begin = true
+opening = "Robot: Hello.\\n\\n"
+system = "Order: {system}\\n\\n"
+user = "Human: {prompt}\\n\\n"
+answer = "Robot:"
+turn_end = "\\n\\n"
+stop = ["\\n\\n", "\\nHuman:"]
+
+[sampling]
+temperature = 0.5
+top_k = 7
+
+[thinking.deep]
+user_suffix = " (deep)"
+answer_prefix = " <think"
+"""
+
+
+def own(folder: Path, text: str, name: str = "robot.toml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_template_of_the_users_own(tmp_path: Path) -> None:
+    template = open_template(own(tmp_path, OWN))
+    assert template.name == "robot"
+    assert template.begin
+    assert template.clean
+    assert template.render("Hi", "Obey.", "deep") == (
+        "Order: Obey.\n\nRobot: Hello.\n\nHuman: Hi (deep)\n\nRobot: <think"
+    )
+    assert template.stop == ("\n\n", "\nHuman:")
+    assert template.sampling == {"temperature": 0.5, "top_k": 7}
+
+
+def test_a_template_may_be_made_of_another(tmp_path: Path) -> None:
+    template = open_template(own(tmp_path, 'name = "short"\nbase = "g1"\n[sampling]\ntop_p = 0.1\n'))
+    assert template == dataclasses.replace(
+        TEMPLATES["g1"], name="short", sampling={**TEMPLATES["g1"].sampling, "top_p": 0.1}
+    )
+
+
+def test_a_template_is_known_by_its_path_or_its_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own(tmp_path, OWN)
+    monkeypatch.chdir(tmp_path)
+    assert open_template("robot.toml") == open_template("./robot.toml")
+    assert open_template("g1") == TEMPLATES["g1"]
+    with pytest.raises(UsageError, match="no template 'robot'"):
+        open_template("robot")
+
+
+@given(st.sampled_from(sorted(TEMPLATES)))
+def test_templates_survive_json(name: str) -> None:
+    template = dataclasses.replace(TEMPLATES[name], chat=None)
+    assert template_from(json.loads(json.dumps(as_fields(template)))) == template
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("answer = 5", "line 1: answer must be a text"),
+        ('answer = "A"\n\nanswr = "B"', "line 3: answr is no key of a template (did you mean answer?)"),
+        ('# x\nuser = "no place"', "line 2: user must hold {prompt}, where the text goes"),
+        ('system = "no place"', "line 1: system must hold {system}"),
+        ("stop = 'x'", "line 1: stop must be a list of texts"),
+        ("stop = ['a', 5]", "line 1: stop must be a text"),
+        ("stop = ['']", "line 1: stop holds an empty text"),
+        ("begin = 'yes'", "line 1: begin must be true or false"),
+        ("sampling = 5", "line 1: sampling must be a table"),
+        ("[sampling]\n\ntop_p = 5", "line 3: sampling.top_p is 5: it must be between 0 and 1"),
+        ("[sampling]\ntop_p = 'x'", "line 2: sampling.top_p must be a number"),
+        ("[sampling]\ntop_p = nan", "line 2: sampling.top_p is nan"),
+        ("[sampling]\nseed = 5", "line 2: sampling.seed is no key"),
+        ("[thinking]\non = 5", "line 2: thinking.on must be a table"),
+        ("[thinking.on]\nprefix = ''", "thinking.on.prefix is no key of a template"),
+        ("[thinking.on]\nanswer_prefix = 5", "line 2: thinking.on.answer_prefix must be a text"),
+        ("base = 'nothing'", "line 1: base must be one of the templates raw, story"),
+        ("answer = ", "is no TOML: invalid value (at end of document)"),
+        ("answer = 'a'\nanswer = 'b'", "is no TOML: cannot overwrite a value"),
+        ("x = " + "[" * 5000, "is no TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    path = own(tmp_path, text)
+    with pytest.raises(UsageError) as raised:
+        open_template(path)
+    assert said in str(raised.value)
+    assert path in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_no_templates(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the template .*missing\.toml: no such file"):
+        open_template(str(tmp_path / "missing.toml"))
+    with pytest.raises(UsageError, match="is a directory"):
+        open_template(str(tmp_path) + "/")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        open_template(str(tmp_path / "binary.toml"))
+    (tmp_path / "large.toml").write_bytes(b"#" * (2 << 20))
+    with pytest.raises(UsageError, match="larger than 1 MB"):
+        open_template(str(tmp_path / "large.toml"))

@@ -18,6 +18,8 @@ __all__ = ["Checkpoint", "open_checkpoint"]
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _GGUF = b"GGUF"
+# How `rwkv_cli.statefile` begins, behind the length of its header.
+_STATE = b'{"__metadata__":{"rwkv_state":'
 # torch < 1.6 wrote bare pickles (protocol 2), which begin with its magic number.
 _LEGACY_TORCH = b"\x80\x02"
 
@@ -40,6 +42,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         magic = file.read(9)
+        is_state = (magic[8:] + file.read(32)).startswith(_STATE)
+    if is_state:
+        raise CheckpointError(
+            f"{path} is a saved state and not a model: give it to --state, as in rwkv generate"
+        )
     if not magic:
         raise CheckpointError(f"{path} is empty: get it again")
     if magic.startswith(_ZIP):

@@ -1,7 +1,13 @@
 """The command line: thin commands over `rwkv_cli`.
 
     main      the program: its commands, and the one place where errors become sentences and exit codes
-    generate  pull  quantize  export  models  info  bench   a command each
+    generate  pull  quantize  export  models  info  bench  state  chat   a command each
+    run       one generation: from a prompt or a state to text and a state
+    resume    where a command goes on from, and where it saves
+    interrupts  Ctrl-C between two tokens
+    state_files  state_view  heatmap   what state does with files, and what it shows
+    chat_loop  chat_session  chat_commands  chat_input  chat_view   the parts of a chat
+    markdown  wrap   text that arrives in pieces, styled and wrapped
     facts     what info tells
     catalogue what models tells
     costs     what quantize tells

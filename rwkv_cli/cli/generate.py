@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import typer
@@ -22,6 +21,12 @@ def generate(
     template: options.Template = None,
     raw: options.Raw = False,
     system: options.System = None,
+    state: options.State = None,
+    save_state: options.SaveState = None,
+    no_text: options.NoText = False,
+    compact: options.Compact = False,
+    force: options.Force = False,
+    no_cache: options.NoCache = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     temperature: options.Temperature = None,
@@ -40,21 +45,22 @@ def generate(
     The prompt comes from --prompt, --prompt-file or standard input, the text goes to standard output.
     Of the sampling options, from --temperature on, those that are not given are the model's own: see rwkv info.
     """
-    from rwkv_cli.cli.output import JsonOutput, TextOutput, stream
-    from rwkv_cli.cli.progress import TerminalReporter
     from rwkv_cli.cli.prompt import checked_text, read_prompt, unescaped
-    from rwkv_cli.model import load
+    from rwkv_cli.cli.run import Request, run
     from rwkv_cli.sampling import SamplingSettings
     from rwkv_cli.streaming import StopFilter
-    from rwkv_cli.template import get_template
+    from rwkv_cli.template_file import open_template
 
     if raw and template:
         raise UsageError("give either --raw or --template, not both")
-    layout = get_template(template or "raw") if raw or template else None
-    text = read_prompt(prompt, prompt_file)
+    if save_state is None and (no_text or compact or force):
+        raise UsageError("--no-text, --compact and --force are for --save-state, which is not there")
+    template = "raw" if raw else template
+    if template:
+        open_template(template)
     system = None if system is None else checked_text(system, "system text")
     stops = [unescaped(checked_text(each, "stop string")) for each in stop or ()]
-    given = {
+    chosen = {
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -64,18 +70,31 @@ def generate(
         "penalty_decay": penalty_decay,
         "logit_bias": options.parse_logit_bias(logit_bias),
         "banned": frozenset(ban) if ban else None,
-        "seed": secrets.randbits(32) if seed is None else seed,
+        "seed": seed,
     }
-    sampling: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    SamplingSettings(**sampling)  # what is wrong here should not be said only after
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    SamplingSettings(**given)  # what is wrong here should not be said only after
     StopFilter(stops)  # a large model was loaded, or even quantized
-
-    with TerminalReporter(quiet) as reporter:
-        loaded = load(model, device, threads=threads, reporter=reporter)
-    layout = layout or loaded.template
-    generation = loaded.generate(
-        text, max_tokens=max_tokens, template=layout.name, system=system, stop=stops, **sampling
+    text = read_prompt(prompt, prompt_file, optional=state is not None)
+    code = run(
+        Request(
+            text=text,
+            model=model,
+            device=device,
+            threads=threads,
+            max_tokens=max_tokens,
+            stops=stops,
+            template=template,
+            system=system,
+            state=state,
+            save_state=save_state,
+            keep_text=not no_text,
+            compact=compact,
+            force=force,
+            cache=not no_cache,
+            json=json,
+            quiet=quiet,
+            sampling=given,
+        )
     )
-    echo = text if layout.user == "{prompt}" else ""  # where the text goes on from the prompt itself
-    output = JsonOutput(loaded.path) if json else TextOutput(echo, quiet)
-    raise typer.Exit(stream(generation, output, quiet))
+    raise typer.Exit(code)

@@ -14,11 +14,13 @@ import typer
 from rwkv_cli import __version__
 from rwkv_cli.cli import models, ui
 from rwkv_cli.cli.bench import bench
+from rwkv_cli.cli.chat import chat
 from rwkv_cli.cli.export import export
 from rwkv_cli.cli.generate import generate
 from rwkv_cli.cli.info import info
 from rwkv_cli.cli.pull import pull
 from rwkv_cli.cli.quantize import quantize
+from rwkv_cli.cli.state import app as state
 from rwkv_cli.errors import RwkvError
 
 TERMINATED = 128 + signal.SIGTERM
@@ -46,9 +48,10 @@ def program(
         typer.echo(context.get_help())
 
 
-for command in (generate, pull, quantize, export, info, bench):
+for command in (chat, generate, pull, quantize, export, info, bench):
     app.command()(command)
 app.add_typer(models.app, name="models")
+app.add_typer(state)
 
 
 def main() -> None:

@@ -49,14 +49,68 @@ Template = Annotated[
     str | None,
     typer.Option(
         "--template",
-        metavar="NAME",
-        help="The prompt format: raw, story, world, g1, qa or instruct.",
+        metavar="NAME|FILE",
+        help="The prompt format: raw, story, dialogue, world, g1, qa, instruct, or a file of your own, in TOML.",
+        show_default="the model's own",
+    ),
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        metavar="NAME|FILE",
+        help="The form of the conversation: dialogue, world, g1, qa, ..., or a file of your own, in TOML.",
         show_default="the model's own",
     ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Take the prompt as it is: --template raw.")]
 System = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="A system text, if the format has one.")
+]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Save the conversation under this name, or go on with it."),
+]
+Think = Annotated[
+    str | None,
+    typer.Option(
+        "--think", metavar="MODE", help="How long to think, for models that do: off, fast, on or long."
+    ),
+]
+ChatMaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        "-n",
+        min=-1,
+        metavar="N",
+        help="End an answer after this many tokens; -1: no limit.",
+        show_default="4096",
+    ),
+]
+ShowThinking = Annotated[
+    bool, typer.Option("--show-thinking/--hide-thinking", help="Show thoughts, or only how long they are.")
+]
+Markdown = Annotated[
+    bool,
+    typer.Option("--markdown/--no-markdown", help="Show bold, lists and the like, or the text as it is."),
+]
+Vi = Annotated[bool, typer.Option("--vi", help="Edit with the keys of vi.")]
+State = Annotated[
+    str | None,
+    typer.Option("--state", metavar="NAME|FILE", help="Go on from a saved state; see rwkv state."),
+]
+SaveState = Annotated[
+    str | None,
+    typer.Option("--save-state", metavar="NAME|FILE", help="Save the state after the generated text."),
+]
+NoText = Annotated[bool, typer.Option("--no-text", help="Do not keep the text in the saved state.")]
+Compact = Annotated[
+    bool, typer.Option("--compact", help="Save in half the size, rounded: see docs/state-file.md.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a state that exists.")]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Read a long prompt anew, and do not keep what was read.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write a JSON object a token, and one at the end.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result, and errors.")]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from rwkv_cli.cli import ui
+from rwkv_cli.cli.interrupts import Interrupts
 from rwkv_cli.cli.progress import reading
 from rwkv_cli.generate import Generation, Step
+from rwkv_cli.prompt_cache import CachedBackend
 
 _ECHO = 1000  # characters of a prompt that are repeated before the text that goes on from it
 
@@ -33,19 +35,61 @@ class Output(Protocol):
 
 
 def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
-    """Write a generation to its end, or until Ctrl-C, which keeps what there is; gives the exit code."""
-    rest = ""
-    try:
-        with reading(generation, quiet):
-            first = next(generation, None)
+    """Write a generation to its end, or until Ctrl-C, which keeps what there is; gives the exit code.
+
+    Ctrl-C takes effect between two tokens, so that the generation can be settled; a second one, or one while the prompt
+    is read, at once.
+    """
+    with Interrupts() as interrupts:
+        try:
+            with reading(generation, quiet):
+                first = next(generation, None)
+        except KeyboardInterrupt:
+            output.end("interrupted", "", generation)
+            return ui.INTERRUPTED
+        interrupts.hold()
         output.begin()
         for step in itertools.chain([first] if first else [], generation):
             output.step(step)
-        finish: str = generation.finish or "length"  # no tokens were wanted
-    except KeyboardInterrupt:
-        finish, rest = "interrupted", generation.flush()
-    output.end(finish, rest, generation)
-    return ui.INTERRUPTED if finish == "interrupted" else 0
+            if interrupts.asked and not generation.finish:
+                output.end("interrupted", generation.flush(), generation)
+                return ui.INTERRUPTED
+        output.end(generation.finish or "length", "", generation)  # without either, no tokens were wanted
+        return 0
+
+
+def reused(generation: Generation) -> int:
+    """Tokens of the prompt that came from the cache."""
+    return generation.backend.reused if isinstance(generation.backend, CachedBackend) else 0
+
+
+@dataclass
+class Recorder:
+    """An output that also keeps the text, and how it ended."""
+
+    output: Output
+    finish: str = ""
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All that was generated."""
+        return "".join(self.pieces)
+
+    def begin(self) -> None:
+        """The prompt has been read."""
+        self.output.begin()
+
+    def step(self, step: Step) -> None:
+        """A token has come."""
+        self.pieces.append(step.text)
+        self.output.step(step)
+
+    def end(self, finish: str, rest: str, generation: Generation) -> None:
+        """No more will come."""
+        self.finish = finish
+        self.pieces.append(rest)
+        self.output.end(finish, rest, generation)
 
 
 @dataclass
@@ -85,12 +129,16 @@ class TextOutput:
 
 def _summary(finish: str, generation: Generation) -> str:
     usage = generation.usage
+    cached, prompt = reused(generation), ""
+    if cached:
+        prompt = f"{cached:,} of {usage.prompt_tokens:,} prompt tokens came from the cache; "
+    elif usage.prompt_tokens:
+        prompt = f"prompt {usage.prompt_tokens} tokens, {usage.prefill_speed:.0f}/s; "
     why = {"length": " (--max-tokens)", "interrupted": " (interrupted)"}.get(finish, "")
     if not usage.generated_tokens:
         return f"no tokens{why}"
     return (
-        f"{usage.generated_tokens} tokens{why}, {usage.decode_speed:.0f}/s; "
-        f"prompt {usage.prompt_tokens} tokens, {usage.prefill_speed:.0f}/s; "
+        f"{usage.generated_tokens} tokens{why}, {usage.decode_speed:.0f}/s; {prompt}"
         f"seed {generation.sampler.settings.seed}"
     )
 
@@ -111,11 +159,14 @@ class JsonOutput:
     def end(self, finish: str, rest: str, generation: Generation) -> None:
         """The line that sums up."""
         usage = generation.usage
+        counts = {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens}
+        if cached := reused(generation):
+            counts["cached_tokens"] = cached
         self._line(
             {
                 "finish": finish,
                 "text": rest,
-                "usage": {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens},
+                "usage": counts,
                 "timings": {
                     "prefill_seconds": round(usage.prefill_seconds, 6),
                     "decode_seconds": round(usage.decode_seconds, 6),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,18 +101,26 @@ class TerminalReporter(Reporter):
 @contextmanager
 def reading(generation: Generation, quiet: bool) -> Iterator[None]:
     """Around the first step of a generation, which reads the prompt."""
-    if quiet or not ui.is_animated(sys.stderr):
+    with counting("reading the prompt", generation.usage.prompt_tokens, quiet) as progress:
+        if progress:
+            generation.progress = progress
         yield
+
+
+@contextmanager
+def counting(task: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
+    """A bar for tokens that are read, if that takes long; gives what hears of them, or None where nothing is shown."""
+    if quiet or not ui.is_animated(sys.stderr):
+        yield None
         return
     from rwkv_cli.cli import bars
 
-    bar = bars.bar("reading the prompt", generation.usage.prompt_tokens)
-    generation.progress = lambda tokens: bar.advance(bar.task_ids[0], tokens)
+    bar = bars.bar(task, total)
     timer = threading.Timer(_PATIENCE, bar.start)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield lambda tokens: bar.advance(bar.task_ids[0], tokens)
     finally:
         timer.cancel()
         timer.join()

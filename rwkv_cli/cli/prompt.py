@@ -13,10 +13,11 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # what some editors on Windows begin a file with
 
 
-def read_prompt(text: str | None, file: str | None) -> str:
+def read_prompt(text: str | None, file: str | None, optional: bool = False) -> str:
     """The prompt of --prompt, of --prompt-file ("-" is standard input) or, without both, of standard input.
 
-    One newline at the end of a file is its editor's and not the user's. Raises UsageError where there is no
+    One newline at the end of a file is its editor's and not the user's. Where a prompt is `optional`, there is none if
+    standard input is a terminal. Raises UsageError where there is no
     prompt, where there are two, and where it is no text.
     """
     if text is not None and file is not None:
@@ -24,6 +25,8 @@ def read_prompt(text: str | None, file: str | None) -> str:
     if text is not None:
         return checked_text(text, "prompt")
     if file is None and (sys.stdin is None or ui.is_terminal(sys.stdin)):
+        if optional:
+            return ""
         raise UsageError('there is no prompt; try: rwkv generate --prompt "Once upon a time"')
     data = _read(file or "-").removeprefix(_BYTE_ORDER_MARK)
     return re.sub(r"\r?\n\Z", "", _decoded(data, "prompt"))

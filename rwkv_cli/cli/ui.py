@@ -46,11 +46,14 @@ def _picture(match: re.Match[str]) -> str:
     return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "\ufffd"
 
 
+def is_styled(stream: IO[str] | None) -> bool:
+    """Whether bold and the like can be shown there, and NO_COLOR is not set."""
+    return is_animated(stream) and not os.environ.get("NO_COLOR")
+
+
 def styled(text: str, style: str, stream: IO[str]) -> str:
-    """Text in bold and the like, where the stream is a terminal that knows them and NO_COLOR is not set."""
-    if is_animated(stream) and not os.environ.get("NO_COLOR"):
-        return f"\x1b[{style}m{text}\x1b[0m"
-    return text
+    """Text in bold and the like, where the stream shows them."""
+    return f"\x1b[{style}m{text}\x1b[0m" if is_styled(stream) else text
 
 
 def note(text: str) -> None:

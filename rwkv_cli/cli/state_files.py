@@ -1,0 +1,128 @@
+"""States that come and go as files: copied, exported, taken in, removed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from rwkv_cli import registry, statefile, store
+from rwkv_cli.checkpoints.base import LazyTensor
+from rwkv_cli.checkpoints.pth import read_state_dict
+from rwkv_cli.cli import resume, ui
+from rwkv_cli.config import ModelConfig
+from rwkv_cli.errors import StateError, UsageError
+from rwkv_cli.identity import identify_file
+from rwkv_cli.state import Position, State
+from rwkv_cli.statefile import SavedState
+
+_TRAINED = re.compile(r"blocks\.([0-9]{1,4})\.att\.time_state")
+_ZIP = b"PK\x03\x04"
+
+
+def copy(
+    source: str,
+    target: str,
+    *,
+    force: bool,
+    new: bool = False,
+    compact: bool | None = None,
+    keep_text: bool = True,
+) -> str:
+    """Copy a state to another name or file, with the date of now if it is `new`: a line that says so.
+
+    `compact` is None to keep the form that it has.
+    """
+    path = store.resolve(target)
+    with store.lock(path):
+        found = resume.open_state(source)
+        if path.exists() and path.samefile(found.path):
+            raise UsageError(f"{source} and {target} are the same state")
+        resume.check_target(target, force)
+        saved = found.saved
+        if not keep_text:
+            saved.text = saved.conversation = None
+        if new:
+            saved.created = ""
+        resume.keep(path, saved, statefile.peek(found.path).compact if compact is None else compact)
+    return resume.described(path, saved)
+
+
+def export_target(name: str, file: Path) -> str:
+    """The path for an exported state: a folder gets a file of its name."""
+    if file.is_dir():
+        file = file / f"{store.name_of(store.find(name))}{store.SUFFIX}"
+    return str(file.absolute())
+
+
+def remove(names: Sequence[str], yes: bool) -> None:
+    """Remove states, after asking. Raises UsageError where nobody can be asked."""
+    paths = {name: store.find(name) for name in names}
+    for name, path in paths.items():
+        if not yes:
+            if not ui.is_terminal(sys.stdin):
+                raise UsageError(f"to remove {name} without being asked, use --yes")
+            print(f"remove {ui.printable(str(path))}? [y/N] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                continue
+        store.remove(name)
+
+
+def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
+    """Make a state of a file: ours, or a trained one. A line that says so. Raises StateError, CheckpointError."""
+    file = file.expanduser()
+    if not file.exists():
+        raise StateError(f"there is no file {file}")
+    with file.open("rb") as opened:
+        is_trained = opened.read(4) == _ZIP
+    if not is_trained:
+        return copy(str(file.absolute()), name, force=force)
+    path = store.resolve(name)
+    with ExitStack() as stack:
+        stack.enter_context(store.lock(path))
+        resume.check_target(name, force)
+        model_path = registry.locate(model)
+        identity, config = identify_file(model_path)
+        state = trained_state(file, config, identity.name)
+        saved = SavedState(Position(state), identity)
+        resume.keep(path, saved)
+    return f"{resume.described(path, saved)}; a trained state"
+
+
+def trained_state(file: Path, config: ModelConfig, model_name: str) -> State:
+    """The state in a file of state tuning: `time_state` [H, N, N] of each layer, with keys before values."""
+    tensors = read_state_dict(file)
+    state = State.zeros(config)
+    _check_trained(file, tensors, config, model_name)
+    for name, tensor in tensors.items():
+        match = _TRAINED.fullmatch(name)
+        assert match
+        values = tensor.read()
+        if not np.isfinite(values).all():
+            raise StateError(f"{file} holds a NaN or an infinity in {name}")
+        state.wkv[int(match[1])] = values.swapaxes(-1, -2)
+    return state
+
+
+def _check_trained(
+    file: Path, tensors: Mapping[str, LazyTensor], config: ModelConfig, model_name: str
+) -> None:
+    L, H, N = config.n_layer, config.n_head, config.head_size
+    for name in tensors:
+        if not _TRAINED.fullmatch(name):
+            what = "a model: give it to --model" if name.startswith(("emb.", "blocks.")) else "something else"
+            raise StateError(
+                f"{file} is no trained state: it holds the tensor {name[:80]!r}; it may be {what}"
+            )
+    layers = {int(match[1]) for name in tensors if (match := _TRAINED.fullmatch(name))}
+    shapes = {tensor.shape for tensor in tensors.values()}
+    if layers != set(range(L)) or shapes != {(H, N, N)}:
+        found = ", ".join(sorted(str(list(shape)) for shape in shapes)) or "nothing"
+        raise StateError(
+            f"{file} has {len(layers)} layers of {found}, and {model_name} has {L} of [{H}, {N}, {N}]: "
+            "name the model that it was trained for with --model"
+        )

@@ -1,0 +1,94 @@
+"""Text that arrives in pieces, wrapped at the width of a terminal: what is written is never written again.
+
+Only the last word is held back, since it may have to go to the next line. Text of a wide script may be wrapped between
+any two characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.cells import cell_len
+
+_TAB = "    "
+_JOINER = "\u200d"
+_NEVER_FIRST = frozenset("、。，．！？；：」』）】》〉…ー")  # these do not begin a line
+_LEAST_WIDTH = 8
+
+
+class Wrapper:
+    """Gives what a terminal should be sent, line breaks and styles included."""
+
+    def __init__(self, width: Callable[[], int], styling: bool = True) -> None:
+        """`width` tells how many columns there are just now; without `styling` styles are left out."""
+        self._width = width
+        self._styling = styling
+        self._column = 0
+        self._space = 0  # columns between what was written and the word that is held back
+        self._word: list[tuple[str, str]] = []  # pieces and their styles
+        self._word_width = 0
+        self.indent = ""  # before lines that are wrapped
+
+    def text(self, text: str, style: str = "") -> str:
+        """Words and spaces without line breaks; `style` is what stands in `ESC [ ... m`."""
+        written = []
+        for character in text.replace("\t", _TAB):
+            if character == " ":
+                written.append(self._flush())
+                self._space += 1
+                continue
+            width = cell_len(character)
+            if width == 2 and character not in _NEVER_FIRST and not self._is_joined():
+                written.append(self._flush())
+            elif self._word and self._word_width + width > self._room() - len(self.indent):
+                written.append(self._flush())  # longer than a line
+            self._add(character, style, width)
+        return "".join(written)
+
+    def verbatim(self, text: str, style: str = "") -> str:
+        """Text of a line that only the terminal wraps."""
+        written = self._flush() + " " * self._space + self._styled(text.replace("\t", _TAB), style)
+        self._column, self._space = self._column + self._space + cell_len(text), 0
+        return written
+
+    def newline(self) -> str:
+        """End the line."""
+        written = self._flush() + "\n"
+        self._column = self._space = 0
+        return written
+
+    def flush(self) -> str:
+        """The word that is held back, for the end of the text."""
+        return self._flush()
+
+    def _add(self, character: str, style: str, width: int) -> None:
+        if self._word and self._word[-1][1] == style:
+            self._word[-1] = (self._word[-1][0] + character, style)
+        else:
+            self._word.append((character, style))
+        self._word_width += width
+
+    def _is_joined(self) -> bool:
+        return bool(self._word) and self._word[-1][0].endswith(_JOINER)
+
+    def _room(self) -> int:
+        # The last column stays free: terminals differ in what they do after it.
+        return max(self._width() - 1, _LEAST_WIDTH)
+
+    def _flush(self) -> str:
+        if not self._word:
+            return ""
+        written = ""
+        if self._column and self._column + self._space + self._word_width > self._room():
+            written = "\n" + self.indent
+            self._column = len(self.indent)
+        else:
+            written = " " * self._space
+            self._column += self._space
+        written += "".join(self._styled(text, style) for text, style in self._word)
+        self._column += self._word_width
+        self._space, self._word, self._word_width = 0, [], 0
+        return written
+
+    def _styled(self, text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if style and text and self._styling else text
