@@ -16,19 +16,16 @@ def test_the_help_pages_are_current():
     assert built["PAGE"].read_text(encoding="utf-8") == built["page"](), f"run python {SCRIPT}"
 
 
-def all_commands():
-    """The words of every command, also of those below another."""
-    names = [[info.name or info.callback.__name__] for info in app.registered_commands]
-    for group in app.registered_groups:
-        below = group.typer_instance.registered_commands
-        names += [[group.name], *([group.name, info.name or info.callback.__name__] for info in below)]
-    return names
+COMMANDS = typer.main.get_command(app).commands
+BELOW = {
+    f"{name} {inner}": command
+    for name, group in COMMANDS.items()
+    for inner, command in getattr(group, "commands", {}).items()
+}
 
 
-@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
-def test_every_command_and_option_has_a_help(words):
-    command = typer.main.get_command(app)
-    for word in words:
-        command = command.commands[word]
+@pytest.mark.parametrize("name", [*COMMANDS, *BELOW])
+def test_every_command_and_option_has_a_help(name):
+    command = {**COMMANDS, **BELOW}[name]
     assert command.help
     assert all(parameter.help for parameter in command.params)
