@@ -239,9 +239,10 @@ def test_the_oldest_goes(model, folder, monkeypatch):
     for file in folder.iterdir():
         os.utime(file, (1, 1))
     read(model, second)
+    end = prompt_cache._Entries(model, model.backend, second)._path(LEAST)
     for file in folder.iterdir():
         if file.stat().st_mtime > 1:
-            os.utime(file, (2, 2))
+            os.utime(file, (2, 2) if file == end else (3, 3))  # of the second, its end is the oldest
     assert read(model, first)[0].reused == LEAST  # now the state at its end is the latest to be used
     read(model, third)
     assert prompt_cache.usage()[1] <= 2.2 * size
