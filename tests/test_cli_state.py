@@ -579,3 +579,21 @@ def test_one_model_of_one_layer_has_a_picture(rwkv, tmp_path, byte_vocabulary):
     path = write_file(tmp_path / "small.safetensors", random_weights(config), tokenizer=byte_vocabulary)
     rwkv("state", "save", "s", "-p", "abc", "-m", path)
     assert "1 layers from left to right, 1 heads" in rwkv("state", "show", "s").out
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["state show b", "state fork b", "state rename b", "state rm b", "generate --state b", "chat --name b"],
+)
+def test_names_of_states_are_completed(tiny, line):
+    for name in ("book", "bird", "cat"):
+        assert tiny("state", "save", name, "--prompt", "Once").code == 0
+    words = f"rwkv {line}"
+    environment = os.environ | {
+        "_RWKV_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    code = "from rwkv_cli.cli.main import run; run([])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == ["bird", "book"]

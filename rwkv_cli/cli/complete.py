@@ -30,6 +30,16 @@ def pulled(incomplete: str) -> list[str]:
         return []
 
 
+def states(incomplete: str) -> list[str]:
+    """States of the store: what --state takes."""
+    from rwkv_cli import store
+
+    try:
+        return [name for name in store.names() if name.startswith(incomplete)]
+    except (RwkvError, OSError):
+        return []
+
+
 def types(incomplete: str) -> list[str]:
     """Types of weights."""
     from rwkv_cli.quantize import WEIGHT_TYPES

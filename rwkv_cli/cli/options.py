@@ -69,7 +69,12 @@ System = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Option("--name", metavar="NAME", help="Save the conversation under this name, or go on with it."),
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Save the conversation under this name, or go on with it.",
+        autocompletion=complete.states,
+    ),
 ]
 Think = Annotated[
     str | None,
@@ -98,7 +103,12 @@ Markdown = Annotated[
 Vi = Annotated[bool, typer.Option("--vi", help="Edit with the keys of vi.")]
 State = Annotated[
     str | None,
-    typer.Option("--state", metavar="NAME|FILE", help="Go on from a saved state; see rwkv state."),
+    typer.Option(
+        "--state",
+        metavar="NAME|FILE",
+        help="Go on from a saved state; see rwkv state.",
+        autocompletion=complete.states,
+    ),
 ]
 SaveState = Annotated[
     str | None,

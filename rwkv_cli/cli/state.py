@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rwkv_cli.cli import options, ui
+from rwkv_cli.cli import complete, options, ui
 from rwkv_cli.errors import UsageError
 
 app = typer.Typer(
@@ -16,7 +16,9 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A name of your own, or a path.")]
-Existing = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A saved state.")]
+Existing = Annotated[
+    str, typer.Argument(metavar="NAME|FILE", help="A saved state.", autocompletion=complete.states)
+]
 Listed = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
@@ -167,7 +169,9 @@ def show(
 
 @app.command()
 def fork(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A saved state.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A saved state.", autocompletion=complete.states)
+    ],
     target: Annotated[str, typer.Argument(metavar="DST", help="The name or path of the copy.")],
     force: options.Force = False,
 ) -> None:
@@ -179,7 +183,7 @@ def fork(
 
 @app.command()
 def rename(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="A name.")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A name.", autocompletion=complete.states)],
     new: Annotated[str, typer.Argument(metavar="NEW", help="Another name.")],
 ) -> None:
     """Give a state another name."""
@@ -193,7 +197,10 @@ def rename(
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME|FILE...", help="States to remove.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME|FILE...", help="States to remove.", autocompletion=complete.states),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove states, after asking."""
