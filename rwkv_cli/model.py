@@ -139,7 +139,11 @@ class Model:
         """What to sample with: `overrides` that are not None, over the defaults of the model and of the template."""
         own = self.info.sampling if template.name == self.info.template else {}
         chosen = {name: value for name, value in overrides.items() if value is not None}
-        return SamplingSettings(**{**template.sampling, **own, **chosen})
+        settings = SamplingSettings(**{**template.sampling, **own, **chosen})
+        named = max({*settings.logit_bias, *settings.banned}, default=0)
+        if named >= self.config.vocab_size:
+            raise UsageError(f"there is no token {named}: the model has {self.config.vocab_size:,}")
+        return settings
 
     def lay_out(
         self,

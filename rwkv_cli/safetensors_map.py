@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 import sys
 import time
 import zlib
@@ -87,7 +88,12 @@ def map_safetensors(path: Path) -> Mapped:
     Raises ValueError, with half a sentence about the file ("its header ..."), when it is damaged or no
     safetensors file, and OSError when it cannot be opened.
     """
-    size = path.stat().st_size
+    status = path.stat()
+    if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(
+        status.st_mode
+    ):  # which nobody can map, or might wait for
+        raise ValueError("it is no regular file")
+    size = status.st_size
     if size < 8:
         raise ValueError("it is too short to be a safetensors file")
     with path.open("rb") as file:

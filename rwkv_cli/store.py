@@ -60,6 +60,8 @@ def find(name_or_path: str) -> Path:
     """The file of a state that is there. Raises StateError where none is, with a name that is near."""
     path = resolve(name_or_path)
     if path.exists():
+        if not (path.is_file() or path.is_dir()):  # nobody may wait for what a pipe never says
+            raise StateError(f"{path} is no regular file")
         return path
     if path.parent != folder():
         raise StateError(f"there is no state file {path}")
@@ -99,14 +101,17 @@ def prepare(path: Path) -> None:
 
 
 def rename(source: str, target: str) -> Path:
-    """Give a state in the store another name. Raises StateError where it is not there, or the name is taken."""
+    """Give a state in the store another name.
+
+    Raises StateError where it is not there, UsageError where the name is taken.
+    """
     old, taken = _named(source), _named(target)
     new = folder() / f"{_checked(target)}{SUFFIX}"
     if not old.exists():
         find(source)
     with lock(old), contextlib.nullcontext() if taken == old else lock(new):
         if taken != old and taken.exists():  # the same one may be given another case
-            raise StateError(
+            raise UsageError(
                 f"there is a state named {name_of(taken)} already: remove it first, or take another name"
             )
         try:

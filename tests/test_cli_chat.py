@@ -117,6 +117,7 @@ def test_a_slash_may_be_sent(play):
         ("/set top-p", "give it a value: /set top-p NUMBER"),
         ("/set markdown perhaps", "it must be one of on, off"),
         ("/set think hard", "no thinking modes"),
+        ("/reset x", "/reset takes nothing after it"),
         ("/export talk", "ends in .md or .json"),
         ("/export /nowhere/talk.md", "the folder /nowhere does not exist"),
     ],
@@ -578,8 +579,10 @@ def test_commands_in_a_pipe_speak_on_stderr(rwkv):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "said", "code"),
     [
-        ((), b"x" * 4_000_001, "a line has more than 4,000,000 bytes", 2),
-        ((), b"ok\xff\n", "not valid UTF-8 text (byte 2)", 2),
+        ((), b"x" * 4_000_001, "line 1 has more than 4,000,000 bytes", 1),
+        ((), b"\n" + b"ok\xff\n", "line 2 is not valid UTF-8 text (byte 2)", 1),
+        (("--ban", "99999999"), b"", "there is no token 99999999", 2),
+        (("--name", "nowhere/talk"), b"", "the folder nowhere does not exist", 1),
         (("--template", "wrld"), b"", "did you mean world?", 2),
         (("--template", "./none.toml"), b"", "cannot read the template none.toml", 2),
         (("--think", "on"), b"", "no thinking modes", 2),
@@ -596,6 +599,21 @@ def test_what_cannot_be_right_is_one_sentence(rwkv, tmp_path, monkeypatch, argum
     result = rwkv("chat", *arguments, stdin=stdin)
     assert said in result.sentence
     assert result.code == code
+
+
+@pytest.mark.parametrize("bad", [b"\xff\n", b"x" * 9_000_000 + b"\n"])
+def test_a_line_that_is_no_message_does_not_end_a_pipe(rwkv, bad):
+    both = rwkv("chat", "--seed", "5", stdin=b"hello\nI like music.\n").out
+    result = rwkv("chat", "--seed", "5", stdin=b"hello\n" + bad + b"I like music.\n")
+    assert (result.out, result.code) == (both, 1)
+
+
+def test_an_empty_answer_is_said_to_be_one(rwkv):
+    """The embedded model does not know questions and answers in this form."""
+    result = rwkv("generate", "-p", "Who is it?", "--template", "qa", "-t", "0")
+    assert (result.code, result.out) == (0, "")
+    assert "there is no text" in result.err
+    assert rwkv("generate", "-p", "Who is it?", "--template", "qa", "-t", "0", "--quiet").err == ""
 
 
 def test_a_pipe_may_have_a_name(rwkv):

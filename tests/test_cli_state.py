@@ -245,7 +245,7 @@ def test_a_model_and_a_state_mixed_up(rwkv, tiny):
         ("state fork s s", "are the same state", 2),
         ("state fork missing t", "there is no state named missing", 1),
         ("state fork s t", "the state t exists already", 2),
-        ("state rename s t", "there is a state named t already", 1),
+        ("state rename s t", "there is a state named t already", 2),
         ("state rename s ./t", "only states with a name can be renamed", 2),
         ("state rename missing u", "there is no state named missing", 1),
         ("state rm s", "to remove s without being asked, use --yes", 2),
@@ -597,3 +597,24 @@ def test_names_of_states_are_completed(tiny, line):
     code = "from rwkv_cli.cli.main import run; run([])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert sorted(done.stdout.split()) == ["bird", "book"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_nobody_waits_for_a_pipe(tiny, rwkv, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert tiny("state", "save", "kept", "--prompt", "Once").code == 0
+    for command in (("state", "export", "kept", pipe), ("state", "fork", "kept", pipe)):
+        result = rwkv(*command)
+        assert "it is not replaced" in result.sentence
+        assert result.code == 2
+    assert "it is not replaced" in tiny("state", "save", pipe, "--prompt", "Once").sentence
+    assert "no regular file" in rwkv("state", "show", pipe).sentence
+
+
+def test_a_loaded_state_may_be_replaced(tiny):
+    for name in ("one", "two"):
+        assert tiny("state", "save", name, "--prompt", "Once").code == 0
+    again = ("state", "load", "one", "--prompt", "x", "-n", "2", "--save-state", "two")
+    assert "--force" in tiny(*again).sentence
+    assert tiny(*again, "--force").code == 0

@@ -39,6 +39,8 @@ def dispatch(chat: Chat, line: str) -> None:
         near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
         hint = f"; did you mean /{near[0]}?" if near else ""
         raise UsageError(f"there is no command /{name[:40]}{hint} (/help lists them; // sends a slash)")
+    if argument.strip() and not command.arguments:
+        raise UsageError(f"/{name} takes nothing after it")
     command.run(chat, argument.strip())
 
 

@@ -44,17 +44,25 @@ class Reader(Protocol):
 class PipeReader:
     """A message a line."""
 
+    def __init__(self) -> None:
+        self._line = 0
+
     def read(self, default: str = "") -> str:  # noqa: ARG002
         """See `Reader`. Raises UsageError for a line that is endless or no UTF-8."""
         line = sys.stdin.buffer.readline(MOST_CHARACTERS + 1) if sys.stdin else b""
         if not line:
             raise EOFError
+        self._line += 1
         if len(line) > MOST_CHARACTERS:
-            raise UsageError(f"a line has more than {MOST_CHARACTERS:,} bytes: a message cannot be so long")
+            while line and not line.endswith(b"\n"):  # what is left of it is no message either
+                line = sys.stdin.buffer.readline(MOST_CHARACTERS)
+            raise UsageError(
+                f"line {self._line} has more than {MOST_CHARACTERS:,} bytes: a message cannot be so long"
+            )
         try:
             return line.decode().lstrip("\ufeff").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UsageError(f"a line is not valid UTF-8 text (byte {error.start})") from None
+            raise UsageError(f"line {self._line} is not valid UTF-8 text (byte {error.start})") from None
 
 
 class TerminalReader:

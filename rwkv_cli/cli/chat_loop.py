@@ -124,6 +124,8 @@ class Chat:
             if not self.is_interactive:
                 raise
             ui.note("(Ctrl-D or /quit leaves)")
+        except RwkvError as error:  # a line that is no message
+            self._fail(error)
 
     def handle(self, line: str) -> None:
         """A message or a command. Raises EOFError for one that ends the chat."""
@@ -158,6 +160,8 @@ class Chat:
         finally:
             self._count(answer)
         self.keep()
+        if not (answer.text.strip() or answer.stopped or self.quiet):
+            ui.note("(the answer is empty: the model ended it at once)")
         if isinstance(self.view, TerminalView):
             print(flush=True)
         if answer.stopped and not self.is_interactive:

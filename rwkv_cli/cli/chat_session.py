@@ -207,6 +207,8 @@ def open_session(
     `load` gives the model for a state. Raises StateError where the name is in use.
     """
     path = store.resolve(name) if name is not None else None
+    if path:
+        resume.check_folder(path)
     lock = locked(path) if path else ExitStack()
     try:
         has_begun = path is not None and path.exists()

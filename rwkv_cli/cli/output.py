@@ -99,6 +99,7 @@ class TextOutput:
     echo: str = ""  # the prompt, if the text goes on from it
     quiet: bool = False
     _at_line_start: bool = True
+    _is_empty: bool = True  # no text has come
 
     def begin(self) -> None:
         """Repeat the prompt on a terminal, so that both read as one."""
@@ -110,6 +111,7 @@ class TextOutput:
 
     def step(self, step: Step) -> None:
         """Show a token's text at once."""
+        self._is_empty &= not step.text
         self._write(step.text)
 
     def end(self, finish: str, rest: str, generation: Generation) -> None:
@@ -117,7 +119,11 @@ class TextOutput:
         self._write(rest)
         if not self._at_line_start or (finish == "interrupted" and ui.is_terminal(sys.stdout)):
             self._write("\n")  # the terminal has shown ^C
-        if ui.is_terminal(sys.stderr) and not self.quiet:
+        if self.quiet:
+            return
+        if self._is_empty and not rest and finish in ("end", "stop"):
+            ui.note("there is no text: the model ended it at once; it may not know this form of prompt")
+        if ui.is_terminal(sys.stderr):
             ui.note(_summary(finish, generation))
 
     def _write(self, text: str) -> None:

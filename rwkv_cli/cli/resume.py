@@ -31,17 +31,22 @@ def open_state(name_or_path: str) -> Source:
     return Source(path, statefile.load(path))
 
 
+def check_folder(path: Path) -> None:
+    """Raise StorageError, before the work, where the folder of a state to be written is not there."""
+    if path.parent != store.folder() and not path.parent.is_dir():
+        raise StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
 def check_target(name_or_path: str, force: bool, source: Path | None = None) -> Path:
     """Where a state is to be written. Raises, before the work, for what must not be replaced.
 
     A state is replaced if that is asked for, or if it is the `source` that was gone on from; anything else never.
     """
     path = store.resolve(name_or_path)
-    if path.parent != store.folder() and not path.parent.is_dir():
-        raise StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
+    check_folder(path)
     if not path.exists() or (source and source.exists() and path.samefile(source)):
         return path
-    if not statefile.is_state_file(path):
+    if not (path.is_file() and statefile.is_state_file(path)):
         raise UsageError(f"{path} exists and is no state: it is not replaced")
     if not force:
         raise UsageError(f"the state {name_or_path} exists already: use --force to replace it")

@@ -94,6 +94,7 @@ def load(
     max_tokens: options.MaxTokens = 256,
     template: options.Template = None,
     save_state: options.SaveState = None,
+    force: options.Force = False,
     seed: options.Seed = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -103,7 +104,7 @@ def load(
     The state stays as it is; --save-state keeps the new one. For all options of a generation: rwkv generate --state.
     """
     if prompt is None and prompt_file is None:
-        if template or save_state or json or seed is not None or max_tokens != 256:
+        if template or save_state or force or json or seed is not None or max_tokens != 256:
             raise UsageError("without a prompt a chat opens: for its options use rwkv chat --state")
         from rwkv_cli.cli.chat import open_chat
 
@@ -120,6 +121,7 @@ def load(
         template=template,
         state=name,
         save_state=save_state,
+        force=force,
         seed=seed,
         json=json,
         quiet=quiet,
