@@ -19,6 +19,7 @@ BEGIN, END = "<!-- results, by benchmarks/page.py -->\n", "<!-- end of results -
 SECTIONS = {
     "compare": "Next to other programs",
     "memory-*": "Memory over a long text",
+    "chat-*": "A chat of a thousand turns",
     "cold-start-*": "From the command line to the first token",
     "perplexity-*": "What quantization costs",
 }
