@@ -205,6 +205,15 @@ def mix_channels(run, act, vectors, shift, t):
 
 
 @njit
+def n_dense(run, m):
+    """How many tokens ffn.value multiplies with all their hidden units, given it or ffn.key: their types are the same.
+
+    Only of the tokens after those it has to be known which units are not zero.
+    """
+    return run.T // 4 * 4 if is_integer(m) else 0
+
+
+@njit
 def hidden_units(run, m, act, hidden, shift, block, thread):
     """h = relu(ffn.key x)**2, and which of it is not zero. An item is a block of 64 units."""
     C, F, T = run.C, run.F, run.T
@@ -220,7 +229,7 @@ def hidden_units(run, m, act, hidden, shift, block, thread):
         if is_integer(m):
             scale, sums = at(hidden.scale, group, 1), at(hidden.sums, group, 1)
             el.quantize(hidden.xq + group * GROUP, scale, sums, at(h, t, stride), GROUP)
-            if t >= T // 4 * 4:
+            if t >= n_dense(run, m):
                 find_active_i8(
                     run.active + group * GROUP, at(run.counts, group, 1), hidden.xq + group * GROUP
                 )
@@ -232,14 +241,12 @@ def hidden_units(run, m, act, hidden, shift, block, thread):
 def add_hidden(run, m, hidden, block, thread):
     """x += ffn.value h. An item is a block of 64 channels."""
     C, F = run.C, run.F
-    x, t = at(run.x, block, BLOCK), 0
-    if is_integer(m):
-        t = run.T // 4 * 4
-        dense_rows(x, C * FLOAT, m, block, hidden, t, run.packed + thread * PACKED_BYTES)
-    while t < run.T:
+    x, dense = at(run.x, block, BLOCK), n_dense(run, m)
+    if dense:
+        dense_rows(x, C * FLOAT, m, block, hidden, dense, run.packed + thread * PACKED_BYTES)
+    for t in range(dense, run.T):
         groups = t * (F // GROUP)
         sparse_rows(at(x, t, C), m, block, hidden, t, run.active + t * F, at(run.counts, groups, 1))
-        t += 1
 
 
 @njit
