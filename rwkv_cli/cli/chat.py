@@ -47,25 +47,22 @@ def chat(
     from rwkv_cli.cli.chat_loop import Request, run
     from rwkv_cli.cli.chat_session import Choices
     from rwkv_cli.cli.prompt import checked_text
-    from rwkv_cli.sampling import SamplingSettings
     from rwkv_cli.template_file import open_template
 
     if no_text and name is None:
         raise UsageError("--no-text is for --name, which is not there")
-    chosen = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "penalty_decay": penalty_decay,
-        "logit_bias": options.parse_logit_bias(logit_bias),
-        "banned": frozenset(ban) if ban else None,
-        "seed": seed,
-    }
-    sampling: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    SamplingSettings(**sampling)  # what is wrong here should not be said only after a large model was loaded
+    sampling = options.sampling(
+        logit_bias,
+        ban,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        penalty_decay=penalty_decay,
+        seed=seed,
+    )
     layout = open_template(template) if template else None
     system = None if system is None else checked_text(system, "system text")
     choices = Choices(layout, system, think, max_tokens, sampling)

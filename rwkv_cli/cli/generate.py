@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from rwkv_cli.cli import options
@@ -47,7 +45,6 @@ def generate(
     """
     from rwkv_cli.cli.prompt import checked_text, read_prompt, unescaped
     from rwkv_cli.cli.run import Request, run
-    from rwkv_cli.sampling import SamplingSettings
     from rwkv_cli.streaming import StopFilter
     from rwkv_cli.template_file import open_template
 
@@ -60,21 +57,19 @@ def generate(
         open_template(template)
     system = None if system is None else checked_text(system, "system text")
     stops = [unescaped(checked_text(each, "stop string")) for each in stop or ()]
-    chosen = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "penalty_decay": penalty_decay,
-        "logit_bias": options.parse_logit_bias(logit_bias),
-        "banned": frozenset(ban) if ban else None,
-        "seed": seed,
-    }
-    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    SamplingSettings(**given)  # what is wrong here should not be said only after
-    StopFilter(stops)  # a large model was loaded, or even quantized
+    chosen = options.sampling(
+        logit_bias,
+        ban,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        penalty_decay=penalty_decay,
+        seed=seed,
+    )
+    StopFilter(stops)  # before a large model is loaded, or even quantized
     text = read_prompt(prompt, prompt_file, optional=state is not None)
     code = run(
         Request(
@@ -94,7 +89,7 @@ def generate(
             cache=not no_cache,
             json=json,
             quiet=quiet,
-            sampling=given,
+            sampling=chosen,
         )
     )
     raise typer.Exit(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -170,7 +170,21 @@ Ban = Annotated[
 ]
 
 
-def parse_logit_bias(pairs: Sequence[str] | None) -> dict[int, float] | None:
+def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **given: Any) -> dict[str, Any]:
+    """The fields of `SamplingSettings` that were chosen; what is None was not.
+
+    Raises UsageError for what cannot be right: that should not be said only after a large model was loaded.
+    """
+    from rwkv_cli.sampling import SamplingSettings
+
+    banned = frozenset(ban) if ban else None
+    fields = {**given, "logit_bias": _parse_logit_bias(logit_bias), "banned": banned}
+    chosen = {name: value for name, value in fields.items() if value is not None}
+    SamplingSettings(**chosen)
+    return chosen
+
+
+def _parse_logit_bias(pairs: Sequence[str] | None) -> dict[int, float] | None:
     """The values of --logit-bias, by token; None for none. Raises UsageError for one that is no ID=VALUE."""
     biases = {}
     for pair in pairs or ():
