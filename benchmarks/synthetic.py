@@ -30,10 +30,11 @@ from writers import Tensors, gguf_tensors, random_weights, write_pth
 from rwkv_cli.checkpoints import open_checkpoint
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.errors import ModelFileError
+from rwkv_cli.export.gguf import add_sizes, add_tokenizer
 from rwkv_cli.model import convert
 from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.quantize import WeightType
-from rwkv_cli.tokenizer import TokenizerSpec, load_tokenizer
+from rwkv_cli.tokenizer import TokenizerSpec
 
 VOCAB_SIZE = 65_536
 SHAPES = {
@@ -79,8 +80,8 @@ def _write_foreign(files: list[Path], config: ModelConfig) -> None:
 def _write_gguf(path: Path, weights: Tensors, config: ModelConfig, kind: str) -> None:
     """One tensor at a time: all are announced first."""
     writer = gguf.GGUFWriter(path, "rwkv7")
-    _add_numbers(writer, config)
-    _add_vocabulary(writer)
+    add_sizes(writer, config)
+    add_tokenizer(writer, TokenizerSpec("world"), VOCAB_SIZE)
     tensors = gguf_tensors(weights)
     types = {name: _gguf_type(name, tensor, kind) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -106,34 +107,6 @@ def _gguf_type(name: str, tensor: NDArray[np.float32], kind: str) -> gguf.GGMLQu
 def _as_type(tensor: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[Any]:
     stored: NDArray[Any] = gguf.quantize(np.ascontiguousarray(tensor), kind)
     return stored
-
-
-def _add_numbers(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
-    numbers = {
-        "block_count": config.n_layer,
-        "embedding_length": config.n_embd,
-        "context_length": 4096,
-        "feed_forward_length": config.n_ffn,
-        "wkv.head_size": config.head_size,
-        "attention.head_count": 0,
-        "attention.decay_lora_rank": config.rank_w,
-        "attention.iclr_lora_rank": config.rank_a,
-        "attention.value_residual_mix_lora_rank": config.rank_v,
-        "attention.gate_lora_rank": config.rank_g,
-    }
-    for key, value in numbers.items():
-        writer.add_uint32(f"rwkv7.{key}", value)
-    writer.add_float32("rwkv7.attention.layer_norm_epsilon", 1e-5)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """The World vocabulary as llama.cpp stores it: escaped bytes, unused ids as padding."""
-    world = load_tokenizer(TokenizerSpec("world"), VOCAB_SIZE)
-    texts = ["".join(f"\\x{byte:02x}" for byte in world.token_bytes(token)) for token in range(VOCAB_SIZE)]
-    tokens = [text or f"[PAD{token}]" for token, text in enumerate(texts)]
-    writer.add_tokenizer_model("rwkv")
-    writer.add_token_list(["<s>", *tokens[1:]])
-    writer.add_token_types([1 if text else 5 for text in texts])
 
 
 def _require_room(folder: Path, config: ModelConfig) -> None:

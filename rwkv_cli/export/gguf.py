@@ -47,8 +47,8 @@ def write_gguf(target: Path, what: Export) -> None:
         try:
             writer.add_name(what.name)
             writer.add_file_type(_FILE_TYPES[what.type])
-            _add_sizes(writer, config)
-            _add_tokenizer(writer, what.tokenizer, config.vocab_size)
+            add_sizes(writer, config)
+            add_tokenizer(writer, what.tokenizer, config.vocab_size)
             for name, shape, kind in _announced(config, what.type):
                 block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
                 n_bytes = int(np.prod(shape)) // block * block_bytes
@@ -123,7 +123,8 @@ def _stored(name: str, tensor: Array, kind: Kind) -> NDArray[Any]:
     return encoded(name, tensor, "fp16" if kind == Kind.F16 else "fp32")
 
 
-def _add_sizes(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+def add_sizes(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    """What llama.cpp wants to know of the model's shape."""
     numbers = {
         "block_count": config.n_layer,
         "embedding_length": config.n_embd,
@@ -141,7 +142,8 @@ def _add_sizes(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_float32("rwkv7.attention.layer_norm_epsilon", _EPSILON)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, spec: TokenizerSpec | None, vocab_size: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, spec: TokenizerSpec | None, vocab_size: int) -> None:
+    """The vocabulary as llama.cpp stores it. Raises UsageError for one that it cannot hold."""
     if spec is None:
         writer.add_tokenizer_model("none")
         writer.add_vocab_size(vocab_size)
