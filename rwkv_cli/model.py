@@ -196,9 +196,7 @@ class Model:
 
     def _check_state(self, state: State) -> None:
         # A smaller state would have the kernels write beside it.
-        fresh = State.zeros(self.config)
-        pairs = zip(vars(state).values(), vars(fresh).values(), strict=True)
-        if any((found.shape, found.dtype) != (wanted.shape, wanted.dtype) for found, wanted in pairs):
+        if not state.fits(self.config):
             raise UsageError("the state belongs to a model of another shape")
 
 

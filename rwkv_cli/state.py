@@ -31,8 +31,18 @@ class State:
         L, C, H, N = config.n_layer, config.n_embd, config.n_head, config.head_size
         return cls(
             shift_att=np.zeros((L, C), np.float32),
-            wkv=np.zeros((L, H, N, N), np.float32),
+            wkv=np.zeros((L, H, N, N), np.float32).swapaxes(-1, -2),
             shift_ffn=np.zeros((L, C), np.float32),
+        )
+
+    def fits(self, config: ModelConfig) -> bool:
+        """Whether it is that of a model of these sizes."""
+        L, C, H, N = config.n_layer, config.n_embd, config.n_head, config.head_size
+        shapes = (L, C), (L, H, N, N), (L, C)
+        parts = self.shift_att, self.wkv, self.shift_ffn
+        return all(
+            part.shape == shape and part.dtype == np.float32
+            for part, shape in zip(parts, shapes, strict=True)
         )
 
     def copy(self) -> State:

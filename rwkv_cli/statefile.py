@@ -139,13 +139,8 @@ def fit(saved: SavedState, model: Model) -> str | None:
 
 def has_shape_of(position: Position, config: ModelConfig) -> bool:
     """Whether a position is that of a model of these sizes."""
-    L, C, H, N = config.n_layer, config.n_embd, config.n_head, config.head_size
-    state, logits = position.state, position.logits
-    return (
-        state.shift_att.shape == state.shift_ffn.shape == (L, C)
-        and state.wkv.shape == (L, H, N, N)
-        and (logits is None or logits.shape == (config.vocab_size,))
-    )
+    logits = position.logits
+    return position.state.fits(config) and (logits is None or logits.shape == (config.vocab_size,))
 
 
 # ------------------------------------------------------------------------------------------------------------
