@@ -29,10 +29,8 @@ from writers import Tensors, gguf_tensors, random_weights, write_pth
 
 from rwkv_cli.checkpoints import open_checkpoint
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.errors import ModelFileError
 from rwkv_cli.export.gguf import add_sizes, add_tokenizer
-from rwkv_cli.model import convert
-from rwkv_cli.modelfile import ModelFile
+from rwkv_cli.model import convert, is_usable
 from rwkv_cli.quantize import WeightType
 from rwkv_cli.tokenizer import TokenizerSpec
 
@@ -61,7 +59,7 @@ def build(folder: Path, size: str) -> None:
         _write_foreign(foreign, SHAPES[size])
     for weight_type in WEIGHT_TYPES:
         target = folder / f"{size}-{weight_type}.safetensors"
-        if not _is_usable(target):
+        if not is_usable(target):
             _say(f"quantizing {size} to {weight_type}")
             convert(open_checkpoint(checkpoint), target, weight_type)
 
@@ -113,15 +111,6 @@ def _require_room(folder: Path, config: ModelConfig) -> None:
     needed, free = BYTES_A_WEIGHT * config.n_params, shutil.disk_usage(folder).free
     if free < needed:
         raise SystemExit(f"{folder} has {free / 1e9:.1f} GB free and the files need {needed / 1e9:.1f} GB")
-
-
-def _is_usable(path: Path) -> bool:
-    """Whether it is there, whole and of the present format."""
-    try:
-        ModelFile(path)
-    except ModelFileError:
-        return False
-    return True
 
 
 def _say(text: str) -> None:
