@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from rwkv_cli import registry, statefile, store
-from rwkv_cli.checkpoints.base import LazyTensor
-from rwkv_cli.checkpoints.pth import read_state_dict
+from rwkv_cli.checkpoints.state_tuned import trained_state
 from rwkv_cli.cli import resume, ui
-from rwkv_cli.config import ModelConfig
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.identity import identify_file
-from rwkv_cli.state import Position, State
+from rwkv_cli.state import Position
 from rwkv_cli.statefile import SavedState
 
-_TRAINED = re.compile(r"blocks\.([0-9]{1,4})\.att\.time_state")
 _ZIP = b"PK\x03\x04"
 
 
@@ -91,38 +85,3 @@ def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
         saved = SavedState(Position(state), identity)
         resume.keep(path, saved)
     return f"{resume.described(path, saved)}; a trained state"
-
-
-def trained_state(file: Path, config: ModelConfig, model_name: str) -> State:
-    """The state in a file of state tuning: `time_state` [H, N, N] of each layer, with keys before values."""
-    tensors = read_state_dict(file)
-    state = State.zeros(config)
-    _check_trained(file, tensors, config, model_name)
-    for name, tensor in tensors.items():
-        match = _TRAINED.fullmatch(name)
-        assert match
-        values = tensor.read()
-        if not np.isfinite(values).all():
-            raise StateError(f"{file} holds a NaN or an infinity in {name}")
-        state.wkv[int(match[1])] = values.swapaxes(-1, -2)
-    return state
-
-
-def _check_trained(
-    file: Path, tensors: Mapping[str, LazyTensor], config: ModelConfig, model_name: str
-) -> None:
-    L, H, N = config.n_layer, config.n_head, config.head_size
-    for name in tensors:
-        if not _TRAINED.fullmatch(name):
-            what = "a model: give it to --model" if name.startswith(("emb.", "blocks.")) else "something else"
-            raise StateError(
-                f"{file} is no trained state: it holds the tensor {name[:80]!r}; it may be {what}"
-            )
-    layers = {int(match[1]) for name in tensors if (match := _TRAINED.fullmatch(name))}
-    shapes = {tensor.shape for tensor in tensors.values()}
-    if layers != set(range(L)) or shapes != {(H, N, N)}:
-        found = ", ".join(sorted(str(list(shape)) for shape in shapes)) or "nothing"
-        raise StateError(
-            f"{file} has {len(layers)} layers of {found}, and {model_name} has {L} of [{H}, {N}, {N}]: "
-            "name the model that it was trained for with --model"
-        )
