@@ -5,6 +5,7 @@
     gguf   files of llama.cpp
 
 All of them give a `Checkpoint`: the same tensors under the same official names, read one at a time.
+`state_tuned` reads states that were trained, which are no checkpoints.
 """
 
 from __future__ import annotations
