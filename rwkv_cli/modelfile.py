@@ -85,9 +85,14 @@ class ModelFile:
         return self.info.config
 
     @property
+    def names(self) -> list[str]:
+        """Of all stored arrays of weights."""
+        return [name for name in self._tensors if name != TOKENIZER]
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all stored weights."""
-        return sum(tensor.array.nbytes for name, tensor in self._tensors.items() if name != TOKENIZER)
+        return sum(self._tensors[name].array.nbytes for name in self.names)
 
     def is_intact(self, progress: Callable[[int], None] | None = None) -> bool | None:
         """Whether all tensors are what was written; None for a file that has no digest of them. Reads all of it."""

@@ -1,0 +1,153 @@
+// The input of a matrix-vector product, spread over the threads of a block: a thread owns a piece of columns, the ones
+// whose weights are 16 bytes of a row, and keeps their inputs in registers for all rows that the block computes.
+//
+//     FP16  8 columns     8p ..
+//     INT8  16 columns    16p ..; four neighbouring threads have a group of 64, which shares a scale
+//     INT4  32 columns    64g + 16h .. and 64g + 32 + 16h .., p = 2g + h: the low and the high halves of 16 bytes
+//
+// Whatever the weights are, inputs are computed 8 columns a thread, as for FP16: so all threads take part.
+#pragma once
+#include "common.cuh"
+
+#define MOST_THREADS 512  // of a block that computes rows: 128 registers a thread
+
+template <int kind> struct Piece {
+    static const int COLUMNS = kind == FP16 ? 8 : kind == INT8 ? 16 : 32;
+    static const int OF_A_GROUP = N / COLUMNS;  // pieces, and threads
+};
+
+// How the threads of a block share K columns and some rows: `parts` warps have a row together, and there are `groups` of
+// so many warps, which take rows in turns. Warps that are left over have no columns.
+template <int kind> struct Place {
+    int parts, groups, part, group, piece;
+    bool active;
+    __device__ __forceinline__ Place(int K) {
+        int warp = threadIdx.x / LANES, pieces = K / Piece<kind>::COLUMNS;
+        parts = (pieces + LANES - 1) / LANES, groups = blockDim.x / LANES / parts;
+        part = warp % parts, group = warp / parts;
+        piece = part * LANES + threadIdx.x % LANES;
+        active = piece < pieces && group < groups;
+    }
+    // The number of the first of four columns, e = 0, 4, ..
+    __device__ __forceinline__ int column(int e) const {
+        if (kind == INT4) return piece / 2 * N + piece % 2 * 16 + e + (e >= 16 ? 16 : 0);
+        return piece * Piece<kind>::COLUMNS + e;
+    }
+};
+
+// 8 values of a vector [K]; zeros for a thread that has no columns. Every group of warps has the whole vector.
+struct Values {
+    float v[8];
+    __device__ __forceinline__ void read(const Place<FP16>& at, const float* from) {
+#pragma unroll
+        for (int e = 0; e < 8; e += 4) {
+            float4 four = at.active ? *(const float4*)(from + at.column(e)) : make_float4(0, 0, 0, 0);
+            v[e] = four.x, v[e + 1] = four.y, v[e + 2] = four.z, v[e + 3] = four.w;
+        }
+    }
+    __device__ __forceinline__ void write(const Place<FP16>& at, float* to) const {
+        if (!at.active || at.group) return;
+#pragma unroll
+        for (int e = 0; e < 8; e += 4)
+            *(float4*)(to + at.column(e)) = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
+    }
+    // Layer norm over the K columns; `sums` [2 LANES] is shared memory for this alone.
+    __device__ __forceinline__ void normalise(const Place<FP16>& at, int K, const float* weight, const float* bias,
+                                              float* sums) {
+        Values w, b;
+        w.read(at, weight), b.read(at, bias);
+        float s = 0, q = 0;
+#pragma unroll
+        for (int e = 0; e < 8; e++) s += v[e], q += v[e] * v[e];
+        s = warp_sum(s), q = warp_sum(q);
+        if (threadIdx.x % LANES == 0) sums[threadIdx.x / LANES] = s, sums[LANES + threadIdx.x / LANES] = q;
+        __syncthreads();
+        s = q = 0;
+        if (at.group < at.groups)
+            for (int i = 0; i < at.parts; i++)
+                s += sums[at.group * at.parts + i], q += sums[LANES + at.group * at.parts + i];
+        float mean = s / K, factor = rsqrtf(fmaxf(q / K - mean * mean, 0.f) + LN_EPSILON);
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[e] = (v[e] - mean) * factor * w.v[e] + b.v[e];
+    }
+    // Token shift: towards the last token's values, by the shares of `mix` [K].
+    __device__ __forceinline__ void shift(const Place<FP16>& at, const float* last, const float* mix) {
+        Values l, m;
+        l.read(at, last), m.read(at, mix);
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[e] += (l.v[e] - v[e]) * m.v[e];
+    }
+};
+
+// A vector [K] rounded to whole numbers from -127 to 127 with a scale for 64 of them, in shared memory, as the CPU
+// kernels round it: K + K / 16 bytes.
+struct Rounded {
+    u32* q;        // [K / 4] four each
+    float* scale;  // [K / 64]
+    __device__ __forceinline__ Rounded(float* memory, int K) : q((u32*)memory), scale(memory + K / 4) {}
+    __device__ __forceinline__ static int words(int K) { return K / 4 + K / N; }
+
+    __device__ __forceinline__ void write(const Place<FP16>& at, const Values& x) {
+        float top = 0;
+#pragma unroll
+        for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(x.v[e]));
+#pragma unroll
+        for (int i = Piece<FP16>::OF_A_GROUP / 2; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, i));
+        const float inverse = top > 4e-37f ? 127.f / top : 0.f;  // below it the quotient is no float32
+        if (!at.active || at.group) return;
+#pragma unroll
+        for (int e = 0; e < 8; e += 4) {
+            u32 four = 0;
+#pragma unroll
+            for (int i = 0; i < 4; i++) four |= ((u32)(int)rintf(x.v[e + i] * inverse) & 255) << 8 * i;
+            q[at.piece * 2 + e / 4] = four;
+        }
+        if (at.piece % Piece<FP16>::OF_A_GROUP == 0) scale[at.piece / Piece<FP16>::OF_A_GROUP] = top / 127.f;
+    }
+};
+
+// A thread's inputs as products take them. `memory` has room for a `Rounded`.
+template <int kind> struct Input {
+    u32 q[Piece<kind>::COLUMNS / 4];
+    float scale;
+    int offset;  // INT4: 8 times their sum, since weights are stored with 8 added
+
+    __device__ __forceinline__ Input(const Values& x, const Place<FP16>& from, const Place<kind>& at, int K, float* memory) {
+        Rounded rounded(memory, K);
+        rounded.write(from, x);
+        __syncthreads();
+        scale = at.active ? rounded.scale[at.piece / Piece<kind>::OF_A_GROUP] : 0, offset = 0;
+#pragma unroll
+        for (int e = 0; e < Piece<kind>::COLUMNS; e += 4) {
+            q[e / 4] = at.active ? rounded.q[at.column(e) / 4] : 0;
+            if (kind == INT4) offset = dot4(q[e / 4], 0x08080808, offset);
+        }
+    }
+    // 16 bytes of a row, whose scale here is `s`, times the inputs.
+    __device__ __forceinline__ float dot(uint4 w, u32 s) const {
+        const u32 words[4] = {w.x, w.y, w.z, w.w};
+        int sum = -offset;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (kind == INT8) sum = dot4(words[i], q[i], sum);
+            else {
+                sum = dot4_unsigned(words[i] & 0x0f0f0f0f, q[i], sum);
+                sum = dot4_unsigned(words[i] >> 4 & 0x0f0f0f0f, q[(i + 4) % (Piece<kind>::COLUMNS / 4)], sum);
+            }
+        }
+        return sum * (scale * bf16(s));
+    }
+};
+
+template <> struct Input<FP16> {
+    float v[8];
+    __device__ __forceinline__ Input(const Values& x, const Place<FP16>&, const Place<FP16>&, int, float*) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) v[e] = x.v[e];
+    }
+    __device__ __forceinline__ float dot(uint4 w, u32) const {
+        float sum = 0;
+        add_dot8(sum, w, v);
+        return sum;
+    }
+};

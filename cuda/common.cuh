@@ -1,0 +1,66 @@
+// Small things that every operation uses.
+//
+// Shapes, as everywhere in the project: C channels, H = C / N heads of N = 64, F hidden units, V tokens of the vocabulary,
+// T tokens of this pass. A pointer has its shape beside it.
+#pragma once
+#include "intrinsics.cuh"
+
+#define FP16 0
+#define INT8 1
+#define INT4 2
+
+#ifndef KIND
+#define KIND FP16  // of the big matrices: a program is compiled for the type of one model file
+#endif
+
+#define N 64            // channels of a head, and weights that share a scale
+#define LANES 32        // threads of a warp
+#define ALL_LANES 0xffffffffu
+#define LN_EPSILON 1e-5f
+#define GROUP_NORM_EPSILON 64e-5f
+#define DECAY_SCALE -0.606530659712633f  // -exp(-0.5): the decay is exp(that * sigmoid)
+
+__device__ __forceinline__ float bf16(u32 v) { return __uint_as_float(v << 16); }
+__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int i = LANES / 2; i; i /= 2) v += __shfl_xor_sync(ALL_LANES, v, i);
+    return v;
+}
+
+// The sum over `lanes` neighbours, a power of two.
+template <int lanes> __device__ __forceinline__ float sum_of_neighbours(float v) {
+#pragma unroll
+    for (int i = lanes / 2; i; i /= 2) v += __shfl_xor_sync(ALL_LANES, v, i);
+    return v;
+}
+
+// The sum over the block; `sums` [32] is shared memory for this alone.
+__device__ __forceinline__ float block_sum(float v, float* sums) {
+    v = warp_sum(v);
+    __syncthreads();
+    if (threadIdx.x % LANES == 0) sums[threadIdx.x / LANES] = v;
+    __syncthreads();
+    float total = 0;
+    for (int i = 0; i < (int)blockDim.x / LANES; i++) total += sums[i];
+    return total;
+}
+
+// Where share `i` of `shares` equal ones begins among n things.
+__device__ __forceinline__ int share(int n, int i, int shares) { return (int)((long long)n * i / shares); }
+
+#define PREFETCHED 49152  // bytes at most, of a block: all blocks together must not flood the second-level cache
+
+// Ask for `bytes` bytes at p, a line a thread.
+__device__ __forceinline__ void prefetch_all(const void* p, size_t bytes) {
+    if (bytes > PREFETCHED) bytes = PREFETCHED;
+    for (size_t i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch((const char*)p + i);
+}
+
+// sum += 8 weights in float16 times 8 inputs
+__device__ __forceinline__ void add_dot8(float& sum, uint4 w, const float* x) {
+    float2 a = halves(w.x), b = halves(w.y), c = halves(w.z), d = halves(w.w);
+    sum += a.x * x[0], sum += a.y * x[1], sum += b.x * x[2], sum += b.y * x[3];
+    sum += c.x * x[4], sum += c.y * x[5], sum += d.x * x[6], sum += d.y * x[7];
+}

@@ -1,0 +1,101 @@
+// Decoding, second of five: the second halves of the low-rank maps, and the recurrence of a head, for one token. Values
+// of a head do not depend on each other, so four blocks have a head, 16 values each: H alone are too few to fill a GPU.
+//
+//     w = exp(-exp(-0.5) * sigmoid(w0 + w2 tanh(..)));  a = sigmoid(a0 + a2 ..);  g = g2 sigmoid(..)
+//     v = v + (v_first - v) * sigmoid(v0 + v2 ..);  kk = k * k_k / |k * k_k|;  k = k * (1 + (a - 1) * k_a)
+//     S = S * diag(w) - (S kk) (kk * a)^T + v k^T;  y = S r
+#include "common.cuh"
+
+#define VALUES 16                 // of a head, in a block
+#define THREADS 256               // 4 for each channel of a head; and one for 4 values and each key
+#define WARPS (THREADS / LANES)
+
+// Row `row` of a matrix [.., rank] in float16 times x [rank], by `lanes` neighbouring threads; all of them get it.
+template <int lanes>
+__device__ __forceinline__ float dot_row(const u8* weights, int row, int rank, const float* x) {
+    float sum = 0;
+    for (int i = threadIdx.x % lanes * 8; i < rank; i += lanes * 8)
+        add_dot8(sum, *(const uint4*)(weights + ((size_t)row * rank + i) * 2), x + i);
+    return sum_of_neighbours<lanes>(sum);
+}
+
+// The sum over all keys of v [4 values], `parts` [WARPS, VALUES] in shared memory; thread t gets that of value t % 16.
+__device__ __forceinline__ float sum_over_keys(float4 v, float* parts) {
+    int t = threadIdx.x;
+#pragma unroll
+    for (int i = 4; i < LANES; i *= 2) {
+        v.x += __shfl_xor_sync(ALL_LANES, v.x, i), v.y += __shfl_xor_sync(ALL_LANES, v.y, i);
+        v.z += __shfl_xor_sync(ALL_LANES, v.z, i), v.w += __shfl_xor_sync(ALL_LANES, v.w, i);
+    }
+    __syncthreads();
+    if (t % LANES < 4) *(float4*)(parts + t / LANES * VALUES + t % 4 * 4) = v;
+    __syncthreads();
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) total += parts[i * VALUES + t % VALUES];
+    return total;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+heads(const float* rkv,      // [3, C]
+      const float* hidden,   // [rank_w + rank_a + rank_v + rank_g]
+      const u8* w2, const u8* a2, const u8* v2, const u8* g2,  // [C, rank] float16
+      int rank_w, int rank_a, int rank_v, int rank_g,
+      const float* vectors,  // [6, C] w0, a0, v0, k_k, k_a, r_k
+      const float* u,        // [C] the next token shift
+      float* shift,          // [C] shift_att of this layer's state
+      float* wkv,            // [H, N, N] of this layer's state, key by key
+      float* v_first,        // [C] v of layer 0
+      float* y,              // [3, C] what the recurrence gives; (sum of r k r_k) v; the gate
+      int C, int is_first) {
+    extern __shared__ __align__(16) float x[];  // `hidden`
+    __shared__ float w[N], a[N], kk[N], b[N], k[N], r[N], v[VALUES], removed[VALUES];
+    __shared__ __align__(16) float parts[WARPS * VALUES];
+    __shared__ float sums[4];
+    const int t = threadIdx.x, c0 = blockIdx.x * N, own = blockIdx.y * VALUES, c = c0 + t % N, mine = c0 + own + t % VALUES;
+    const int key = t / 4, value = t % 4 * 4;  // of the state
+    float* S = wkv + ((size_t)c0 + key) * N + own + value;
+    float4 s = *(const float4*)S;
+    prefetch_all(w2 + (size_t)c0 * rank_w * 2, N * rank_w * 2), prefetch_all(a2 + (size_t)c0 * rank_a * 2, N * rank_a * 2);
+    prefetch_all(v2 + (size_t)(c0 + own) * rank_v * 2, VALUES * rank_v * 2);
+    prefetch_all(g2 + (size_t)(c0 + own) * rank_g * 2, VALUES * rank_g * 2);
+    const float w0 = vectors[c], a0 = vectors[C + c], v0 = vectors[2 * C + mine];
+    const float k_k = vectors[3 * C + c], k_a = vectors[4 * C + c], r_k = vectors[5 * C + c];
+    wait_for_previous();
+    let_next_begin();
+    const int ranks = rank_w + rank_a + rank_v + rank_g;
+    const float my_r = rkv[c], my_k = rkv[C + c], my_v = rkv[2 * C + mine], my_first = is_first ? my_v : v_first[mine];
+    for (int i = t; i < ranks; i += THREADS) x[i] = hidden[i];
+    if (t < VALUES) shift[mine] = u[mine];  // `project` has read it
+    __syncthreads();
+    const float decay = dot_row<4>(w2, c0 + t / 4, rank_w, x), rate = dot_row<4>(a2, c0 + t / 4, rank_a, x + rank_w);
+    if (t % 4 == 0) w[t / 4] = decay, a[t / 4] = rate;
+    const float towards_first = dot_row<16>(v2, c0 + own + t / 16, rank_v, x + rank_w + rank_a);
+    const float gate = dot_row<16>(g2, c0 + own + t / 16, rank_g, x + rank_w + rank_a + rank_v);
+    if (t % 16 == 0) v[t / 16] = towards_first, y[2 * C + c0 + own + t / 16] = gate;
+    __syncthreads();
+    const float my_a = sigmoid(a0 + a[t % N]), unscaled = my_k * k_k, new_k = my_k * (1.f + (my_a - 1.f) * k_a);
+    const float square = warp_sum(unscaled * unscaled), bonus = warp_sum(my_r * new_k * r_k);
+    if (t < N && t % LANES == 0) sums[t / LANES] = square, sums[2 + t / LANES] = bonus;
+    const float new_v = my_v + (my_first - my_v) * sigmoid(v0 + v[t % VALUES]);
+    __syncthreads();
+    if (t < N) {
+        const float removal = unscaled / fmaxf(sqrtf(sums[0] + sums[1]), 1e-12f);
+        w[t] = expf(DECAY_SCALE * sigmoid(w0 + w[t])), kk[t] = removal, b[t] = removal * my_a, k[t] = new_k, r[t] = my_r;
+    }
+    if (t < VALUES) {
+        v[t] = new_v, y[C + mine] = (sums[2] + sums[3]) * new_v;
+        if (is_first) v_first[mine] = new_v;
+    }
+    __syncthreads();
+    const float p = kk[key];
+    const float total = sum_over_keys(make_float4(s.x * p, s.y * p, s.z * p, s.w * p), parts);
+    if (t < VALUES) removed[t] = total;
+    __syncthreads();
+    const float d = w[key], q = b[key], n = k[key], o = r[key];
+    s.x = s.x * d - removed[value] * q + v[value] * n, s.y = s.y * d - removed[value + 1] * q + v[value + 1] * n;
+    s.z = s.z * d - removed[value + 2] * q + v[value + 2] * n, s.w = s.w * d - removed[value + 3] * q + v[value + 3] * n;
+    *(float4*)S = s;
+    const float read = sum_over_keys(make_float4(s.x * o, s.y * o, s.z * o, s.w * o), parts);
+    if (t < VALUES) y[mine] = read;
+}

@@ -1,0 +1,85 @@
+// What the language has no word for. Everything that is written in PTX is in this file, and nothing else is.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+
+// Two float16 in a word, the first in the lower half, as floats.
+__device__ __forceinline__ float2 halves(u32 v) {
+    float2 f;
+    asm("{.reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(f.x), "=f"(f.y) : "r"(v));
+    return f;
+}
+
+// Two floats, rounded to float16, in a word.
+__device__ __forceinline__ u32 to_halves(float first, float second) {
+    u32 v;
+    asm("{.reg .f16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b};}"
+        : "=r"(v) : "f"(first), "f"(second));
+    return v;
+}
+
+// c + the dot product of four signed bytes and four signed bytes.
+__device__ __forceinline__ int dot4(u32 a, u32 b, int c) {
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+// c + the dot product of four unsigned bytes and four signed bytes.
+__device__ __forceinline__ int dot4_unsigned(u32 a, u32 b, int c) {
+    int d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+// 16 bytes that are read once in a token: they take no room in the first-level cache.
+__device__ __forceinline__ uint4 read_once(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+// The line of memory at p is wanted soon: bring it into the second-level cache.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// Kernels follow each other closely: one may begin before the one before it has ended. Up to `wait_for_previous` it may
+// read weights, and what was written at least two kernels earlier; nothing else, and it may write nothing.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may begin, up to its own `wait_for_previous`. To be called after this kernel's own.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// A copy of 16 bytes from global into shared memory that goes on in the background.
+__device__ __forceinline__ void copy_in_background(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+#else
+    *(uint4*)to = *(const uint4*)from;
+#endif
+}
+
+// The copies of this thread since the last `end_of_copies` belong together.
+__device__ __forceinline__ void end_of_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// All copies of this thread are done but those of the last `n` groups.
+template <int n> __device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+#endif
+}

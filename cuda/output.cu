@@ -1,0 +1,39 @@
+// Decoding, third of five: what the time mix adds to the residual stream, of one token.
+//
+//     x += output ((group norm of y; ln_x) + bonus) * gate
+#include "rows.cuh"
+
+extern "C" __global__ void __launch_bounds__(MOST_THREADS)
+output(const float* y,       // [3, C] of `heads`: y, bonus, gate
+                                  const float* weight,  // [C] of ln_x
+                                  const float* bias,    // [C]
+                                  const u8* weights,    // [C, C]
+                                  const u16* scales,    // [C, C / 64]
+                                  float* x,             // [C]
+                                  int C) {
+    Matrix<KIND> m = {weights, scales, C};
+    Place<KIND> at(C);
+    Place<FP16> in(C);
+    const int begin = share(C, blockIdx.x, gridDim.x), end = share(C, blockIdx.x + 1, gridDim.x);
+    Batch<KIND> batch;
+    batch.read(m, at, begin + at.group, end);
+    prefetch_all(weights + begin * m.row_bytes(), (end - begin) * m.row_bytes());
+    prefetch_all(weight, C * 4), prefetch_all(bias, C * 4);
+    wait_for_previous();
+    let_next_begin();
+    Values v, bonus, gate, w, b;
+    v.read(in, y), bonus.read(in, y + C), gate.read(in, y + 2 * C), w.read(in, weight), b.read(in, bias);
+    const int HEAD = Piece<FP16>::OF_A_GROUP;  // threads that have the channels of a head
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (int e = 0; e < 8; e++) sum += v.v[e];
+    const float mean = sum_of_neighbours<HEAD>(sum) / N;
+#pragma unroll
+    for (int e = 0; e < 8; e++) v.v[e] -= mean, squares += v.v[e] * v.v[e];
+    const float factor = rsqrtf(sum_of_neighbours<HEAD>(squares) / N + GROUP_NORM_EPSILON);
+#pragma unroll
+    for (int e = 0; e < 8; e++) v.v[e] = (v.v[e] * factor * w.v[e] + b.v[e] + bonus.v[e]) * gate.v[e];
+    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums(C));
+    __syncthreads();
+    for (int r = begin + threadIdx.x; r < end; r += blockDim.x) x[r] += row_sum(row_sums(C), at, r - begin);
+}

@@ -1,0 +1,56 @@
+// The matrices of a model file, in the order that this backend reads them in, and as float16 for the tensor cores.
+#include "common.cuh"
+
+// Units of `unit` bytes, 2 or 4 (or 2 for scales), out of tiles of 16 rows [R / 16, K, 16] into rows [R, K].
+template <typename Unit> __device__ __forceinline__ void untile(const Unit* from, Unit* to, int R, int K) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)R * K; i += (size_t)gridDim.x * blockDim.x) {
+        int row = i / K, k = i % K;
+        to[i] = from[((size_t)(row / 16) * K + k) * 16 + row % 16];
+    }
+}
+
+extern "C" __global__ void untile2(const u16* from, u16* to, int R, int K) { untile(from, to, R, K); }
+extern "C" __global__ void untile4(const u32* from, u32* to, int R, int K) { untile(from, to, R, K); }
+
+// 16 bytes at a time, out of blocks of 64 channels [B, F, width] into rows by hidden unit [F, B, width].
+extern "C" __global__ void unblock(const uint4* from, uint4* to, int B, int F, int width) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)B * F * width;
+         i += (size_t)gridDim.x * blockDim.x) {
+        int j = i % width, b = i / width % B, f = i / width / B;
+        to[i] = from[((size_t)b * F + f) * width + j];
+    }
+}
+
+// W [R, K] in float16 out of 16 bytes at a time of whole numbers. The scale of row r and column k is
+// scales[r / row_group, k / column_group]: groups are along the rows, but for ffn.value, which lies by hidden unit.
+extern "C" __global__ void dequantize(const uint4* weights, const u16* scales, u16* to, int R, int K, int row_group,
+                                      int column_group) {
+    wait_for_previous();
+    let_next_begin();
+    const int COLUMNS = KIND == INT4 ? 32 : 16, pieces = K / COLUMNS;
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)R * pieces; i += (size_t)gridDim.x * blockDim.x) {
+        const int r = i / pieces, piece = i % pieces;
+        const int first = KIND == INT4 ? piece / 2 * N + piece % 2 * 16 : piece * 16;
+        const u16* s = scales + (size_t)(r / row_group) * (K / column_group);
+        const uint4 v = weights[i];
+        const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int half = 0; half < COLUMNS / 16; half++)
+#pragma unroll
+            for (int e = 0; e < 16; e += 2) {
+                u32 two = words[e / 4] >> (e % 4 * 8);
+                int c = first + half * 32 + e, a, b;
+                if (KIND == INT4) a = (int)(two >> 4 * half & 15) - 8, b = (int)(two >> (8 + 4 * half) & 15) - 8;
+                else a = (signed char)(two & 255), b = (signed char)(two >> 8 & 255);
+                *(u32*)(to + (size_t)r * K + c) = to_halves(a * bf16(s[c / column_group]), b * bf16(s[(c + 1) / column_group]));
+            }
+    }
+}
+
+// x [rows, C] of the last tokens of sequences out of those of all tokens x [T, C].
+extern "C" __global__ void gather(const float* from, const int* ends, float* to, int C) {
+    wait_for_previous();
+    let_next_begin();
+    const float* row = from + (size_t)(ends[blockIdx.x] - 1) * C;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) to[(size_t)blockIdx.x * C + c] = row[c];
+}

@@ -1,0 +1,185 @@
+"""A GPU: its memory, its kernels, its matrix products. All that is NVIDIA's is in this package, and imported here only.
+
+Kernels are launched so that one may begin before the one before it has ended (`wait_for_previous` in
+cuda/intrinsics.cuh); everything happens in the order of one stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver
+from cuda.core import Buffer, Device, LaunchConfig, LegacyPinnedMemoryResource, launch
+from numpy.typing import NDArray
+
+from rwkv_cli.errors import DeviceError
+from rwkv_cli.gpu import program
+from rwkv_cli.gpu.blas import WORKSPACE, Blas
+from rwkv_cli.gpu.steps import Launch, Product, Step
+
+OLDEST = (7, 5)
+"""The compute capability that a GPU must have: dot products of bytes, and float16 on tensor cores."""
+
+
+class Memory:
+    """Some bytes of the device, free again when nobody holds this."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.address, self.nbytes = address, nbytes
+
+    def __del__(self) -> None:
+        driver.cuMemFree(self.address)
+
+
+class Gpu:
+    """A device with the kernels for one type of weights."""
+
+    def __init__(
+        self, weight_type: str, compiling: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Raises DeviceError, in a sentence, where there is no GPU that can do it."""
+        self._device = _first_device()
+        self._stream = self._device.create_stream()
+        properties = self._device.properties
+        self.name: str = self._device.name
+        self.capability = f"{properties.compute_capability_major}.{properties.compute_capability_minor}"
+        self.multiprocessors: int = properties.multiprocessor_count
+        self._largest_shared: int = properties.max_shared_memory_per_block_optin
+        self._kernels = program.load(weight_type, self._device.arch, compiling)
+        self._pinned = LegacyPinnedMemoryResource()
+        self._blas: Blas | None = None
+        self._begin_early = properties.compute_capability_major >= 9
+
+    def free_memory(self) -> int:
+        """Bytes that nobody uses now."""
+        return int(_check(driver.cuMemGetInfo())[0])
+
+    def allocate(self, nbytes: int) -> Memory:
+        """Bytes of whatever was there before. Raises DeviceError if there are not so many."""
+        error, address = driver.cuMemAlloc(max(nbytes, 16))
+        if error == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise DeviceError(
+                f"{self.name} has too little memory: {nbytes / 1e9:.1f} GB more are needed and "
+                f"{self.free_memory() / 1e9:.1f} GB are free; use --device cpu, or a smaller --type"
+            )
+        _check((error, address))
+        return Memory(int(address), nbytes)
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """Bytes of the host that the device copies to and from without detours."""
+        buffer = self._pinned.allocate(nbytes)
+        array = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(int(buffer.handle)), np.uint8)
+        return _keep(array, buffer)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy an array that lies in one piece to the device."""
+        _check(driver.cuMemcpyHtoDAsync(address, array.ctypes.data, array.nbytes, self._stream.handle))
+
+    def download(self, address: int, array: NDArray[Any]) -> None:
+        """Copy from the device into an array that lies in one piece; it is there when this returns."""
+        _check(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, self._stream.handle))
+        self._stream.sync()
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """Zeros."""
+        _check(driver.cuMemsetD8Async(address, 0, nbytes, self._stream.handle))
+
+    def synchronize(self) -> None:
+        """Wait for everything."""
+        self._stream.sync()
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Start them, one after another."""
+        for step in steps:
+            self._start(self._stream, step)
+
+    def graph(self, steps: Sequence[Step]) -> Callable[[], None]:
+        """A function that starts all of them at once: the host's work is done here, once."""
+        self._prepare_products(steps)
+        builder = self._device.create_graph_builder()
+        builder.begin_building()
+        for step in steps:
+            self._start(builder, step)
+        graph = builder.end_building().complete()
+        return lambda: graph.launch(self._stream)
+
+    def _prepare_products(self, steps: Sequence[Step]) -> None:
+        """Load cuBLAS if it is needed: it allocates memory, which must not happen while a graph is built."""
+        if self._blas is None and any(isinstance(step, Product) for step in steps):
+            self._workspace = self.allocate(WORKSPACE)
+            self._blas = Blas(self._workspace.address)
+
+    def _start(self, where: Any, one: Step) -> None:
+        if isinstance(one, Product):
+            self._prepare_products([one])
+            assert self._blas
+            self._blas.multiply(one, int(where.stream.handle if where is not self._stream else where.handle))
+            return
+        kernel = self._kernels[one.kernel]
+        if one.shared > 48 * 1024:  # more than a kernel gets unasked
+            self._allow_shared(kernel, one)
+        config = LaunchConfig(
+            grid=one.grid,
+            block=one.block,
+            shmem_size=one.shared,
+            programmatic_stream_serialization=self._begin_early,
+        )
+        launch(where, config, kernel, *one.arguments)
+
+    def _allow_shared(self, kernel: Any, one: Launch) -> None:
+        if one.shared > self._largest_shared:
+            raise DeviceError(f"{self.name} has too little shared memory for this model; use --device cpu")
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        device = driver.CUdevice(self._device.device_id)
+        _check(
+            driver.cuKernelSetAttribute(attribute, one.shared, driver.CUkernel(int(kernel.handle)), device)
+        )
+
+
+def _keep(array: NDArray[np.uint8], buffer: Buffer) -> NDArray[np.uint8]:
+    """The array, which keeps alive what it lies in."""
+
+    class Kept(np.ndarray):  # type: ignore[type-arg]
+        owner: Any
+
+    kept = array.view(Kept)
+    kept.owner = buffer
+    return kept
+
+
+def _first_device() -> Device:
+    """The first GPU, made current. Raises DeviceError with the reason if there is none that can be used."""
+    try:
+        (error,) = driver.cuInit(0)
+    except RuntimeError:
+        raise DeviceError("there is no NVIDIA driver") from None
+    if error == driver.CUresult.CUDA_ERROR_NO_DEVICE:
+        raise DeviceError("there is no NVIDIA GPU")
+    _check((error,))
+    version, needed = _check(driver.cuDriverGetVersion()), driver.CUDA_VERSION // 1000 * 1000
+    if version < needed:
+        raise DeviceError(
+            f"the NVIDIA driver is for CUDA {version // 1000}.{version % 1000 // 10} and {needed // 1000}.0 is needed: "
+            "update it, or pip install 'rwkv-cli[cuda12]'"
+        )
+    device = Device(0)
+    device.set_current()
+    if device.compute_capability < OLDEST:
+        major, minor = device.compute_capability
+        raise DeviceError(
+            f"{device.name} is too old: it has compute capability {major}.{minor}, and {OLDEST[0]}.{OLDEST[1]} is needed"
+        )
+    return device
+
+
+def _check(result: tuple[Any, ...]) -> Any:
+    """What a driver call gives beside its error code. Raises DeviceError for an error."""
+    error, *rest = result
+    if error != driver.CUresult.CUDA_SUCCESS:
+        _, name = driver.cuGetErrorName(error)
+        raise DeviceError(f"the GPU failed: {name.decode() if name else error}")
+    return rest[0] if len(rest) == 1 else rest

@@ -1,0 +1,204 @@
+"""Many tokens at once: a prompt, or one token each of many sequences. Matrix products run on tensor cores.
+
+Tokens of a sequence are neighbours, and each sequence has its state in a slot of its own. Integer weights become
+float16 a matrix at a time, in a buffer for the largest one.
+"""
+
+from __future__ import annotations
+
+import math
+
+from rwkv_cli.gpu.buffers import Buffers
+from rwkv_cli.gpu.interface import Device
+from rwkv_cli.gpu.states import StateMemory
+from rwkv_cli.gpu.steps import Launch, Product, Step
+from rwkv_cli.gpu.weights import Layer, Matrix, Weights
+
+WARP = 32
+GROUP = 64
+MIX_TOKENS = 8  # of a block of cuda/mix.cu
+THREADS = 256
+MANY_BLOCKS = 1024  # for kernels whose threads go on to the next element until there is none
+WKV_THREADS, WKV_SHARED = 128, 3 * 4 * 8 * (5 * GROUP + 16)  # of cuda/wkv7.cu: stages, tokens, what each brings
+HEAD_VALUES = 16
+
+
+class TokenPass:
+    """Buffers for passes of up to `room` tokens, and their steps."""
+
+    def __init__(self, gpu: Device, weights: Weights, states: StateMemory, room: int) -> None:
+        self.room = room
+        self._weights, self._states = weights, states
+        config = weights.config
+        C, F, H = config.n_embd, config.n_ffn, config.n_head
+        self._C, self._F, self._H = C, F, H
+        self._ranks = sum(weights.ranks.values())
+        largest = max(C * F, weights.head.R * C) if weights.type != "fp16" else 0
+        sizes = {  # bytes
+            "tokens": 4 * room,
+            "slots": 4 * room,
+            "begins": 4 * (room + 1),
+            "x": 4 * room * C,
+            "mixed": 2 * room * 6 * C,
+            "rkv": 4 * room * 3 * C,
+            "low": 2 * room * self._ranks,
+            "second": 4 * room * 4 * C,  # what w2, a2, v2 and g2 give
+            "v_first": 4 * room * C,
+            "kk": 4 * room * C,
+            "bonus": 4 * room * H,
+            "h": 2 * room * F,
+            "last": 4 * states.slots * C,
+            "float16": 2 * largest,
+        }
+        self._at = Buffers(gpu, sizes)
+
+    @property
+    def tokens(self) -> int:
+        """The address of the tokens [T], int32."""
+        return self._at["tokens"]
+
+    @property
+    def slots(self) -> int:
+        """The address of each token's slot [T], int32."""
+        return self._at["slots"]
+
+    @property
+    def begins(self) -> int:
+        """The address of where each sequence begins [sequences + 1], int32."""
+        return self._at["begins"]
+
+    def row(self, t: int) -> int:
+        """The address of a token's row [C] of the residual stream, after the steps."""
+        return self._at["x"] + 4 * t * self._C
+
+    def steps(self, T: int, sequences: int) -> list[Step]:
+        """Read T tokens of some sequences: the residual stream, ready for the head; their states go on."""
+        w, at, C = self._weights, self._at, self._C
+        embed = (at["tokens"], w.embedding, w.embedding_scales, w.norms, w.norms + 4 * C, at["x"], C)
+        steps: list[Step] = [Launch("embed", (T,), THREADS, embed)]
+        for i, layer in enumerate(w.layers):
+            steps += self._time_mix(i, layer, T, sequences) + self._channel_mix(i, layer, T)
+        return steps
+
+    def logits(self, T: int, out: int, last_of: int = 0) -> list[Step]:
+        """The logits [T, V] of all T tokens or, if it is not 0, [last_of, V] of the last ones of so many sequences.
+
+        V is that of the head, padded.
+        """
+        w, at, C = self._weights, self._at, self._C
+        norm = w.norms + 8 * C, w.norms + 12 * C
+        steps: list[Step] = []
+        x, rows = at["x"], T
+        if last_of:
+            x, rows = at["second"], last_of
+            steps.append(Launch("gather", (rows,), THREADS, (at["x"], at["begins"] + 4, x, C)))
+        steps.append(self._mix(rows, x, 0, norm, 0, 0))
+        return steps + self._product(w.head, at["mixed"], out, rows)
+
+    def _time_mix(self, i: int, layer: Layer, T: int, sequences: int) -> list[Step]:
+        at, C, ranks = self._at, self._C, self._weights.ranks
+        plane = 4 * T * C  # bytes of [T, C] in float32
+        r, k, v = (at["rkv"] + plane * j for j in range(3))
+        second = {name: at["second"] + plane * j for j, name in enumerate("wavg")}
+        shift, wkv = self._states.shift_att(i), self._states.wkv(i)
+        norm = layer.vector("ln1.weight", C), layer.vector("ln1.bias", C)
+        steps = [self._mix(T, at["x"], shift, norm, layer.vector("att.x_r", C), 6)]
+        mixed = {name: at["mixed"] + plane // 2 * j for j, name in enumerate("rkvwag")}
+        for j, (name, out) in enumerate(zip("rkv", (r, k, v), strict=True)):
+            steps += self._product(self._third(layer.main, j), mixed[name], out, T)
+        steps += self._low_rank(layer, mixed, second, T)
+        warps = math.ceil(T * self._H * WARP / THREADS)
+        prepare = (
+            *(r, k, v, second["w"], second["a"], second["v"], at["v_first"], at["kk"], at["bonus"]),
+            *(layer.vector("att.w0", C), T, C, int(i == 0)),
+        )
+        y = second["v"]  # its numbers are used by then
+        recurrence = (
+            *(second["w"], at["kk"], second["a"], k, r, v, y, at["begins"], at["slots"]),
+            *(wkv, shift, at["last"], C, self._states.size),
+        )
+        norm = layer.vector("att.ln_x.weight", C), layer.vector("att.ln_x.bias", C)
+        gate = (y, v, second["g"], at["bonus"], *norm, at["mixed"], T, C)
+        grid = self._H, GROUP // HEAD_VALUES, sequences
+        return [
+            *steps,
+            Launch("prepare", (warps,), THREADS, prepare),
+            Launch("wkv7", grid, WKV_THREADS, recurrence, WKV_SHARED),
+            Launch("gate", (warps,), THREADS, gate),
+            *self._product(layer.output, at["mixed"], at["x"], T, add=True),
+        ]
+
+    def _low_rank(
+        self, layer: Layer, mixed: dict[str, int], second: dict[str, int], T: int
+    ) -> list[Step]:
+        """Both halves of the maps of w, a, v and g."""
+        low, total, C, ranks = self._at["low"], self._ranks, self._C, self._weights.ranks
+        steps: list[Step] = []
+        offsets, offset = {}, 0
+        for name in "wavg":
+            offsets[name] = offset
+            first = layer.low.weights + 2 * offset * C
+            if ranks[name]:
+                out = low + 2 * offset
+                steps.append(
+                    Product(first, mixed[name], out, T, ranks[name], C, out_stride=total, half=True)
+                )
+            offset += ranks[name]
+        activate = (low, total, offsets["a"], offsets["g"], T * total)
+        steps.append(Launch("activate_low", (MANY_BLOCKS,), THREADS, activate))
+        for name in "wavg":
+            if ranks[name]:
+                matrix = layer.second[name]
+                x = low + 2 * offsets[name]
+                steps.append(Product(matrix.weights, x, second[name], T, C, matrix.K, x_stride=total))
+        return steps
+
+    def _channel_mix(self, i: int, layer: Layer, T: int) -> list[Step]:
+        at, C, F = self._at, self._C, self._F
+        shift = self._states.shift_ffn(i)
+        norm = layer.vector("ln2.weight", C), layer.vector("ln2.bias", C)
+        sequences_end = Launch("keep_shift", (T,), THREADS, (at["slots"], at["last"], shift, T, C, self._states.size))
+        return [
+            self._mix(T, at["x"], shift, norm, layer.vector("ffn.x_k", C), 1),
+            *self._product(layer.key, at["mixed"], at["h"], T, half=True),
+            sequences_end,
+            Launch("activate_hidden", (MANY_BLOCKS,), THREADS, (at["h"], T * F // 8)),
+            *self._product(layer.value, at["h"], at["x"], T, add=True, by_input=True),
+        ]
+
+    def _mix(
+        self, T: int, x: int, shift: int, norm: tuple[int, int], mixes: int, n_mixes: int
+    ) -> Launch:
+        at, C = self._at, self._C
+        arguments = (
+            *(x, at["slots"], shift, *norm, mixes, at["mixed"], at["last"]),
+            *(T, C, n_mixes, self._states.size),
+        )
+        return Launch("mix", (math.ceil(T / MIX_TOKENS),), THREADS, arguments, 8 * C)
+
+    def _third(self, matrix: Matrix, j: int) -> Matrix:
+        """Receptance, key or value."""
+        weights, scales, R, K = matrix
+        size = {"fp16": 2 * K, "int8": K, "int4": K // 2}[self._weights.type] * (R // 3)
+        return Matrix(weights + j * size, scales + j * (R // 3) * (K // GROUP) * 2, R // 3, K)
+
+    def _product(
+        self,
+        matrix: Matrix,
+        x: int,
+        out: int,
+        T: int,
+        *,
+        by_input: bool = False,
+        half: bool = False,
+        add: bool = False,
+    ) -> list[Step]:
+        weights, scales, R, K = matrix
+        steps: list[Step] = []
+        if self._weights.type != "fp16":
+            rows, columns = (K, R) if by_input else (R, K)
+            groups = (GROUP, 1) if by_input else (1, GROUP)
+            arguments = (weights, scales, self._at["float16"], rows, columns, *groups)
+            steps.append(Launch("dequantize", (MANY_BLOCKS,), THREADS, arguments))
+            weights = self._at["float16"]
+        return [*steps, Product(weights, x, out, T, R, K, by_input=by_input, half=half, add=add)]

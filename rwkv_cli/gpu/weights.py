@@ -1,0 +1,205 @@
+"""A model file's weights on the device, in the order in which the kernels of cuda/ read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli import quantize
+from rwkv_cli.errors import DeviceError
+from rwkv_cli.gpu.buffers import ALIGNMENT, aligned
+from rwkv_cli.gpu.interface import Device, DeviceMemory
+from rwkv_cli.gpu.steps import Launch
+from rwkv_cli.modelfile import ModelFile, let_go
+from rwkv_cli.quantize import CHANNELS, GROUP, SCALE, TILE_ROWS
+
+# The vectors of a layer in the order in which kernels find them: the mixes of six matrices, what the recurrence takes,
+# and the norms with the mix of the channel mix.
+VECTORS = (
+    "att.x_r att.x_k att.x_v att.x_w att.x_a att.x_g att.w0 att.a0 att.v0 att.k_k att.k_a att.r_k "
+    "att.ln_x.weight att.ln_x.bias ln1.weight ln1.bias ln2.weight ln2.bias ffn.x_k"
+).split()
+NORMS = ("blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias")
+LOW_RANK = "wavg"
+
+_COPY_BLOCKS, _COPY_THREADS = 1024, 256
+
+
+class Matrix(NamedTuple):
+    """W [R, K], row-major; of integers with bfloat16 scales [R, K / 64]. `ffn.value` is W^T [K, R], scales [K / 64, R]."""
+
+    weights: int  # address
+    scales: int  # address, 0 for float16
+    R: int
+    K: int
+
+
+@dataclass
+class Layer:
+    """One layer on the device."""
+
+    vectors: int  # address of [len(VECTORS), C] float32
+    main: Matrix  # [3 C, C] receptance, key and value
+    low: Matrix  # [the sum of ranks, C] w1, a1, v1, g1, float16
+    second: dict[str, Matrix]  # "w", "a", "v", "g" -> w2, a2, v2, g2 [C, rank], float16
+    output: Matrix
+    key: Matrix
+    value: Matrix
+
+    def vector(self, name: str, C: int) -> int:
+        """The address of a vector [C]."""
+        return self.vectors + 4 * C * VECTORS.index(name)
+
+
+class Weights:
+    """All weights of a model."""
+
+    def __init__(self, gpu: Device, model: ModelFile) -> None:
+        """Copy them to the device. Raises DeviceError if it has too little memory."""
+        self.config = model.config
+        self._gpu, self._model = gpu, model
+        self.type = model.info.weight_type
+        self._memory = gpu.allocate(self._room())
+        self._next = self._memory.address
+        stored = [model.stored(name) for name in model.names]
+        self._staging = gpu.allocate(max(array.nbytes for array in stored))
+        self.ranks = {name: self._rank(name) for name in LOW_RANK}
+        self._zeros = self._take(2 * self.config.n_embd * max(self.ranks["v"], 1))
+        gpu.clear(self._zeros, 2 * self.config.n_embd * max(self.ranks["v"], 1))
+        self.norms = self._vectors(NORMS)
+        self.embedding = self._raw("emb.weight")
+        self.embedding_scales = (
+            self._raw("emb.weight" + SCALE) if self._kind("emb.weight") in quantize.INTEGERS else 0
+        )
+        self.layers = [self._layer(i) for i in range(self.config.n_layer)]
+        self.head = self._matrices(["head.weight"])
+        gpu.synchronize()
+        del self._staging
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that decoding a token reads of them if no hidden unit is zero: all, but of the embedding one row."""
+        V = self.config.vocab_size
+        embedding = self._model.stored("emb.weight").nbytes * (V - 1) // V
+        return self._model.weight_bytes - embedding
+
+    def _room(self) -> int:
+        sizes = [self._model.stored(name).nbytes + ALIGNMENT for name in self._model.names]
+        return sum(sizes) + 8 * self.config.n_embd * 1024  # and what layer 0 lacks, as zeros
+
+    def _take(self, nbytes: int) -> int:
+        address = self._next
+        self._next += aligned(nbytes)
+        if self._next > self._memory.address + self._memory.nbytes:
+            raise DeviceError("the model file has more weights than its sizes tell")
+        return address
+
+    def _kind(self, name: str) -> str:
+        return quantize.type_of(name, self.type)
+
+    def _rank(self, name: str) -> int:
+        """The rank of a low-rank map as it is stored, padded."""
+        last = f"blocks.{self.config.n_layer - 1}.att.{name}1"
+        return self._model.stored(last).shape[0] * TILE_ROWS if last in self._model.names else 0
+
+    def _stage(self, name: str) -> NDArray[Any]:
+        """Copy a stored array into the staging memory, as it lies in the file."""
+        array = self._model.stored(name)
+        self._gpu.synchronize()  # what was there is used
+        self._gpu.upload(self._staging.address, array)
+        return array
+
+    def _raw(self, name: str) -> int:
+        array = self._model.stored(name)
+        address = self._take(array.nbytes)
+        self._gpu.upload(address, array)
+        let_go(array)
+        return address
+
+    def _vectors(self, names: tuple[str, ...] | list[str]) -> int:
+        """Vectors [C], one after another; zeros for what layer 0 lacks."""
+        C = self.config.n_embd
+        rows = [
+            self._model.stored(name).reshape(-1) if name in self._model.names else np.zeros(C)
+            for name in names
+        ]
+        stacked = np.stack(rows).astype(np.float32)
+        address = self._take(stacked.nbytes)
+        self._gpu.upload(address, stacked)
+        self._gpu.synchronize()  # `stacked` is not there for long
+        return address
+
+    def _layer(self, i: int) -> Layer:
+        block = f"blocks.{i}."
+        C, ranks = self.config.n_embd, self.ranks
+        return Layer(
+            vectors=self._vectors([block + name for name in VECTORS]),
+            main=self._matrices([f"{block}att.{name}.weight" for name in ("receptance", "key", "value")]),
+            low=self._low(block),
+            second={
+                name: self._matrices([f"{block}att.{name}2"])
+                if f"{block}att.{name}2" in self._model.names
+                else Matrix(self._zeros, 0, C, ranks[name])
+                for name in LOW_RANK
+            },
+            output=self._matrices([block + "att.output.weight"]),
+            key=self._matrices([block + "ffn.key.weight"]),
+            value=self._by_input(block + "ffn.value.weight"),
+        )
+
+    def _low(self, block: str) -> Matrix:
+        """w1, a1, v1 and g1 below each other; zeros for what layer 0 lacks."""
+        C, total = self.config.n_embd, sum(self.ranks.values())
+        address = at = self._take(2 * total * C)
+        for name in LOW_RANK:
+            size = 2 * self.ranks[name] * C
+            if f"{block}att.{name}1" in self._model.names:
+                self._untile(f"{block}att.{name}1", at)
+            elif size:
+                self._gpu.clear(at, size)
+            at += size
+        return Matrix(address, 0, total, C)
+
+    def _matrices(self, names: list[str]) -> Matrix:
+        """Matrices of one width below each other, row-major."""
+        arrays = [self._model.stored(name) for name in names]
+        rows = [array.shape[0] * TILE_ROWS for array in arrays]
+        packed = 2 if self._kind(names[0]) == "int4" else 1
+        K = arrays[0].shape[1] * arrays[0].shape[3] * packed
+        weights = at = self._take(sum(array.nbytes for array in arrays))
+        for name, array in zip(names, arrays, strict=True):
+            self._untile(name, at)
+            at += array.nbytes
+        scales = 0
+        if self._kind(names[0]) in quantize.INTEGERS:
+            scales = at = self._take(sum(rows) * K // GROUP * 2)
+            for name, R in zip(names, rows, strict=True):
+                self._untile(name + SCALE, at)
+                at += R * K // GROUP * 2
+        return Matrix(weights, scales, sum(rows), K)
+
+    def _untile(self, name: str, target: int) -> None:
+        """Tiles [R / 16, K, 16, c] into rows [R, K, c]."""
+        array = self._stage(name)
+        tiles, K, _, c = array.shape
+        kernel = f"untile{c * array.itemsize}"
+        arguments = (self._staging.address, target, tiles * TILE_ROWS, K)
+        self._gpu.run([Launch(kernel, (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+        let_go(array)
+
+    def _by_input(self, name: str) -> Matrix:
+        """Blocks of 64 channels [R / 64, K, 64] into rows by hidden unit [K, R]."""
+        addresses = []
+        parts = [name, name + SCALE] if self._kind(name) in quantize.INTEGERS else [name]
+        for part in parts:
+            array = self._stage(part)
+            blocks, units, width = array.shape
+            addresses.append(self._take(array.nbytes))
+            arguments = (self._staging.address, addresses[-1], blocks, units, width * array.itemsize // 16)
+            self._gpu.run([Launch("unblock", (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+            let_go(array)
+        blocks, F = self._model.stored(name).shape[:2]
+        return Matrix(addresses[0], addresses[1] if len(addresses) > 1 else 0, blocks * CHANNELS, F)
