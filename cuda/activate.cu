@@ -4,8 +4,6 @@
 // low = tanh of what w1 gave, sigmoid of what g1 gave, and what a1 and v1 gave as it is
 extern "C" __global__ void activate_low(u16* low,   // [T, ranks] float16, in place: w, a, v, g
                                         int ranks, int end_w, int end_v, int size) {
-    wait_for_previous();
-    let_next_begin();
     for (int i = 2 * (blockIdx.x * blockDim.x + threadIdx.x); i < size; i += 2 * gridDim.x * blockDim.x) {
         float2 v = halves(*(u32*)(low + i));
         int column = i % ranks;  // ranks are even: both are of one map
@@ -19,8 +17,6 @@ extern "C" __global__ void activate_low(u16* low,   // [T, ranks] float16, in pl
 extern "C" __global__ void activate_hidden(uint4* h,  // [T, F / 8] eight float16 each, in place
                                            long long size) {
     const float ROOT_OF_LARGEST = 255.9f;  // of float16
-    wait_for_previous();
-    let_next_begin();
     for (long long i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
         uint4 v = h[i];
         u32 words[4] = {v.x, v.y, v.z, v.w};

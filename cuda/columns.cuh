@@ -9,7 +9,7 @@
 #pragma once
 #include "common.cuh"
 
-#define MOST_THREADS 512  // of a block that computes rows: 128 registers a thread
+#define ROW_THREADS 512  // at most, of a block that computes rows: 128 registers each
 
 template <int kind> struct Piece {
     static const int COLUMNS = kind == FP16 ? 8 : kind == INT8 ? 16 : 32;
@@ -38,7 +38,7 @@ template <int kind> struct Place {
 // 8 values of a vector [K]; zeros for a thread that has no columns. Every group of warps has the whole vector.
 struct Values {
     float v[8];
-    __device__ __forceinline__ void read(const Place<FP16>& at, const float* from) {
+    __device__ __forceinline__ Values(const Place<FP16>& at, const float* from) {
 #pragma unroll
         for (int e = 0; e < 8; e += 4) {
             float4 four = at.active ? *(const float4*)(from + at.column(e)) : make_float4(0, 0, 0, 0);
@@ -52,10 +52,8 @@ struct Values {
             *(float4*)(to + at.column(e)) = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
     }
     // Layer norm over the K columns; `sums` [2 LANES] is shared memory for this alone.
-    __device__ __forceinline__ void normalise(const Place<FP16>& at, int K, const float* weight, const float* bias,
+    __device__ __forceinline__ void normalise(const Place<FP16>& at, int K, const Values& weight, const Values& bias,
                                               float* sums) {
-        Values w, b;
-        w.read(at, weight), b.read(at, bias);
         float s = 0, q = 0;
 #pragma unroll
         for (int e = 0; e < 8; e++) s += v[e], q += v[e] * v[e];
@@ -68,14 +66,12 @@ struct Values {
                 s += sums[at.group * at.parts + i], q += sums[LANES + at.group * at.parts + i];
         float mean = s / K, factor = rsqrtf(fmaxf(q / K - mean * mean, 0.f) + LN_EPSILON);
 #pragma unroll
-        for (int e = 0; e < 8; e++) v[e] = (v[e] - mean) * factor * w.v[e] + b.v[e];
+        for (int e = 0; e < 8; e++) v[e] = (v[e] - mean) * factor * weight.v[e] + bias.v[e];
     }
-    // Token shift: towards the last token's values, by the shares of `mix` [K].
-    __device__ __forceinline__ void shift(const Place<FP16>& at, const float* last, const float* mix) {
-        Values l, m;
-        l.read(at, last), m.read(at, mix);
+    // Token shift: towards the last token's values, by the shares of `mix`.
+    __device__ __forceinline__ void shift(const Values& last, const Values& mix) {
 #pragma unroll
-        for (int e = 0; e < 8; e++) v[e] += (l.v[e] - v[e]) * m.v[e];
+        for (int e = 0; e < 8; e++) v[e] += (last.v[e] - v[e]) * mix.v[e];
     }
 };
 

@@ -11,8 +11,6 @@ extern "C" __global__ void gate(const float* y,       // [T, C]
                                 const float* bias,    // [C]
                                 u16* gated,           // [T, C] float16
                                 int T, int C) {
-    wait_for_previous();
-    let_next_begin();
     const int H = C / N, item = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
     if (item >= T * H) return;
     const int c = item % H * N + 2 * lane;

@@ -3,7 +3,7 @@
 //     logits = head LN(x; ln_out)
 #include "rows.cuh"
 
-extern "C" __global__ void __launch_bounds__(MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 head(const float* x,       // [C]
                                 const float* weight,  // [C] of ln_out
                                 const float* bias,    // [C]
@@ -18,12 +18,11 @@ head(const float* x,       // [C]
     const int begin = share(V, blockIdx.x, gridDim.x), end = share(V, blockIdx.x + 1, gridDim.x);
     Batch<KIND> batch;
     batch.read(m, at, begin + at.group, end);
-    prefetch_all(weight, C * 4), prefetch_all(bias, C * 4);
+    const Values w(in, weight), b(in, bias);
     wait_for_previous();
     let_next_begin();
-    Values v;
-    v.read(in, x);
-    v.normalise(in, C, weight, bias, sums);
+    Values v(in, x);
+    v.normalise(in, C, w, b, sums);
     multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums(C));
     __syncthreads();
     for (int r = begin + threadIdx.x; r < end; r += blockDim.x) logits[r] = row_sum(row_sums(C), at, r - begin);

@@ -6,29 +6,44 @@
 //     S = S * diag(w) - (S kk) (kk * a)^T + v k^T;  y = S r
 #include "common.cuh"
 
-#define VALUES 16                 // of a head, in a block
-#define THREADS 256               // 4 for each channel of a head; and one for 4 values and each key
+#define VALUES 16                   // of a head, in a block
+#define THREADS (16 * VALUES)       // one for 4 values and each key
 #define WARPS (THREADS / LANES)
+#define OF_A_CHANNEL (THREADS / N)  // threads that have a row of w2 and a2
 
-// Row `row` of a matrix [.., rank] in float16 times x [rank], by `lanes` neighbouring threads; all of them get it.
-template <int lanes>
-__device__ __forceinline__ float dot_row(const u8* weights, int row, int rank, const float* x) {
-    float sum = 0;
-    for (int i = threadIdx.x % lanes * 8; i < rank; i += lanes * 8)
-        add_dot8(sum, *(const uint4*)(weights + ((size_t)row * rank + i) * 2), x + i);
-    return sum_of_neighbours<lanes>(sum);
-}
-
-// The sum over all keys of v [4 values], `parts` [WARPS, VALUES] in shared memory; thread t gets that of value t % 16.
-__device__ __forceinline__ float sum_over_keys(float4 v, float* parts) {
-    int t = threadIdx.x;
+// Row `row` of a matrix [.., rank] in float16, shared by `lanes` neighbouring threads: the first PIECES pieces of each, 16
+// bytes, are read ahead of the inputs.
+template <int lanes, int PIECES> struct Row {
+    const u8* weights;
+    int rank;
+    uint4 held[PIECES];
+    __device__ __forceinline__ Row(const u8* matrix, int row, int columns) : weights(matrix + (size_t)row * columns * 2), rank(columns) {
 #pragma unroll
-    for (int i = 4; i < LANES; i *= 2) {
+        for (int j = 0; j < PIECES; j++)
+            held[j] = column(j) < rank ? read_once(weights + column(j) * 2) : make_uint4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ int column(int j) const { return (threadIdx.x % lanes + j * lanes) * 8; }
+    // times x [rank] in shared memory; all of the threads get it
+    __device__ __forceinline__ float dot(const float* x) const {
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < PIECES; j++)
+            if (column(j) < rank) add_dot8(sum, held[j], x + column(j));
+        for (int j = PIECES; column(j) < rank; j++) add_dot8(sum, *(const uint4*)(weights + column(j) * 2), x + column(j));
+        return sum_of_neighbours<lanes>(sum);
+    }
+};
+
+// The sum over all keys of v [4 values], `parts` [WARPS, VALUES] in shared memory; thread t gets that of value t % VALUES.
+__device__ __forceinline__ float sum_over_keys(float4 v, float* parts) {
+    const int t = threadIdx.x, FOURS = VALUES / 4;
+#pragma unroll
+    for (int i = FOURS; i < LANES; i *= 2) {
         v.x += __shfl_xor_sync(ALL_LANES, v.x, i), v.y += __shfl_xor_sync(ALL_LANES, v.y, i);
         v.z += __shfl_xor_sync(ALL_LANES, v.z, i), v.w += __shfl_xor_sync(ALL_LANES, v.w, i);
     }
     __syncthreads();
-    if (t % LANES < 4) *(float4*)(parts + t / LANES * VALUES + t % 4 * 4) = v;
+    if (t % LANES < FOURS) *(float4*)(parts + t / LANES * VALUES + t % FOURS * 4) = v;
     __syncthreads();
     float total = 0;
 #pragma unroll
@@ -53,12 +68,14 @@ heads(const float* rkv,      // [3, C]
     __shared__ __align__(16) float parts[WARPS * VALUES];
     __shared__ float sums[4];
     const int t = threadIdx.x, c0 = blockIdx.x * N, own = blockIdx.y * VALUES, c = c0 + t % N, mine = c0 + own + t % VALUES;
-    const int key = t / 4, value = t % 4 * 4;  // of the state
+    const int key = t / (VALUES / 4), value = t % (VALUES / 4) * 4;  // of the state
     float* S = wkv + ((size_t)c0 + key) * N + own + value;
     float4 s = *(const float4*)S;
-    prefetch_all(w2 + (size_t)c0 * rank_w * 2, N * rank_w * 2), prefetch_all(a2 + (size_t)c0 * rank_a * 2, N * rank_a * 2);
-    prefetch_all(v2 + (size_t)(c0 + own) * rank_v * 2, VALUES * rank_v * 2);
-    prefetch_all(g2 + (size_t)(c0 + own) * rank_g * 2, VALUES * rank_g * 2);
+    // What is read ahead reaches up to ranks of 128, and of 512 for the gate; larger ones take longer.
+    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_w(w2, c0 + t / OF_A_CHANNEL, rank_w);
+    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_a(a2, c0 + t / OF_A_CHANNEL, rank_a);
+    const Row<16, 1> row_v(v2, c0 + own + t / 16, rank_v);
+    const Row<16, 4> row_g(g2, c0 + own + t / 16, rank_g);
     const float w0 = vectors[c], a0 = vectors[C + c], v0 = vectors[2 * C + mine];
     const float k_k = vectors[3 * C + c], k_a = vectors[4 * C + c], r_k = vectors[5 * C + c];
     wait_for_previous();
@@ -68,10 +85,9 @@ heads(const float* rkv,      // [3, C]
     for (int i = t; i < ranks; i += THREADS) x[i] = hidden[i];
     if (t < VALUES) shift[mine] = u[mine];  // `project` has read it
     __syncthreads();
-    const float decay = dot_row<4>(w2, c0 + t / 4, rank_w, x), rate = dot_row<4>(a2, c0 + t / 4, rank_a, x + rank_w);
-    if (t % 4 == 0) w[t / 4] = decay, a[t / 4] = rate;
-    const float towards_first = dot_row<16>(v2, c0 + own + t / 16, rank_v, x + rank_w + rank_a);
-    const float gate = dot_row<16>(g2, c0 + own + t / 16, rank_g, x + rank_w + rank_a + rank_v);
+    const float decay = row_w.dot(x), rate = row_a.dot(x + rank_w);
+    if (t % OF_A_CHANNEL == 0) w[t / OF_A_CHANNEL] = decay, a[t / OF_A_CHANNEL] = rate;
+    const float towards_first = row_v.dot(x + rank_w + rank_a), gate = row_g.dot(x + ranks - rank_g);
     if (t % 16 == 0) v[t / 16] = towards_first, y[2 * C + c0 + own + t / 16] = gate;
     __syncthreads();
     const float my_a = sigmoid(a0 + a[t % N]), unscaled = my_k * k_k, new_k = my_k * (1.f + (my_a - 1.f) * k_a);

@@ -3,7 +3,7 @@
 //     u = LN(x; ln2);  h = relu(key (u + (shift_ffn - u) * x_k))^2
 #include "rows.cuh"
 
-extern "C" __global__ void __launch_bounds__(MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 hidden(const float* x,       // [C]
                                   const float* shift,   // [C] shift_ffn of this layer's state
                                   const float* weight,  // [C] of ln2
@@ -22,14 +22,13 @@ hidden(const float* x,       // [C]
     Batch<KIND> batch;
     batch.read(m, at, begin + at.group, end);
     prefetch_all(weights + begin * m.row_bytes(), (end - begin) * m.row_bytes());
-    prefetch_all(shift, C * 4), prefetch_all(weight, C * 4), prefetch_all(bias, C * 4), prefetch_all(mix, C * 4);
+    const Values w(in, weight), b(in, bias), last(in, shift), share_of_last(in, mix);
     wait_for_previous();
     let_next_begin();
-    Values v;
-    v.read(in, x);
-    v.normalise(in, C, weight, bias, sums);
+    Values v(in, x);
+    v.normalise(in, C, w, b, sums);
     if (blockIdx.x == 0) v.write(in, u);
-    v.shift(in, shift, mix);
+    v.shift(last, share_of_last);
     multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums(C));
     __syncthreads();
     for (int r = begin + threadIdx.x; r < end; r += blockDim.x) {

@@ -42,6 +42,13 @@ __device__ __forceinline__ uint4 read_once(const void* p) {
     return v;
 }
 
+// 8 bytes, likewise.
+__device__ __forceinline__ uint2 read_once2(const void* p) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+
 // The line of memory at p is wanted soon: bring it into the second-level cache.
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 

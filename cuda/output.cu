@@ -3,7 +3,7 @@
 //     x += output ((group norm of y; ln_x) + bonus) * gate
 #include "rows.cuh"
 
-extern "C" __global__ void __launch_bounds__(MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 output(const float* y,       // [3, C] of `heads`: y, bonus, gate
                                   const float* weight,  // [C] of ln_x
                                   const float* bias,    // [C]
@@ -18,11 +18,11 @@ output(const float* y,       // [3, C] of `heads`: y, bonus, gate
     Batch<KIND> batch;
     batch.read(m, at, begin + at.group, end);
     prefetch_all(weights + begin * m.row_bytes(), (end - begin) * m.row_bytes());
-    prefetch_all(weight, C * 4), prefetch_all(bias, C * 4);
+    const Values w(in, weight), b(in, bias);
     wait_for_previous();
     let_next_begin();
-    Values v, bonus, gate, w, b;
-    v.read(in, y), bonus.read(in, y + C), gate.read(in, y + 2 * C), w.read(in, weight), b.read(in, bias);
+    Values v(in, y);
+    const Values bonus(in, y + C), gate(in, y + 2 * C);
     const int HEAD = Piece<FP16>::OF_A_GROUP;  // threads that have the channels of a head
     float sum = 0, squares = 0;
 #pragma unroll

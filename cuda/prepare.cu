@@ -15,8 +15,6 @@ extern "C" __global__ void prepare(const float* r,         // [T, C]
                                    float* bonus,           // [T, H]
                                    const float* vectors,   // [6, C] w0, a0, v0, k_k, k_a, r_k
                                    int T, int C, int is_first) {
-    wait_for_previous();
-    let_next_begin();
     const int H = C / N, item = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
     if (item >= T * H) return;
     const int c = item % H * N + 2 * lane;

@@ -3,7 +3,7 @@
 #pragma once
 #include "columns.cuh"
 
-#define AHEAD 4  // rows that a thread has on their way: with 16 warps 32 KB a multiprocessor, more than latency takes
+#define AHEAD 8  // rows that a thread has on their way, and as many again: 128 KB a multiprocessor with 16 warps
 
 // W [R, K]: row-major, with a bfloat16 scale for 64 columns if it is of whole numbers, scales [R, K / 64].
 template <int kind> struct Matrix {
@@ -28,14 +28,18 @@ template <int kind> struct Batch {
     }
 };
 
-// The sums over a warp of v[AHEAD]; every lane gets that of row `lane / 8`, AHEAD being 4.
-__device__ __forceinline__ float sums_of_rows(const float* v) {
-    int lane = threadIdx.x % LANES;
-    bool upper = lane & 16;
-    float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(ALL_LANES, upper ? v[0] : v[2], 16);
-    float b = (upper ? v[3] : v[1]) + __shfl_xor_sync(ALL_LANES, upper ? v[1] : v[3], 16);
-    upper = lane & 8;
-    return sum_of_neighbours<8>((upper ? b : a) + __shfl_xor_sync(ALL_LANES, upper ? a : b, 8));
+// The sums over a warp of v [n]; every lane gets that of v[lane / (LANES / n)].
+template <int n> __device__ __forceinline__ float transposed_sum(const float* v) {
+    if constexpr (n == 1) return v[0];
+    else {
+        const int distance = n == AHEAD ? LANES / 2 : LANES / 2 * n / AHEAD;
+        const bool upper = threadIdx.x & distance;
+        float half[n / 2];
+#pragma unroll
+        for (int i = 0; i < n / 2; i++)
+            half[i] = (upper ? v[i + n / 2] : v[i]) + __shfl_xor_sync(ALL_LANES, upper ? v[i] : v[i + n / 2], distance);
+        return transposed_sum<n / 2>(half);
+    }
 }
 
 // Rows begin .. end - 1, each as a sum for every warp that has a part of it: sums [end - begin, parts] in shared memory.
@@ -50,9 +54,9 @@ __device__ __forceinline__ void multiply(const Matrix<kind>& m, const Place<kind
         float v[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) v[j] = at.active ? x.dot(batch.w[j], batch.s[j]) : 0.f;
-        float sum = sums_of_rows(v);
-        int mine = row + threadIdx.x % LANES / 8 * at.groups;
-        if (threadIdx.x % 8 == 0 && mine < end) sums[(mine - begin) * at.parts + at.part] = sum;
+        float sum = sum_of_neighbours<LANES / AHEAD>(transposed_sum<AHEAD>(v));
+        int mine = row + threadIdx.x % LANES / (LANES / AHEAD) * at.groups;
+        if (threadIdx.x % (LANES / AHEAD) == 0 && mine < end) sums[(mine - begin) * at.parts + at.part] = sum;
         batch = next;
     }
 }

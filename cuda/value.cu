@@ -7,110 +7,135 @@
 // so that the sum is always the same.
 #include "common.cuh"
 
-#define CHANNELS 256  // of a block: a warp reads rows of 512 bytes in float16
+#define CHANNELS 256  // of a block: it reads pieces of rows of 512, 256 or 128 bytes
 #define WARPS 16
 #define THREADS (WARPS * LANES)
-#define UNITS 8       // that a thread has on their way
 
-// A lane has a piece of the channels of one row; a warp reads rows of as many hidden units as it has lanes for.
-#define COLUMNS (KIND == FP16 ? 8 : KIND == INT8 ? 16 : 32)
-#define ROW_LANES (CHANNELS / COLUMNS)
-#define TAKERS (THREADS / ROW_LANES)
+// Threads that have a row together, channels that each has of it, and rows that are multiplied together: of integers
+// four, since that is what an instruction takes. TURN is how many of those a thread has on their way.
+#define OF_A_ROW (KIND == INT4 ? 16 : 32)
+#define COLUMNS (CHANNELS / OF_A_ROW)
+#define TAKERS (THREADS / OF_A_ROW)
+#define TOGETHER (KIND == FP16 ? 1 : 4)
+#define TURN (KIND == FP16 ? 12 : 6)
+#define WORDS (KIND == FP16 ? 4 : 2)  // of 4 bytes, that a thread reads of a row
 
-// Which channel is number e of a piece: INT4 has 16 in the low halves of its bytes and 16, 32 further, in the high ones.
-__device__ __forceinline__ int channel(int piece, int e) {
-    return KIND == INT4 ? piece / 2 * N + piece % 2 * 16 + e % 16 + e / 16 * 32 : piece * COLUMNS + e;
-}
-
-// The hidden units that are not zero, of some groups of 64.
+// The hidden units that are not zero, in order; of integers those of a group of 64 are made a multiple of four by zeros.
 struct Units {
-    float* h;      // [groups, 64] their values, those that are not zero first; whole numbers if weights are
-    u8* number;    // [groups, 64] which of the 64
-    int* count;    // [groups]
-    float* scale;  // [groups] of the values, if they are whole numbers
+    u32* values;   // one each: a float; or of integers one for four, as bytes
+    u16* numbers;  // of the units, from the first of this block on
+    float* scale;  // [groups] of integers
 };
 
-// A warp rounds a group of hidden units h [64] and lists those that are not zero.
-__device__ __forceinline__ void list_units(const float* h, const Units& units, int g) {
-    const int lane = threadIdx.x % LANES;
-    float2 v = *(const float2*)(h + 2 * lane);
-    if (KIND != FP16) {
-        float top = fmaxf(v.x, v.y);
-#pragma unroll
-        for (int i = LANES / 2; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, i));
-        float inverse = top > 4e-37f ? 127.f / top : 0.f;
-        v.x = rintf(v.x * inverse), v.y = rintf(v.y * inverse);
-        if (lane == 0) units.scale[g] = top / 127.f;
-    }
-    u32 even = __ballot_sync(ALL_LANES, v.x != 0), odd = __ballot_sync(ALL_LANES, v.y != 0), below = (1u << lane) - 1;
-    int at = g * N + __popc(even & below) + __popc(odd & below);
-    if (v.x != 0) units.number[at] = 2 * lane, units.h[at++] = v.x;
-    if (v.y != 0) units.number[at] = 2 * lane + 1, units.h[at] = v.y;
-    if (lane == 0) units.count[g] = __popc(even) + __popc(odd);
+// Which channel is number e of a thread's: INT4 has 8 in the low halves of its bytes and 8, 32 further, in the high ones.
+__device__ __forceinline__ int channel(int thread, int e) {
+    return KIND == INT4 ? thread / 4 * N + thread % 4 * 8 + e % 8 + e / 8 * 32 : thread * COLUMNS + e;
 }
 
-// sums [COLUMNS] += rows of four units, of which `n` count, times their whole numbers x: the bytes of a channel are
-// brought together for dot4.
-__device__ __forceinline__ void add_four(int* sums, const uint4* rows, const float* x, int n) {
-    u32 q = 0, words[4][4];
+// A lane's two of a group of hidden units h [64], of integers rounded to whole numbers.
+struct Pair {
+    float2 v;
+    float scale;
+    u32 even, odd;  // which lanes have units that are not zero
+    __device__ __forceinline__ Pair(const float* h) : v(*(const float2*)(h + threadIdx.x % LANES * 2)) {
+        if (KIND != FP16) {
+            float top = fmaxf(v.x, v.y);
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        q |= (u32)(j < n ? (int)x[j] : 0) << 8 * j;
-        words[j][0] = rows[j].x, words[j][1] = rows[j].y, words[j][2] = rows[j].z, words[j][3] = rows[j].w;
+            for (int i = LANES / 2; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, i));
+            const float inverse = top > 4e-37f ? 127.f / top : 0.f;
+            v.x = rintf(v.x * inverse), v.y = rintf(v.y * inverse), scale = top / 127.f;
+        }
+        even = __ballot_sync(ALL_LANES, v.x != 0), odd = __ballot_sync(ALL_LANES, v.y != 0);
     }
-    const int offset = dot4(q, 0x08080808, 0);  // of INT4 weights
+    __device__ __forceinline__ int count() const { return (__popc(even) + __popc(odd) + TOGETHER - 1) / TOGETHER; }
+};
+
+// Lists the units of h [groups, 64] that are not zero; a warp has a group at a time. Gives how many there are, in units of
+// TOGETHER. `counts` [2, WARPS] is shared memory for this alone.
+__device__ __forceinline__ int list_units(const float* h, int groups, const Units& units, int (*counts)[WARPS]) {
+    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    int total = 0;
+    for (int first = 0, turn = 0; first < groups; first += WARPS, turn ^= 1) {
+        const int g = first + warp;
+        const Pair pair(h + min(g, groups - 1) * N);
+        if (lane == 0) counts[turn][warp] = g < groups ? pair.count() : 0;
+        __syncthreads();
+        int before = total;
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-        u32 even_1 = __byte_perm(words[0][e], words[1][e], 0x5140), even_2 = __byte_perm(words[2][e], words[3][e], 0x5140);
-        u32 odd_1 = __byte_perm(words[0][e], words[1][e], 0x7362), odd_2 = __byte_perm(words[2][e], words[3][e], 0x7362);
-        const u32 channel[4] = {__byte_perm(even_1, even_2, 0x5410), __byte_perm(even_1, even_2, 0x7632),
-                                __byte_perm(odd_1, odd_2, 0x5410), __byte_perm(odd_1, odd_2, 0x7632)};
+        for (int i = 0; i < WARPS; i++) before += i < warp ? counts[turn][i] : 0, total += counts[turn][i];
+        if (g >= groups) continue;
+        if (lane == 0) units.scale[g] = pair.scale;
+        const u32 below = (1u << lane) - 1;
+        int at = before * TOGETHER + __popc(pair.even & below) + __popc(pair.odd & below);
+        auto put = [&](float v, int number) {
+            units.numbers[at] = g * N + number;
+            if (KIND == FP16) units.values[at] = __float_as_uint(v);
+            else ((u8*)units.values)[at] = (u8)v;
+            at++;
+        };
+        if (pair.v.x != 0) put(pair.v.x, 2 * lane);
+        if (pair.v.y != 0) put(pair.v.y, 2 * lane + 1);
+        const int used = __popc(pair.even) + __popc(pair.odd);
+        if (lane < pair.count() * TOGETHER - used) at = before * TOGETHER + used + lane, put(0, 0);
+    }
+    __syncthreads();
+    return total;
+}
+
+// A thread's words of TOGETHER rows.
+struct Rows {
+    u32 words[TOGETHER][WORDS];
+    int first;  // the number of the first unit
+    u32 values;
+    // Number i of `end`; behind them the last one again, times zero, so that loads need not wait for a comparison.
+    __device__ __forceinline__ void read(const u8* weights, size_t row_bytes, const Units& units, int i, int end) {
+        const int item = min(i, end - 1);
+        values = i < end ? units.values[item] : 0;
+        first = units.numbers[item * TOGETHER];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (KIND == INT8) sums[4 * e + i] = dot4(channel[i], q, sums[4 * e + i]);
-            else {
-                sums[4 * e + i] = dot4_unsigned(channel[i] & 0x0f0f0f0f, q, sums[4 * e + i] - offset);
-                sums[(16 + 4 * e + i) % COLUMNS] =
-                    dot4_unsigned(channel[i] >> 4 & 0x0f0f0f0f, q, sums[(16 + 4 * e + i) % COLUMNS] - offset);
+        for (int j = 0; j < TOGETHER; j++) {
+            const u8* row = weights + units.numbers[item * TOGETHER + j] * row_bytes;
+            if constexpr (WORDS == 2) {
+                const uint2 v = read_once2(row);
+                words[j][0] = v.x, words[j][1] = v.y;
+            } else {
+                const uint4 v = read_once(row);
+                words[j][0] = v.x, words[j][1] = v.y, words[j][2] = v.z, words[j][3] = v.w;
             }
         }
     }
-}
-
-// sums [COLUMNS] += rows of UNITS units of group g, from the `first` of its list on, at the lane's channels.
-__device__ __forceinline__ void add_units(float* sums, const u8* weights, size_t row_bytes, const u16* scales,
-                                          const Units& units, int g, int first) {
-    const int n = units.count[g] - first;
-    const u8* number = units.number + g * N + first;
-    const float* x = units.h + g * N + first;
-    uint4 rows[UNITS];
+    // sums [COLUMNS] += the rows times their values; `scales` [groups, CHANNELS] of integers, at this thread's channels.
+    __device__ __forceinline__ void add(float* sums, const Units& units, const u16* scales) const {
+        if (KIND == FP16) {
+            const float x = __uint_as_float(values);
 #pragma unroll
-    for (int j = 0; j < UNITS; j++)
-        rows[j] = j < n ? read_once(weights + (g * N + number[j]) * row_bytes) : make_uint4(0, 0, 0, 0);
-    if (KIND == FP16) {
-#pragma unroll
-        for (int j = 0; j < UNITS; j++) {
-            if (j >= n) break;
-            const u32 words[4] = {rows[j].x, rows[j].y, rows[j].z, rows[j].w};
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                float2 w = halves(words[e]);
-                sums[2 * e] += w.x * x[j], sums[2 * e + 1] += w.y * x[j];
+            for (int e = 0; e < WORDS; e++) {
+                const float2 w = halves(words[0][e]);
+                sums[2 * e] += w.x * x, sums[2 * e + 1] += w.y * x;
             }
+            return;
         }
-        return;
-    }
-    int whole[COLUMNS] = {};
+        const float scale = units.scale[first / N];
+        scales += first / N * CHANNELS;
+        const int offset = KIND == INT4 ? -dot4(values, 0x08080808, 0) : 0;  // 8 was added to the weights
+        auto scaled = [&](int e, int sum) { sums[e] += sum * (scale * bf16(scales[channel(0, e)])); };
 #pragma unroll
-    for (int j = 0; j < UNITS; j += 4)
-        if (j < n) add_four(whole, rows + j, x + j, n - j);
+        for (int e = 0; e < WORDS; e++) {  // the bytes of a channel are brought together
+            const u32 a = words[0][e], b = words[1 % TOGETHER][e], c = words[2 % TOGETHER][e], d = words[3 % TOGETHER][e];
+            const u32 ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // a0 b0 a1 b1, c0 d0 c1 d1
+            const u32 ab2 = __byte_perm(a, b, 0x7362), cd2 = __byte_perm(c, d, 0x7362);
+            const u32 four[4] = {__byte_perm(ab, cd, 0x5410), __byte_perm(ab, cd, 0x7632), __byte_perm(ab2, cd2, 0x5410),
+                                 __byte_perm(ab2, cd2, 0x7632)};
 #pragma unroll
-    for (int e = 0; e < COLUMNS; e += 2) {
-        u32 both = *(const u32*)(scales + e + (e >= 16 ? 16 : 0));
-        sums[e] += whole[e] * (units.scale[g] * bf16(both & 0xffff));
-        sums[e + 1] += whole[e + 1] * (units.scale[g] * bf16(both >> 16));
+            for (int i = 0; i < 4; i++)
+                if (KIND == INT8) scaled(4 * e + i, dot4(four[i], values, 0));
+                else {
+                    scaled(4 * e + i, dot4_unsigned(four[i] & 0x0f0f0f0f, values, offset));
+                    scaled((4 * e + i + 8) % COLUMNS, dot4_unsigned(four[i] >> 4 & 0x0f0f0f0f, values, offset));
+                }
+        }
     }
-}
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 value(const float* h,       // [F]
@@ -123,38 +148,46 @@ value(const float* h,       // [F]
       float* x,             // [C]
       int C, int F) {
     __shared__ float sums[WARPS][CHANNELS];
+    __shared__ int counts[2][WARPS];
     __shared__ bool is_last;
     extern __shared__ __align__(16) float memory[];
     const int t = threadIdx.x, warp = t / LANES, n_parts = gridDim.y, part = blockIdx.y;
-    const int c0 = blockIdx.x * CHANNELS, piece = c0 / COLUMNS + t % ROW_LANES, first_channel = channel(piece, 0);
+    const int c0 = blockIdx.x * CHANNELS, at = t % OF_A_ROW, channels = min(CHANNELS, C - c0);
     const int g0 = share(F / N, part, n_parts), groups = share(F / N, part + 1, n_parts) - g0;
     const int room = (F / N + n_parts - 1) / n_parts;
-    Units units = {memory, (u8*)(memory + room * (N + 2)), (int*)(memory + room * N), memory + room * (N + 1)};
+    Units units = {(u32*)memory, (u16*)(memory + room * N), memory + room * (N + N / 2)};
+    u16* group_scales = (u16*)(memory + room * (N + N / 2 + 1));
+    if (KIND != FP16)
+        for (int i = t; i < groups * CHANNELS; i += THREADS)
+            if (i % CHANNELS < channels) group_scales[i] = scales[(size_t)(g0 + i / CHANNELS) * C + c0 + i % CHANNELS];
     wait_for_previous();
     let_next_begin();
-    if (part == 0 && t < CHANNELS && c0 + t < C) shift[c0 + t] = u[c0 + t];  // `hidden` has read it
-    for (int g = warp; g < groups; g += WARPS) list_units(h + (g0 + g) * N, units, g);
-    __syncthreads();
+    if (part == 0 && t < channels) shift[c0 + t] = u[c0 + t];  // `hidden` has read it
+    const int n = list_units(h + g0 * N, groups, units, counts);
     float acc[COLUMNS] = {};
     const size_t row_bytes = KIND == FP16 ? C * 2 : KIND == INT8 ? C : C / 2;
-    weights += g0 * N * row_bytes + piece * 16;
-    // First the first units of all groups, then the next ones: so all takers have about as much.
-    if (first_channel < C)
-        for (int i = t / ROW_LANES; i < groups * (N / UNITS); i += TAKERS) {
-            int g = i % groups, first = i / groups * UNITS;
-            if (first < units.count[g])
-                add_units(acc, weights, row_bytes, scales + (size_t)(g0 + g) * C + first_channel, units, g, first);
-        }
+    const bool has_channels = channel(at, 0) < channels;
+    weights += g0 * N * row_bytes + c0 * row_bytes / C + (has_channels ? at * WORDS * 4 : 0);
+    // All lanes of a warp go on as long as one has something: they wait for each other, so that all rows are on their way
+    // before the first is needed.
+    const int taker = t / OF_A_ROW, of_warp = taker % (LANES / OF_A_ROW);
+    for (int i = taker; i - of_warp < n; i += TURN * TAKERS) {
+        Rows rows[TURN];
+#pragma unroll
+        for (int j = 0; j < TURN; j++) rows[j].read(weights, row_bytes, units, i + j * TAKERS, n);
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < TURN; j++) rows[j].add(acc, units, group_scales + (has_channels ? channel(at, 0) : 0));
+    }
     __syncwarp();
 #pragma unroll
     for (int e = 0; e < COLUMNS; e++) {
-#pragma unroll
-        for (int i = LANES / 2; i >= ROW_LANES; i /= 2) acc[e] += __shfl_xor_sync(ALL_LANES, acc[e], i);
-        if (t % LANES < ROW_LANES) sums[warp][channel(piece, e) - c0] = acc[e];
+        if (OF_A_ROW < LANES) acc[e] += __shfl_xor_sync(ALL_LANES, acc[e], 16);
+        if (t % LANES < OF_A_ROW && has_channels) sums[warp][channel(at, e)] = acc[e];
     }
     __syncthreads();
     const int c = c0 + t;
-    const bool mine = t < CHANNELS && c < C;
+    const bool mine = t < channels;
     if (mine) {
         float total = 0;
 #pragma unroll

@@ -25,8 +25,6 @@ extern "C" __global__ void unblock(const uint4* from, uint4* to, int B, int F, i
 // scales[r / row_group, k / column_group]: groups are along the rows, but for ffn.value, which lies by hidden unit.
 extern "C" __global__ void dequantize(const uint4* weights, const u16* scales, u16* to, int R, int K, int row_group,
                                       int column_group) {
-    wait_for_previous();
-    let_next_begin();
     const int COLUMNS = KIND == INT4 ? 32 : 16, pieces = K / COLUMNS;
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)R * pieces; i += (size_t)gridDim.x * blockDim.x) {
         const int r = i / pieces, piece = i % pieces;
@@ -35,22 +33,25 @@ extern "C" __global__ void dequantize(const uint4* weights, const u16* scales, u
         const uint4 v = weights[i];
         const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int half = 0; half < COLUMNS / 16; half++)
+        for (int half = 0; half < COLUMNS / 16; half++) {
+            u32 pairs[8];
+            const int c = first + half * 32;
 #pragma unroll
             for (int e = 0; e < 16; e += 2) {
-                u32 two = words[e / 4] >> (e % 4 * 8);
-                int c = first + half * 32 + e, a, b;
+                const u32 two = words[e / 4] >> (e % 4 * 8);
+                int a = (signed char)(two & 255), b = (signed char)(two >> 8 & 255);
                 if (KIND == INT4) a = (int)(two >> 4 * half & 15) - 8, b = (int)(two >> (8 + 4 * half) & 15) - 8;
-                else a = (signed char)(two & 255), b = (signed char)(two >> 8 & 255);
-                *(u32*)(to + (size_t)r * K + c) = to_halves(a * bf16(s[c / column_group]), b * bf16(s[(c + 1) / column_group]));
+                pairs[e / 2] = to_halves(a * bf16(s[(c + e) / column_group]), b * bf16(s[(c + e + 1) / column_group]));
             }
+            uint4* out = (uint4*)(to + (size_t)r * K + c);
+            out[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            out[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+        }
     }
 }
 
 // x [rows, C] of the last tokens of sequences out of those of all tokens x [T, C].
 extern "C" __global__ void gather(const float* from, const int* ends, float* to, int C) {
-    wait_for_previous();
-    let_next_begin();
     const float* row = from + (size_t)(ends[blockIdx.x] - 1) * C;
     for (int c = threadIdx.x; c < C; c += blockDim.x) to[(size_t)blockIdx.x * C + c] = row[c];
 }

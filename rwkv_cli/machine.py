@@ -10,7 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-_NVIDIA_QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+from rwkv_cli.errors import DeviceError
+
 _FEATURES = (
     "avx2 avxvnni avx512f avx512bw avx512vnni avx512bf16 avx10.1-512 amx-int8 neon dotprod i8mm sve sve2"
 ).split()
@@ -89,9 +90,13 @@ def memory() -> Memory:
 
 
 def gpus() -> list[str]:
-    """NVIDIA GPUs: name, memory and driver version of each."""
-    lines = _output("nvidia-smi", *_NVIDIA_QUERY).splitlines()
-    return [f"{name}, {size}, driver {driver}" for name, size, driver in (line.split(", ") for line in lines)]
+    """NVIDIA GPUs: name, compute capability, memory and driver of each."""
+    from rwkv_cli.gpu import driver
+
+    try:
+        return [str(gpu) for gpu in driver.gpus()]
+    except DeviceError:
+        return []
 
 
 def _text(path: str) -> str:

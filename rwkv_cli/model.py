@@ -32,6 +32,8 @@ Array = NDArray[np.float32]
 
 MOST_THREADS = 256
 
+COMPILING = "compiling the kernels for this {}, once (about 15 s)..."
+
 log = logging.getLogger("rwkv_cli")
 
 
@@ -52,9 +54,9 @@ class Reporter:
         """A known model is not on this machine: the file of one that was brought here now, or the error."""
         raise error
 
-    def compiling(self) -> AbstractContextManager[None]:
-        """Around the compilation of kernels, which takes some fifteen seconds and happens once."""
-        self.note("compiling the kernels for this CPU, once (about 15 s)...")
+    def compiling(self, processor: str) -> AbstractContextManager[None]:
+        """Around the compilation of kernels for the "CPU" or "GPU", which takes long and happens once."""
+        self.note(COMPILING.format(processor))
         return nullcontext()
 
 
@@ -209,14 +211,14 @@ def load(
 ) -> Model:
     """Open a model: the embedded one, a model file, or a published checkpoint of any format.
 
-    On `device` "reference" a checkpoint is read as it is, in float32; on the others it is quantized to int8 once, into
-    the user's cache. `threads` is for the CPU; None takes one for each core. Raises an RwkvError, in one sentence, for
-    whatever cannot be.
+    `device` is one of `backends.auto.DEVICES`; "auto" takes the GPU where it can. On "reference" a checkpoint is read
+    as it is, in float32; on the others it is quantized to int8 once, into the user's cache. `threads` is for the CPU;
+    None takes one for each core. Raises an RwkvError, in one sentence, for whatever cannot be.
     """
     reporter = reporter or Reporter()
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"--threads is {threads}: it must be between 1 and {MOST_THREADS}")
-    selection = auto.select(device)
+    auto.check(device)
     try:
         path = registry.locate(path_or_name)
     except MissingModelError as error:
@@ -227,12 +229,15 @@ def load(
         source, info = _opened(path)
     else:
         checkpoint = open_checkpoint(path)
-        if selection.device == "reference":
+        if device == "reference":
             source, info = checkpoint, describe(checkpoint, "fp32")
         else:
             source, info = _opened(_cached(checkpoint, reporter))
     tokenizer = load_tokenizer(info.tokenizer, info.config.vocab_size) if info.tokenizer else None
-    return Model(info, path, tokenizer, auto.create(selection, source, threads, reporter.compiling))
+    backend, _, failure = auto.create(device, source, threads, reporter.compiling)
+    if failure:
+        reporter.note(f"computing on the CPU: {failure}")
+    return Model(info, path, tokenizer, backend)
 
 
 def describe(

@@ -129,8 +129,8 @@ def _is_beginning(state: State) -> bool:
 
 def _assign(state: State, other: State) -> None:
     """Overwrite a state in place, in the order in which it lies in memory."""
-    for name, values in vars(state).items():
-        values[...] = getattr(other, name)
+    for name in State.PARTS:
+        getattr(state, name)[...] = getattr(other, name)
 
 
 def _places(length: int) -> list[int]:

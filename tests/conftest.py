@@ -17,6 +17,8 @@ from engine import write_file
 from hypothesis import settings
 from writers import random_weights
 
+from rwkv_cli.errors import DeviceError
+from rwkv_cli.gpu import driver
 from rwkv_cli.tokenizer import TokenizerSpec
 
 # A busy machine is no failure. The examples are the same every time, so that a failure is the change's and not the
@@ -49,6 +51,17 @@ def no_variables(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path_factory.mktemp("data")))
     monkeypatch.setenv("RWKV_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "config"))
     monkeypatch.setenv("RWKV_CACHE_SIZE", "0")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """Commands compute on the CPU, whatever this machine has."""
+
+    def gpus():
+        raise DeviceError(driver.NO_GPU)
+
+    monkeypatch.setattr(driver, "gpus", gpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for other processes
 
 
 @dataclass

@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ EMULATOR = Path(__file__).parent / "cuda_emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 _DYNAMIC = re.compile(r"extern __shared__ __align__\(16\) (\w+) (\w+)\[\];")
 _NAN = 0xFF
+_one_at_a_time = threading.Lock()  # the emulator has its threads in static variables
 
 
 def build(weight_type: str, folder: Path) -> dict[str, ctypes._CFuncPtr]:
@@ -64,6 +66,7 @@ class EmulatedGpu:
     """What `rwkv_cli.gpu.device.Gpu` is, as far as the operations know."""
 
     name = "emulated"
+    shared_memory = 96 << 10
 
     def __init__(self, kernels: dict[str, ctypes._CFuncPtr], multiprocessors: int = 3) -> None:
         self._kernels, self.multiprocessors = kernels, multiprocessors
@@ -82,6 +85,12 @@ class EmulatedGpu:
         assert array.flags.c_contiguous
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        ctypes.memmove(target, source, nbytes)
+
+    def make_current(self) -> None:
+        pass
+
     def clear(self, address: int, nbytes: int) -> None:
         ctypes.memset(address, 0, nbytes)
 
@@ -98,7 +107,8 @@ class EmulatedGpu:
     def _launch(self, launch: Launch) -> None:
         grid = (ctypes.c_uint * 3)(*launch.grid, *[1] * (3 - len(launch.grid)))
         arguments = (ctypes.c_longlong * len(launch.arguments))(*launch.arguments)
-        self._kernels[launch.kernel](arguments, grid, launch.block)
+        with _one_at_a_time:
+            self._kernels[launch.kernel](arguments, grid, launch.block)
 
 
 def _view(address: int, rows: int, columns: int, stride: int, dtype: type) -> NDArray:

@@ -93,12 +93,12 @@ def difference(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 def state_difference(a: State, b: State) -> float:
     """The largest `difference` of the three parts of two states."""
-    return max(difference(getattr(a, part), getattr(b, part)) for part in vars(b))
+    return max(difference(getattr(a, part), getattr(b, part)) for part in State.PARTS)
 
 
 def assert_same_state(a: State, b: State) -> None:
     """Equal to the bit."""
-    for part in vars(b):
+    for part in State.PARTS:
         np.testing.assert_array_equal(getattr(a, part), getattr(b, part), err_msg=part)
 
 

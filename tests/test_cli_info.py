@@ -7,6 +7,7 @@ import pytest
 from writers import TINY, random_weights, write_hf, write_pth
 
 from rwkv_cli import machine, paths
+from rwkv_cli.gpu import driver
 
 
 def facts(rwkv, *arguments):
@@ -107,12 +108,18 @@ def test_a_machine_that_tells_nothing(monkeypatch):
     monkeypatch.delattr("os.sysconf")
     assert machine.memory() == (None, None)
     assert machine.cpu_name()
-    assert machine.gpus() == []
 
 
 def test_gpus(monkeypatch):
-    monkeypatch.setattr(machine, "_output", lambda *_: "NVIDIA H100, 81559 MiB, 550.54\nNVIDIA T4, 15 MiB, 1")
-    assert machine.gpus() == ["NVIDIA H100, 81559 MiB, driver 550.54", "NVIDIA T4, 15 MiB, driver 1"]
+    found = (
+        driver.GpuFacts("NVIDIA H100", (9, 0), 85_000_000_000, "13.0"),
+        driver.GpuFacts("T4", (7, 5), 15 * 10**9, "12.4"),
+    )
+    monkeypatch.setattr(driver, "gpus", lambda: found)
+    assert machine.gpus() == [
+        "NVIDIA H100, compute capability 9.0, 85.0 GB, driver for CUDA 13.0",
+        "T4, compute capability 7.5, 15.0 GB, driver for CUDA 12.4",
+    ]
 
 
 def test_commands_that_fail_or_hang_say_nothing(monkeypatch):

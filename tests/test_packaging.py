@@ -28,6 +28,7 @@ DATA = [
     "rwkv_cli/models.toml",
     "rwkv_cli/py.typed",
 ]
+CUDA = sorted(path.name for pattern in ("*.cu", "*.cuh") for path in (ROOT / "cuda").glob(pattern))
 SDIST_ONLY = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -112,6 +113,7 @@ def test_the_wheel_holds_the_whole_program_and_nothing_else(built):
     modules = [path for top in ("rwkv_cli", "cpu_kernels") for path in (ROOT / top).rglob("*.py")]
     assert {path.relative_to(ROOT).as_posix() for path in modules} <= names
     assert set(DATA) <= names
+    assert {f"rwkv_cli/cuda/{name}" for name in CUDA} == {n for n in names if n.startswith("rwkv_cli/cuda/")}
     assert {name.split("/")[0] for name in names} == {
         "rwkv_cli",
         "cpu_kernels",
@@ -128,6 +130,7 @@ def test_the_sdist_holds_what_tests_and_documents_need(built):
     with tarfile.open(built[0]) as sdist:
         names = {name.removeprefix(top) for name in sdist.getnames()}
     in_checkout = {name for name in DATA if name != "rwkv_cli/models.toml"}
+    assert {f"cuda/{name}" for name in CUDA} <= names
     assert {*SDIST_ONLY, *in_checkout, "rwkv_cli/__init__.py", "cpu_kernels/__init__.py"} <= names
     assert not [name for name in names if name.startswith((".git/", ".venv", "build/", "dist/"))]
 

@@ -53,12 +53,7 @@ class MemoryLimited(Protocol):
 
     @property
     def kernel(self) -> str:
-        """What does the arithmetic, without the weights and the threads."""
-        ...
-
-    @property
-    def n_threads(self) -> int:
-        """Threads that compute."""
+        """What does the arithmetic, a GPU by its name, without the weights and the threads."""
         ...
 
     @property

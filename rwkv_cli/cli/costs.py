@@ -80,14 +80,14 @@ def show_plan(source: Source, reporter: Reporter, json: bool) -> None:
 
 
 def _memory_speed(reporter: Reporter) -> float | None:
-    """Bytes that this machine's memory gives in a second; None where the CPU backend cannot run."""
+    """Bytes that the memory of the fastest device of this machine gives in a second; None where no backend can run."""
     from rwkv_cli import bench, paths
     from rwkv_cli.backends import auto
     from rwkv_cli.backends.base import MemoryLimited
     from rwkv_cli.modelfile import ModelFile
 
     try:
-        backend = auto.create(auto.select("auto"), ModelFile(paths.EMBEDDED_MODEL), None, reporter.compiling)
+        backend = auto.create("auto", ModelFile(paths.EMBEDDED_MODEL), None, reporter.compiling).backend
     except DeviceError:
         return None
     if not isinstance(backend, MemoryLimited):

@@ -10,6 +10,7 @@ from rwkv_cli.backends import auto
 from rwkv_cli.checkpoints import open_checkpoint
 from rwkv_cli.model import describe
 from rwkv_cli.modelfile import ModelFile, is_model_file
+from rwkv_cli.quantize import WeightType
 from rwkv_cli.tokenizer import load_tokenizer
 
 
@@ -27,10 +28,15 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def backend_facts(device: str) -> dict[str, Any]:
-    """The backend for a --device option, why it is chosen, and what the CPU kernels are built on."""
-    selection = auto.select(device)
+def backend_facts(device: str, path: Path) -> dict[str, Any]:
+    """The backend for a --device option and a model, why it is chosen, whether a GPU could run the model, and what the
+    CPU kernels are built on.
+    """
+    weight_type, weight_bytes = _weights(path)
+    selection = auto.select(device, weight_type, weight_bytes)
+    problem = auto.why_not_cuda(weight_type, weight_bytes)
     facts: dict[str, Any] = {"device": selection.device, "reason": selection.reason}
+    facts["cuda"] = f"cannot run: {problem}" if problem else "can run"
     try:
         from cpu_kernels import instructions
         from cpu_kernels.compiled import is_compiled
@@ -41,6 +47,14 @@ def backend_facts(device: str) -> dict[str, Any]:
         "instructions": instructions.available(),
         "compiled": is_compiled("forward.passes"),
     }
+
+
+def _weights(path: Path) -> tuple[WeightType, int]:
+    """The type of the weights that a backend gets, and their bytes; 0 where a checkpoint is quantized for it first."""
+    if not is_model_file(path):
+        return "int8", 0
+    file = ModelFile(path)
+    return file.info.weight_type, file.weight_bytes
 
 
 def model_facts(path: Path) -> dict[str, Any]:

@@ -25,12 +25,15 @@ def info(
 ) -> None:
     """Describe this machine, the backend and a model."""
     from rwkv_cli import registry
+    from rwkv_cli.backends import auto
     from rwkv_cli.cli.facts import backend_facts, machine_facts, model_facts
 
+    auto.check(device)
+    path = registry.locate(model)
     facts = {
         "machine": machine_facts(),
-        "backend": backend_facts(device),
-        "model": model_facts(registry.locate(model)),
+        "backend": backend_facts(device, path),
+        "model": model_facts(path),
     }
     if json:
         from json import dumps
@@ -43,7 +46,13 @@ def info(
 
 
 def _label(name: str) -> str:
-    return name.removesuffix("_bytes").replace("_", " ").replace("cpu", "CPU").replace("gpu", "GPU")
+    return (
+        name.removesuffix("_bytes")
+        .replace("_", " ")
+        .replace("cpu", "CPU")
+        .replace("gpu", "GPU")
+        .replace("cuda", "CUDA")
+    )
 
 
 def _text(name: str, value: Any) -> str:

@@ -29,7 +29,9 @@ Model = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", "-d", metavar="NAME", help="Where to compute: auto, cpu, or reference (slow)."),
+    typer.Option(
+        "--device", "-d", metavar="NAME", help="Where to compute: auto, cuda, cpu, or reference (slow)."
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -14,13 +14,12 @@ import typer
 from rwkv_cli.cli import ui
 from rwkv_cli.errors import MissingModelError
 from rwkv_cli.generate import Generation
-from rwkv_cli.model import Reporter
+from rwkv_cli.model import COMPILING, Reporter
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _PATIENCE = 0.5  # seconds in which a person needs no bar
-_COMPILING = "compiling the kernels for this CPU, once (about 15 s)..."
 
 
 class TerminalReporter(Reporter):
@@ -86,15 +85,16 @@ class TerminalReporter(Reporter):
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     @contextmanager
-    def compiling(self) -> Iterator[None]:
+    def compiling(self, processor: str) -> Iterator[None]:
         """A spinner, or where none can be shown a line."""
+        text = COMPILING.format(processor)
         if self.quiet or not ui.is_animated(sys.stderr):
-            self.note(_COMPILING)
+            self.note(text)
             yield
             return
         from rwkv_cli.cli import bars
 
-        with bars.spinner(_COMPILING):
+        with bars.spinner(text):
             yield
 
 

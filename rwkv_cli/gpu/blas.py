@@ -65,7 +65,10 @@ class Blas:
         """Go on in another stream; the library then forgets its workspace."""
         self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
         self._call(
-            "cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(self._workspace), ctypes.c_size_t(WORKSPACE)
+            "cublasSetWorkspace_v2",
+            self._handle,
+            ctypes.c_void_p(self._workspace),
+            ctypes.c_size_t(WORKSPACE),
         )
         self._stream = stream
 

@@ -8,8 +8,10 @@ multiprocessors are not.
 
 from __future__ import annotations
 
+import itertools
 import math
 
+from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu.buffers import Buffers
 from rwkv_cli.gpu.interface import Device
 from rwkv_cli.gpu.states import StateMemory
@@ -17,12 +19,13 @@ from rwkv_cli.gpu.steps import Launch, Step
 from rwkv_cli.gpu.weights import Layer, Matrix, Weights
 
 WARP = 32
-MOST_WARPS = 16  # of a block that computes rows
+ROW_WARPS = 16  # at most, of a block that computes rows: 128 registers a thread
 HALF_COLUMNS = 8 * WARP  # of a row in float16 that a warp reads at once
-FEW_WARPS = 12  # that a block should have at least: fewer hide no latency
-MULTIPROCESSOR_WARPS = 24  # of blocks that run at once; as many again begin early
+WIDEST = ROW_WARPS * HALF_COLUMNS
 VALUE_CHANNELS, VALUE_WARPS = 256, 16  # of a block of cuda/value.cu
+VALUE_SHARED = 20 << 10  # bytes that it declares, about
 HEAD_VALUES, HEAD_THREADS = 16, 256  # of a block of cuda/heads.cu
+EMBED_THREADS = 256
 GROUP = 64
 
 
@@ -33,15 +36,19 @@ class Decoder:
         config = weights.config
         self._weights, self._states = weights, states
         self._C, self._F = config.n_embd, config.n_ffn
-        # A block reads whole rows: as many warps as a row in float16 takes, times what makes enough of them.
+        if self._C > WIDEST:
+            raise DeviceError(
+                f"the GPU's kernels have room for {WIDEST:,} channels, and the model has {self._C:,}"
+            )
+        # A block has whole rows in float16, as many at a time as there is room for.
         parts = math.ceil(self._C / HALF_COLUMNS)
-        self._warps = min(MOST_WARPS, parts * max(1, FEW_WARPS // parts))
-        self._blocks = gpu.multiprocessors * max(1, round(MULTIPROCESSOR_WARPS / self._warps))
+        self._warps = ROW_WARPS // parts * parts
+        # A multiprocessor has one block of a kernel, and no room for a second one: otherwise some would get two, and
+        # all others would wait for them. The next kernel's block stands ready at the door.
+        self._blocks = gpu.multiprocessors
+        self._least_shared = gpu.shared_memory // 2 + 1
         pieces = math.ceil(self._C / VALUE_CHANNELS)
-        self._value_grid = (
-            pieces,
-            max(1, min(self._F // GROUP, round(2 * gpu.multiprocessors / pieces))),
-        )
+        self._value_grid = pieces, max(1, min(self._F // GROUP, gpu.multiprocessors // pieces))
         self._head_rows = weights.head.R
         ranks = sum(weights.ranks.values())
         sizes = {
@@ -74,11 +81,8 @@ class Decoder:
         """Read the token: from `token` to `logits`."""
         w, at, C = self._weights, self._at, self._C
         norms = [w.norms + 4 * C * i for i in range(4)]
-        steps: list[Step] = [
-            Launch(
-                "embed", (1,), 256, (at["token"], w.embedding, w.embedding_scales, *norms[:2], at["x"], C)
-            )
-        ]
+        embed = (at["token"], w.embedding, w.embedding_scales, *norms[:2], at["x"], C)
+        steps: list[Step] = [Launch("embed", (1,), EMBED_THREADS, embed, overlaps=True)]
         for i, layer in enumerate(w.layers):
             steps += self._time_mix(i, layer) + self._channel_mix(i, layer)
         return [*steps, self._head(norms[2], norms[3], at["x"])]
@@ -97,13 +101,12 @@ class Decoder:
     def _time_mix(self, i: int, layer: Layer) -> list[Step]:
         at, C, ranks = self._at, self._C, self._weights.ranks
         shift, wkv = self._states.shift_att(i), self._states.wkv(i)
-        ends = [ranks["w"], ranks["w"] + ranks["a"], layer.low.R - ranks["g"], layer.low.R]
+        ends = self._project_blocks(layer)
         second = [layer.second[name] for name in "wavg"]
-        main_blocks = self._main_blocks(layer)
         project = (
             *(at["x"], shift, layer.vector("ln1.weight", C), layer.vector("ln1.bias", C)),
-            *(layer.vector("att.x_r", C), layer.main.weights, layer.main.scales, layer.low.weights, *ends),
-            *(at["u_att"], at["rkv"], at["hidden"], C, main_blocks),
+            *(layer.vector("att.x_r", C), layer.main.weights, layer.main.scales, layer.low.weights),
+            *(at["u_att"], at["rkv"], at["hidden"], C, *ends[:-1], *(ranks[name] for name in "wavg")),
         )
         heads = (
             *(at["rkv"], at["hidden"], *(m.weights for m in second), *(m.K for m in second)),
@@ -114,12 +117,14 @@ class Decoder:
             *(layer.output.weights, layer.output.scales, at["x"], C),
         )
         rows = max(
-            math.ceil(layer.main.R / main_blocks), math.ceil(layer.low.R / (self._blocks - main_blocks))
+            math.ceil(rows / (end - begin))
+            for rows, begin, end in zip(self._project_rows(layer), [0, *ends], ends, strict=False)
+            if rows
         )
         grid = C // GROUP, GROUP // HEAD_VALUES
         return [
-            Launch("project", (self._blocks,), self._warps * WARP, project, self._shared(rows)),
-            Launch("heads", grid, HEAD_THREADS, heads, 4 * layer.low.R),
+            Launch("project", (ends[-1],), self._warps * WARP, project, self._shared(rows), overlaps=True),
+            Launch("heads", grid, HEAD_THREADS, heads, 4 * layer.low.R, overlaps=True),
             self._rows("output", layer.output, output),
         ]
 
@@ -134,24 +139,37 @@ class Decoder:
             *(at["h"], layer.value.weights, layer.value.scales, at["u_ffn"], shift),
             *(at["parts"], at["arrived"], at["x"], C, F),
         )
-        groups = math.ceil(F / GROUP / self._value_grid[1])  # of hidden units, in a block
+        groups = math.ceil(
+            F / GROUP / self._value_grid[1]
+        )  # of hidden units, in a block: values, numbers, a scale
+        shared = groups * (4 * GROUP + 2 * GROUP + 4)
+        if self._weights.type != "fp16":
+            shared += groups * 2 * VALUE_CHANNELS  # and scales
+        shared = max(shared, self._least_shared - VALUE_SHARED)
         return [
             self._rows("hidden", layer.key, hidden),
-            Launch(
-                "value", self._value_grid, VALUE_WARPS * WARP, value, groups * (4 * (GROUP + 2) + GROUP)
-            ),
+            Launch("value", self._value_grid, VALUE_WARPS * WARP, value, shared, overlaps=True),
         ]
 
     def _rows(self, kernel: str, matrix: Matrix, arguments: tuple[int, ...]) -> Launch:
         """A kernel whose blocks share the rows of a matrix out."""
         shared = self._shared(math.ceil(matrix.R / self._blocks))
-        return Launch(kernel, (self._blocks,), self._warps * WARP, arguments, shared)
+        return Launch(kernel, (self._blocks,), self._warps * WARP, arguments, shared, overlaps=True)
 
     def _shared(self, rows: int) -> int:
         """Bytes for the input in whole numbers, and a sum of every row and every warp that has a part of it."""
-        return self._C + self._C // 16 + 4 * rows * math.ceil(self._C / HALF_COLUMNS)
+        needed = self._C + self._C // 16 + 4 * rows * math.ceil(self._C / HALF_COLUMNS)
+        return max(needed, self._least_shared)
 
-    def _main_blocks(self, layer: Layer) -> int:
-        """How many blocks of `project` take the big matrices, so that all blocks read about as many bytes."""
-        main = layer.main.R * {"fp16": 2.0, "int8": 1.0, "int4": 0.5}[self._weights.type]
-        return min(self._blocks - 1, max(1, round(self._blocks * main / (main + 2 * layer.low.R))))
+    def _project_rows(self, layer: Layer) -> list[int]:
+        """Of each matrix of `project`."""
+        return [layer.main.R // 3] * 3 + [self._weights.ranks[name] for name in "wavg"]
+
+    def _project_blocks(self, layer: Layer) -> list[int]:
+        """Where the blocks of each matrix of `project` end, so that all blocks read about as many bytes."""
+        width = {"fp16": 2.0, "int8": 1.0, "int4": 0.5}[self._weights.type]
+        sizes = [rows * (width if i < 3 else 2) for i, rows in enumerate(self._project_rows(layer))]
+        blocks = [int(size > 0) for size in sizes]
+        while sum(blocks) < self._blocks:
+            blocks[max(range(len(sizes)), key=lambda i: sizes[i] / max(blocks[i], 1))] += 1
+        return list(itertools.accumulate(blocks))

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu import program
 from rwkv_cli.gpu.blas import WORKSPACE, Blas
+from rwkv_cli.gpu.driver import too_old
 from rwkv_cli.gpu.steps import Launch, Product, Step
-
-OLDEST = (7, 5)
-"""The compute capability that a GPU must have: dot products of bytes, and float16 on tensor cores."""
 
 
 class Memory:
@@ -39,19 +37,25 @@ class Gpu:
     """A device with the kernels for one type of weights."""
 
     def __init__(
-        self, weight_type: str, compiling: Callable[[], AbstractContextManager[None]] = nullcontext
+        self,
+        weight_type: str,
+        compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Raises DeviceError, in a sentence, where there is no GPU that can do it."""
         self._device = _first_device()
+        self._context = _check(driver.cuCtxGetCurrent())
         self._stream = self._device.create_stream()
         properties = self._device.properties
         self.name: str = self._device.name
         self.capability = f"{properties.compute_capability_major}.{properties.compute_capability_minor}"
         self.multiprocessors: int = properties.multiprocessor_count
+        self.shared_memory: int = properties.max_shared_memory_per_multiprocessor
         self._largest_shared: int = properties.max_shared_memory_per_block_optin
         self._kernels = program.load(weight_type, self._device.arch, compiling)
         self._pinned = LegacyPinnedMemoryResource()
-        self._blas: Blas | None = None
+        self._pinned_buffers: list[Buffer] = []
+        self._workspace = self.allocate(WORKSPACE)
+        self._blas = Blas(self._workspace.address)
         self._begin_early = properties.compute_capability_major >= 9
 
     def free_memory(self) -> int:
@@ -72,8 +76,12 @@ class Gpu:
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Bytes of the host that the device copies to and from without detours."""
         buffer = self._pinned.allocate(nbytes)
-        array = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(int(buffer.handle)), np.uint8)
-        return _keep(array, buffer)
+        self._pinned_buffers.append(buffer)  # as long as this object
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(buffer.handle)))
+
+    def make_current(self) -> None:
+        """Have the calls of this thread go to this device."""
+        _check(driver.cuCtxSetCurrent(self._context))
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy an array that lies in one piece to the device."""
@@ -83,6 +91,10 @@ class Gpu:
         """Copy from the device into an array that lies in one piece; it is there when this returns."""
         _check(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, self._stream.handle))
         self._stream.sync()
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy from one place of the device to another."""
+        _check(driver.cuMemcpyDtoDAsync(target, source, nbytes, self._stream.handle))
 
     def clear(self, address: int, nbytes: int) -> None:
         """Zeros."""
@@ -99,7 +111,6 @@ class Gpu:
 
     def graph(self, steps: Sequence[Step]) -> Callable[[], None]:
         """A function that starts all of them at once: the host's work is done here, once."""
-        self._prepare_products(steps)
         builder = self._device.create_graph_builder()
         builder.begin_building()
         for step in steps:
@@ -107,16 +118,8 @@ class Gpu:
         graph = builder.end_building().complete()
         return lambda: graph.launch(self._stream)
 
-    def _prepare_products(self, steps: Sequence[Step]) -> None:
-        """Load cuBLAS if it is needed: it allocates memory, which must not happen while a graph is built."""
-        if self._blas is None and any(isinstance(step, Product) for step in steps):
-            self._workspace = self.allocate(WORKSPACE)
-            self._blas = Blas(self._workspace.address)
-
     def _start(self, where: Any, one: Step) -> None:
         if isinstance(one, Product):
-            self._prepare_products([one])
-            assert self._blas
             self._blas.multiply(one, int(where.stream.handle if where is not self._stream else where.handle))
             return
         kernel = self._kernels[one.kernel]
@@ -126,7 +129,7 @@ class Gpu:
             grid=one.grid,
             block=one.block,
             shmem_size=one.shared,
-            programmatic_stream_serialization=self._begin_early,
+            programmatic_stream_serialization=one.overlaps and self._begin_early,
         )
         launch(where, config, kernel, *one.arguments)
 
@@ -138,17 +141,6 @@ class Gpu:
         _check(
             driver.cuKernelSetAttribute(attribute, one.shared, driver.CUkernel(int(kernel.handle)), device)
         )
-
-
-def _keep(array: NDArray[np.uint8], buffer: Buffer) -> NDArray[np.uint8]:
-    """The array, which keeps alive what it lies in."""
-
-    class Kept(np.ndarray):  # type: ignore[type-arg]
-        owner: Any
-
-    kept = array.view(Kept)
-    kept.owner = buffer
-    return kept
 
 
 def _first_device() -> Device:
@@ -168,11 +160,8 @@ def _first_device() -> Device:
         )
     device = Device(0)
     device.set_current()
-    if device.compute_capability < OLDEST:
-        major, minor = device.compute_capability
-        raise DeviceError(
-            f"{device.name} is too old: it has compute capability {major}.{minor}, and {OLDEST[0]}.{OLDEST[1]} is needed"
-        )
+    if reason := too_old(device.name, tuple(device.compute_capability)):
+        raise DeviceError(reason)
     return device
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.gpu.steps import Step
@@ -20,7 +21,9 @@ class DeviceMemory(Protocol):
 class Device(Protocol):
     """Memory, and what can be done with it, in the order of the calls."""
 
+    name: str  # what its maker calls it
     multiprocessors: int
+    shared_memory: int  # bytes that a multiprocessor has
 
     def allocate(self, nbytes: int) -> DeviceMemory:
         """Bytes of whatever was there before. Raises DeviceError if there are not so many."""
@@ -32,6 +35,18 @@ class Device(Protocol):
 
     def download(self, address: int, array: NDArray[Any]) -> None:
         """Copy from the device into an array that lies in one piece; it is there when this returns."""
+        ...
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """Bytes of the host that the device copies to and from without detours, as long as the device object is."""
+        ...
+
+    def make_current(self) -> None:
+        """Have the calls of this thread go to this device; every other thread has to say so as well."""
+        ...
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy from one place of the device to another."""
         ...
 
     def clear(self, address: int, nbytes: int) -> None:

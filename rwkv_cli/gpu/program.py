@@ -20,7 +20,7 @@ KINDS = {"fp16": 0, "int8": 1, "int4": 2}
 """As cuda/common.cuh numbers them."""
 
 _INCLUDE = re.compile(r'^#include "(.+)"\n', re.MULTILINE)
-_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\w+\)\s+)?(\w+)\(')
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)\(')
 _LARGEST_CACHE = 64 << 20  # bytes
 
 
@@ -83,9 +83,7 @@ def load(
     with FileStreamProgramCache(folder, max_size_bytes=_LARGEST_CACHE) as cache:
         marker = folder / f"sm_{architecture}-{weight_type}"  # only to know whether to say that it takes long
         with nullcontext() if marker.exists() else compiling():
-            codes = {
-                name: compile_operation(name, weight_type, architecture, cache) for name in operations()
-            }
+            codes = {name: compile_operation(name, weight_type, architecture, cache) for name in operations()}
         marker.touch()
     return {
         kernel: code.get_kernel(kernel) for name, code in codes.items() for kernel in kernels_of(source(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from rwkv_cli.config import HEAD_SIZE, ModelConfig
 from rwkv_cli.gpu.interface import Device
 from rwkv_cli.state import State
@@ -34,19 +36,21 @@ class StateMemory:
         return self.wkv(self._config.n_layer) + 4 * layer * self._config.n_embd
 
     def store(self, slot: int, state: State) -> None:
-        """Copy a state into a slot."""
-        for address, array in self._places(slot, state):
-            self._gpu.upload(address, array)
+        """Copy the arrays of a state into a slot."""
+        parts = [np.ascontiguousarray(part) for part in state.in_memory]
+        for address, part in zip(self._addresses(slot), parts, strict=True):
+            self._gpu.upload(address, part)
         self._gpu.synchronize()
 
     def fetch(self, slot: int, state: State) -> None:
-        """Copy a slot into a state."""
-        for address, array in self._places(slot, state):
-            self._gpu.download(address, array)
+        """Copy a slot into the arrays of a state."""
+        for address, part in zip(self._addresses(slot), state.in_memory, strict=True):
+            whole = np.ascontiguousarray(part)  # itself, unless somebody has put another array into the state
+            self._gpu.download(address, whole)
+            if whole is not part:
+                part[...] = whole
 
-    def _places(self, slot: int, state: State):  # type: ignore[no-untyped-def]
+    def _addresses(self, slot: int) -> tuple[int, int, int]:
+        """Of the three arrays."""
         offset = 4 * slot * self.size
-        # As it lies in memory a head is key by key already.
-        parts = state.shift_att, state.wkv.swapaxes(-1, -2), state.shift_ffn
-        addresses = self.shift_att(0), self.wkv(0), self.shift_ffn(0)
-        return [(address + offset, part) for address, part in zip(addresses, parts, strict=True)]
+        return self.shift_att(0) + offset, self.wkv(0) + offset, self.shift_ffn(0) + offset

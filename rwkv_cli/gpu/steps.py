@@ -13,6 +13,7 @@ class Launch(NamedTuple):
     block: int  # threads of each
     arguments: tuple[int, ...]  # addresses and sizes, as the kernel lists them
     shared: int = 0  # bytes of shared memory, besides what the kernel declares
+    overlaps: bool = False  # with the kernel before it, up to its `wait_for_previous`
 
 
 class Product(NamedTuple):

@@ -16,10 +16,10 @@ from rwkv_cli.gpu.weights import Layer, Matrix, Weights
 
 WARP = 32
 GROUP = 64
-MIX_TOKENS = 8  # of a block of cuda/mix.cu
+MIX_BLOCKS = 512  # of cuda/mix.cu, about: they fill a GPU, and have some tokens each if there are many
 THREADS = 256
 MANY_BLOCKS = 1024  # for kernels whose threads go on to the next element until there is none
-WKV_THREADS, WKV_SHARED = 128, 3 * 4 * 8 * (5 * GROUP + 16)  # of cuda/wkv7.cu: stages, tokens, what each brings
+WKV_THREADS = 64  # of a block of cuda/wkv7.cu
 HEAD_VALUES = 16
 
 
@@ -67,10 +67,6 @@ class TokenPass:
         """The address of where each sequence begins [sequences + 1], int32."""
         return self._at["begins"]
 
-    def row(self, t: int) -> int:
-        """The address of a token's row [C] of the residual stream, after the steps."""
-        return self._at["x"] + 4 * t * self._C
-
     def steps(self, T: int, sequences: int) -> list[Step]:
         """Read T tokens of some sequences: the residual stream, ready for the head; their states go on."""
         w, at, C = self._weights, self._at, self._C
@@ -96,13 +92,13 @@ class TokenPass:
         return steps + self._product(w.head, at["mixed"], out, rows)
 
     def _time_mix(self, i: int, layer: Layer, T: int, sequences: int) -> list[Step]:
-        at, C, ranks = self._at, self._C, self._weights.ranks
+        at, C = self._at, self._C
         plane = 4 * T * C  # bytes of [T, C] in float32
         r, k, v = (at["rkv"] + plane * j for j in range(3))
         second = {name: at["second"] + plane * j for j, name in enumerate("wavg")}
         shift, wkv = self._states.shift_att(i), self._states.wkv(i)
         norm = layer.vector("ln1.weight", C), layer.vector("ln1.bias", C)
-        steps = [self._mix(T, at["x"], shift, norm, layer.vector("att.x_r", C), 6)]
+        steps: list[Step] = [self._mix(T, at["x"], shift, norm, layer.vector("att.x_r", C), 6)]
         mixed = {name: at["mixed"] + plane // 2 * j for j, name in enumerate("rkvwag")}
         for j, (name, out) in enumerate(zip("rkv", (r, k, v), strict=True)):
             steps += self._product(self._third(layer.main, j), mixed[name], out, T)
@@ -123,14 +119,12 @@ class TokenPass:
         return [
             *steps,
             Launch("prepare", (warps,), THREADS, prepare),
-            Launch("wkv7", grid, WKV_THREADS, recurrence, WKV_SHARED),
+            Launch("wkv7", grid, WKV_THREADS, recurrence),
             Launch("gate", (warps,), THREADS, gate),
             *self._product(layer.output, at["mixed"], at["x"], T, add=True),
         ]
 
-    def _low_rank(
-        self, layer: Layer, mixed: dict[str, int], second: dict[str, int], T: int
-    ) -> list[Step]:
+    def _low_rank(self, layer: Layer, mixed: dict[str, int], second: dict[str, int], T: int) -> list[Step]:
         """Both halves of the maps of w, a, v and g."""
         low, total, C, ranks = self._at["low"], self._ranks, self._C, self._weights.ranks
         steps: list[Step] = []
@@ -140,9 +134,7 @@ class TokenPass:
             first = layer.low.weights + 2 * offset * C
             if ranks[name]:
                 out = low + 2 * offset
-                steps.append(
-                    Product(first, mixed[name], out, T, ranks[name], C, out_stride=total, half=True)
-                )
+                steps.append(Product(first, mixed[name], out, T, ranks[name], C, out_stride=total, half=True))
             offset += ranks[name]
         activate = (low, total, offsets["a"], offsets["g"], T * total)
         steps.append(Launch("activate_low", (MANY_BLOCKS,), THREADS, activate))
@@ -157,7 +149,9 @@ class TokenPass:
         at, C, F = self._at, self._C, self._F
         shift = self._states.shift_ffn(i)
         norm = layer.vector("ln2.weight", C), layer.vector("ln2.bias", C)
-        sequences_end = Launch("keep_shift", (T,), THREADS, (at["slots"], at["last"], shift, T, C, self._states.size))
+        sequences_end = Launch(
+            "keep_shift", (T,), THREADS, (at["slots"], at["last"], shift, T, C, self._states.size)
+        )
         return [
             self._mix(T, at["x"], shift, norm, layer.vector("ffn.x_k", C), 1),
             *self._product(layer.key, at["mixed"], at["h"], T, half=True),
@@ -166,15 +160,14 @@ class TokenPass:
             *self._product(layer.value, at["h"], at["x"], T, add=True, by_input=True),
         ]
 
-    def _mix(
-        self, T: int, x: int, shift: int, norm: tuple[int, int], mixes: int, n_mixes: int
-    ) -> Launch:
+    def _mix(self, T: int, x: int, shift: int, norm: tuple[int, int], mixes: int, n_mixes: int) -> Launch:
         at, C = self._at, self._C
+        tokens = math.ceil(T / MIX_BLOCKS)
         arguments = (
             *(x, at["slots"], shift, *norm, mixes, at["mixed"], at["last"]),
-            *(T, C, n_mixes, self._states.size),
+            *(T, C, n_mixes, self._states.size, tokens),
         )
-        return Launch("mix", (math.ceil(T / MIX_TOKENS),), THREADS, arguments, 8 * C)
+        return Launch("mix", (math.ceil(T / tokens),), THREADS, arguments)
 
     def _third(self, matrix: Matrix, j: int) -> Matrix:
         """Receptance, key or value."""

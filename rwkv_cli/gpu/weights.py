@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from rwkv_cli import quantize
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu.buffers import ALIGNMENT, aligned
-from rwkv_cli.gpu.interface import Device, DeviceMemory
+from rwkv_cli.gpu.interface import Device
 from rwkv_cli.gpu.steps import Launch
-from rwkv_cli.modelfile import ModelFile, let_go
+from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.quantize import CHANNELS, GROUP, SCALE, TILE_ROWS
+from rwkv_cli.safetensors_map import let_go
 
 # The vectors of a layer in the order in which kernels find them: the mixes of six matrices, what the recurrence takes,
 # and the norms with the mix of the channel mix.
@@ -29,7 +30,10 @@ _COPY_BLOCKS, _COPY_THREADS = 1024, 256
 
 
 class Matrix(NamedTuple):
-    """W [R, K], row-major; of integers with bfloat16 scales [R, K / 64]. `ffn.value` is W^T [K, R], scales [K / 64, R]."""
+    """W [R, K], row-major; whole numbers have bfloat16 scales [R, K / 64].
+
+    `ffn.value` lies the other way round: W^T [K, R], scales [K / 64, R].
+    """
 
     weights: int  # address
     scales: int  # address, 0 for float16

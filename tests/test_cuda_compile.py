@@ -1,0 +1,41 @@
+"""The CUDA sources compile for every architecture and type of weights, without a GPU, and what was compiled is kept."""
+
+import pytest
+
+from rwkv_cli.errors import DeviceError
+from rwkv_cli.gpu import program
+
+pytest.importorskip("cuda.core", reason="the CUDA backend is not installed")
+
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+
+
+@pytest.mark.parametrize("weight_type", program.KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_operation_compiles(architecture, weight_type):
+    for name in program.operations():
+        code = program.compile_operation(name, weight_type, architecture)
+        assert len(code.code) > 1000
+        for kernel in program.kernels_of(program.source(name)):
+            assert kernel.encode() in code.code
+
+
+def test_what_was_compiled_is_kept(tmp_path):
+    from cuda.core.utils import FileStreamProgramCache
+
+    first, second = program.operations()[:2]
+    with FileStreamProgramCache(tmp_path) as cache:
+        made = program.compile_operation(first, "int8", "90", cache)
+
+    with FileStreamProgramCache(tmp_path) as cache:
+        assert program.compile_operation(first, "int8", "90", cache).code == made.code
+        assert len(cache) == 1
+        program.compile_operation(second, "int8", "90", cache)
+        program.compile_operation(first, "int4", "90", cache)
+        program.compile_operation(first, "int8", "80", cache)
+        assert len(cache) == 4
+
+
+def test_fp32_weights_have_no_kernels():
+    with pytest.raises(DeviceError, match="the GPU has no kernels for fp32 weights"):
+        program.load("fp32", "90")
