@@ -29,6 +29,7 @@ from synthetic import SHAPES, VOCAB_SIZE
 
 from rwkv_cli import quantize
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu.decode import Decoder
 from rwkv_cli.gpu.device import Gpu
 from rwkv_cli.gpu.states import StateMemory
@@ -250,7 +251,10 @@ def main() -> None:
     parser.add_argument("--types", default="fp16,int8,int4")
     parser.add_argument("--results", type=Path, help="the folder of results")
     options = parser.parse_args()
-    found = measure(options.sizes.split(","), options.types.split(","))
+    try:
+        found = measure(options.sizes.split(","), options.types.split(","))
+    except DeviceError as error:
+        raise SystemExit(f"there is nothing to measure: {error}") from None
     name = re.sub(r"[^a-z0-9.]+", "-", found["gpu"].lower()).strip("-")
     folder = results.folder(options.results or results.ROOT / "benchmarks" / "results" / name)
     results.write_json(folder / "gpu.json", found)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Put the results of a machine into docs/performance.md, between its two marks.
+"""Put the results of some machines into docs/performance.md, between its two marks.
 
-    python benchmarks/page.py benchmarks/results/MACHINE
+    python benchmarks/page.py benchmarks/results/MACHINE ...
 
 No figure on the page is typed by hand: it comes out of the files that the other commands leave.
 """
@@ -22,16 +22,18 @@ SECTIONS = {
     "chat-*": "A chat of a thousand turns",
     "cold-start-*": "From the command line to the first token",
     "perplexity-*": "What quantization costs",
+    "gpu": "On a GPU",
 }
 
 
 def main() -> None:
     """Rewrite what lies between the marks."""
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         raise SystemExit(__doc__)
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    parts = [_section(Path(sys.argv[1]).resolve(), pattern) for pattern in SECTIONS]
+    folders = [Path(folder).resolve() for folder in sys.argv[1:]]
+    parts = [_section(folder, pattern) for pattern in SECTIONS for folder in folders]
     results.write_text(PAGE, "".join([before, BEGIN, "\n", *parts, END, after]))
 
 

@@ -17,7 +17,7 @@
 #define COLUMNS (CHANNELS / OF_A_ROW)
 #define TAKERS (THREADS / OF_A_ROW)
 #define TOGETHER (KIND == FP16 ? 1 : 4)
-#define TURN (KIND == FP16 ? 12 : 6)
+#define TURN (KIND == FP16 ? 8 : KIND == INT8 ? 3 : 2)
 #define WORDS (KIND == FP16 ? 4 : 2)  // of 4 bytes, that a thread reads of a row
 
 // The hidden units that are not zero, in order; of integers those of a group of 64 are made a multiple of four by zeros.
@@ -87,19 +87,18 @@ struct Rows {
     u32 words[TOGETHER][WORDS];
     int first;  // the number of the first unit
     u32 values;
-    // Number i of `end`; behind them the last one again, times zero, so that loads need not wait for a comparison.
+    // Number i of `end`; zeros behind them.
     __device__ __forceinline__ void read(const u8* weights, size_t row_bytes, const Units& units, int i, int end) {
-        const int item = min(i, end - 1);
-        values = i < end ? units.values[item] : 0;
-        first = units.numbers[item * TOGETHER];
+        values = i < end ? units.values[i] : 0;
 #pragma unroll
         for (int j = 0; j < TOGETHER; j++) {
-            const u8* row = weights + units.numbers[item * TOGETHER + j] * row_bytes;
+            const int number = i < end ? units.numbers[i * TOGETHER + j] : 0;
+            if (j == 0) first = number;
             if constexpr (WORDS == 2) {
-                const uint2 v = read_once2(row);
+                const uint2 v = i < end ? read_once2(weights + number * row_bytes) : make_uint2(0, 0);
                 words[j][0] = v.x, words[j][1] = v.y;
             } else {
-                const uint4 v = read_once(row);
+                const uint4 v = i < end ? read_once(weights + number * row_bytes) : make_uint4(0, 0, 0, 0);
                 words[j][0] = v.x, words[j][1] = v.y, words[j][2] = v.z, words[j][3] = v.w;
             }
         }
@@ -137,7 +136,7 @@ struct Rows {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 value(const float* h,       // [F]
       const u8* weights,    // [F, C]
       const u16* scales,    // [F / 64, C]
@@ -166,24 +165,20 @@ value(const float* h,       // [F]
     const int n = list_units(h + g0 * N, groups, units, counts);
     float acc[COLUMNS] = {};
     const size_t row_bytes = KIND == FP16 ? C * 2 : KIND == INT8 ? C : C / 2;
-    const bool has_channels = channel(at, 0) < channels;
-    weights += g0 * N * row_bytes + c0 * row_bytes / C + (has_channels ? at * WORDS * 4 : 0);
-    // All lanes of a warp go on as long as one has something: they wait for each other, so that all rows are on their way
-    // before the first is needed.
-    const int taker = t / OF_A_ROW, of_warp = taker % (LANES / OF_A_ROW);
-    for (int i = taker; i - of_warp < n; i += TURN * TAKERS) {
-        Rows rows[TURN];
+    weights += g0 * N * row_bytes + c0 * row_bytes / C + at * WORDS * 4;
+    if (channel(at, 0) < channels)
+        for (int i = t / OF_A_ROW; i < n; i += TURN * TAKERS) {
+            Rows rows[TURN];
 #pragma unroll
-        for (int j = 0; j < TURN; j++) rows[j].read(weights, row_bytes, units, i + j * TAKERS, n);
-        __syncwarp();
+            for (int j = 0; j < TURN; j++) rows[j].read(weights, row_bytes, units, i + j * TAKERS, n);
 #pragma unroll
-        for (int j = 0; j < TURN; j++) rows[j].add(acc, units, group_scales + (has_channels ? channel(at, 0) : 0));
-    }
+            for (int j = 0; j < TURN; j++) rows[j].add(acc, units, group_scales + channel(at, 0));
+        }
     __syncwarp();
 #pragma unroll
     for (int e = 0; e < COLUMNS; e++) {
         if (OF_A_ROW < LANES) acc[e] += __shfl_xor_sync(ALL_LANES, acc[e], 16);
-        if (t % LANES < OF_A_ROW && has_channels) sums[warp][channel(at, e)] = acc[e];
+        if (t % LANES < OF_A_ROW) sums[warp][channel(at, e)] = acc[e];
     }
     __syncthreads();
     const int c = c0 + t;

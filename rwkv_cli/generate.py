@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rwkv_cli.backends.base import Backend, Progress
+from rwkv_cli.backends.base import Backend, Chooses, Progress
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling import Logits, Sampler
+from rwkv_cli.sampling import Choice, Logits, Sampler
 from rwkv_cli.state import Position
 from rwkv_cli.streaming import StopFilter
 from rwkv_cli.tokenizer import StreamDecoder, Tokenizer
@@ -56,8 +56,8 @@ class Generation(Iterator[Step]):
     """An iterator over steps that knows its usage, its state, and the text that it still holds back.
 
     `tokens` is the prompt, which follows what was read up to `position`; it may be empty where something was read.
-    `position` is advanced in place, and `settle` completes it. Without a tokenizer the steps have no text. When the
-    iteration ends early, `flush` gives the text that was held back.
+    `position` is advanced in place, and `settle` completes it: until then a backend may keep the logits. Without a
+    tokenizer the steps have no text. When the iteration ends early, `flush` gives the text that was held back.
     """
 
     backend: Backend
@@ -81,6 +81,7 @@ class Generation(Iterator[Step]):
         self.usage = Usage(prompt_tokens=len(self.tokens))
         self._decoder = StreamDecoder(self.tokenizer) if self.tokenizer else None
         self._filter = StopFilter(self.stop)
+        self._chooser = self.backend if isinstance(self.backend, Chooses) else None
         self._last: int | None = None  # a token that was chosen and not yet read by the model
         # For `settle`: where the text last stood with nothing held back, if tokens were read since; and what of their
         # text was shown.
@@ -91,7 +92,7 @@ class Generation(Iterator[Step]):
     def __next__(self) -> Step:
         if self.finish or self.max_tokens == 0:
             raise StopIteration
-        choice = self.sampler.sample(self._advance())
+        choice = self._choose()
         self._last = choice.token
         self.usage.generated_tokens += 1
         text = self._show(choice.token)
@@ -117,6 +118,7 @@ class Generation(Iterator[Step]):
         All tokens were read but for one that ended the document. After a stop string, or in the middle of a character,
         the model is taken back to what was shown: it never sees the stop string.
         """
+        self._fetch_logits()
         if self._last is None and self.usage.generated_tokens == 0:
             self._read(self.tokens)
         elif self.finish == "stop" or (self.finish is None and self.is_inside_character):
@@ -143,18 +145,30 @@ class Generation(Iterator[Step]):
         """Whether the tokens so far end in the middle of a character."""
         return self._decoder is not None and self._decoder.is_inside_character
 
-    def _advance(self) -> Logits:
-        """The logits for the next token: after the prompt, or after the last token chosen."""
+    def _choose(self) -> Choice:
+        """The next token: after the prompt, or after the last token chosen."""
         start = time.perf_counter()
         if self._last is None:
             logits = self._read(self.tokens)
             self.usage.prefill_seconds = time.perf_counter() - start
-        else:
-            if self._is_holding and self._mark is None:
-                self._mark = self.position.copy()
+            return self.sampler.sample(logits)
+        if self._is_holding and self._mark is None:
+            self._fetch_logits()
+            self._mark = self.position.copy()
+        if self._chooser is None:
             logits = self._read([self._last])
             self.usage.decode_seconds += time.perf_counter() - start
-        return logits
+            return self.sampler.sample(logits)
+        at, token = self.position, self._last
+        at.logits, at.tokens, self._last = None, at.tokens + 1, None
+        choice = self._chooser.choose(token, at.state, self.sampler)
+        self.usage.decode_seconds += time.perf_counter() - start
+        return choice
+
+    def _fetch_logits(self) -> None:
+        """Have those of the position, if the backend has chosen from them and nobody needed them yet."""
+        if self._chooser and self.position.logits is None and self.usage.generated_tokens:
+            self.position.logits = self._chooser.logits_of(self.position.state)
 
     def _read(self, tokens: Sequence[int]) -> Logits:
         """Advance the position: the logits after these tokens, or, for none, those that it has."""

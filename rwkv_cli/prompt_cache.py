@@ -102,7 +102,7 @@ class CachedBackend:
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
         """The logits [V] after the last token; advances `state`."""
         self.reused = self.reused if len(tokens) == 1 else 0  # a single token is one that was generated
-        if len(tokens) < LEAST or not self._limit or self.inner.name != "cpu" or not _is_beginning(state):
+        if len(tokens) < LEAST or not self._limit or not _is_beginning(state):
             return self.inner.forward(tokens, state, progress)
         entries = _Entries(self._model, self.inner, tokens)
         logits: Array | None = None
@@ -121,6 +121,15 @@ class CachedBackend:
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
         """The logits [T, V] after each token; advances `state`. These are not kept."""
         return self.inner.forward_all(tokens, state)
+
+
+def with_cache(model: Model) -> Backend:
+    """The model's backend, with the cache where that can help.
+
+    Other backends read a prompt in one go differently than in parts, and choose tokens with nothing in between.
+    Raises UsageError where RWKV_CACHE_SIZE is no size.
+    """
+    return CachedBackend(model) if model.backend.name == "cpu" else model.backend
 
 
 def _is_beginning(state: State) -> bool:

@@ -89,6 +89,21 @@ class Choice(NamedTuple):
     logprob: float
 
 
+NOT_A_NUMBER, NOTHING_LEFT = -1, -2
+"""In place of a token: why none could be chosen."""
+
+
+class Draw(NamedTuple):
+    """What it takes to choose a token where the logits are."""
+
+    tokens: NDArray[np.int64]  # each once
+    amounts: NDArray[np.float64]  # added to their logits; minus infinity for those that are banned
+    random: float  # in [0, 1): what the inverse distribution function is taken of
+    temperature: float
+    top_p: float
+    min_p: float
+
+
 @dataclass(frozen=True)
 class SamplerMemory:
     """What changes in a sampler from token to token."""
@@ -112,9 +127,9 @@ class Sampler:
         self.rng = np.random.Generator(np.random.PCG64(settings.seed))
         self._exempt = exempt if callable(exempt) else exempt.__contains__
         self._counts = _DecayingCounts(settings.penalty_decay)
-        self._biased = np.array(list(settings.logit_bias), np.int64)
-        self._bias = np.array(list(settings.logit_bias.values()), np.float64)
-        self._banned = np.array(sorted(settings.banned), np.int64)
+        named = {**settings.logit_bias, **dict.fromkeys(settings.banned, -math.inf)}
+        self._named = np.array(list(named), np.int64)
+        self._bias = np.array(list(named.values()), np.float64)
 
     @property
     def counts(self) -> dict[int, float]:
@@ -149,14 +164,34 @@ class Sampler:
         """
         own = _Softmax(logits)
         if not math.isfinite(own.peak):
-            raise RwkvError("the model's output is not a number: its weights or its state are damaged")
+            _check_token(NOT_A_NUMBER)
         adjusted = self._adjust(logits)
         softmax = own if adjusted is logits else _Softmax(adjusted)
         if not math.isfinite(softmax.peak):
-            raise UsageError("no token can be chosen: all are banned, or a penalty or bias is far too large")
+            _check_token(NOTHING_LEFT)
         token = int(adjusted.argmax()) if self.settings.greedy else self._draw(softmax)
         self.observe(token)
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
+
+    def draw(self, vocab_size: int) -> Draw | None:
+        """What somebody else needs to choose in place of `sample`; `take` is to follow. None if top-k cuts.
+
+        Raises UsageError if the settings name a token that the model does not have.
+        """
+        settings = self.settings
+        tokens, amounts = self._adjustments(vocab_size)
+        if settings.greedy:  # the first of those as likely as the likeliest
+            return Draw(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
+        if settings.top_k:
+            return None
+        number = self.rng.random()
+        return Draw(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)
+
+    def take(self, choice: Choice) -> Choice:
+        """Record what was chosen elsewhere. Raises what `sample` does if it is no token but a reason."""
+        _check_token(choice.token)
+        self.observe(choice.token)
+        return choice
 
     def observe(self, token: int) -> None:
         """Record a token that was not sampled here, such as one of a prompt."""
@@ -166,21 +201,29 @@ class Sampler:
 
     def _adjust(self, logits: Logits) -> Logits:
         """The logits after penalties, bias and bans; the very same array if there are none."""
-        settings = self.settings
-        penalised = bool((settings.presence_penalty or settings.frequency_penalty) and len(self._counts))
-        if not (penalised or self._biased.size or self._banned.size):
+        tokens, amounts = self._adjustments(logits.size)
+        if not tokens.size:
             return logits
-        for named in (self._biased, self._banned):
-            if named.size and named.max() >= logits.size:
-                raise UsageError(f"there is no token {named.max()}: the model has {logits.size:,}")
         adjusted = logits.copy()
-        with np.errstate(over="ignore", invalid="ignore"):
-            if penalised:
-                tokens, counts = self._counts.arrays()
-                adjusted[tokens] -= settings.presence_penalty + counts * settings.frequency_penalty
-            adjusted[self._biased] += self._bias
-        adjusted[self._banned] = -np.inf
+        with np.errstate(over="ignore"):
+            adjusted[tokens] += amounts
         return adjusted
+
+    def _adjustments(self, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Tokens, each once, and what penalties, bias and bans add to their logits."""
+        settings, named = self.settings, self._named
+        if named.size and named.max() >= vocab_size:
+            raise UsageError(f"there is no token {named.max()}: the model has {vocab_size:,}")
+        if not (settings.presence_penalty or settings.frequency_penalty):
+            return named, self._bias
+        tokens, counts = self._counts.arrays()
+        amounts = -settings.presence_penalty - counts * settings.frequency_penalty
+        if not named.size:
+            return tokens, amounts
+        tokens, places = np.unique(np.concatenate([tokens, named]), return_inverse=True)
+        total = np.zeros(len(tokens))
+        np.add.at(total, places, np.concatenate([amounts, self._bias]))
+        return tokens, total
 
     def _draw(self, softmax: _Softmax) -> int:
         """One of the kept tokens, by the inverse of the distribution function in the order of their ids."""
@@ -227,6 +270,14 @@ class Sampler:
                 return tokens, gaps
         tokens = np.flatnonzero(softmax.logits > -np.inf)
         return tokens, softmax.gaps(tokens)
+
+
+def _check_token(token: int) -> None:
+    """Raise the error for a reason in place of a token."""
+    if token == NOT_A_NUMBER:
+        raise RwkvError("the model's output is not a number: its weights or its state are damaged")
+    if token == NOTHING_LEFT:
+        raise UsageError("no token can be chosen: all are banned, or a penalty or bias is far too large")
 
 
 def _log(probability: float) -> float:

@@ -71,6 +71,9 @@ class EmulatedGpu:
     def __init__(self, kernels: dict[str, ctypes._CFuncPtr], multiprocessors: int = 3) -> None:
         self._kernels, self.multiprocessors = kernels, multiprocessors
 
+    def free_memory(self) -> int:
+        return 1 << 30
+
     def allocate(self, nbytes: int) -> Bytes:
         return Bytes(nbytes)
 

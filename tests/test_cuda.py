@@ -19,6 +19,7 @@ from rwkv_cli.backends.cpu import CpuBackend
 from rwkv_cli.backends.cuda import CudaBackend
 from rwkv_cli.backends.reference import ReferenceBackend
 from rwkv_cli.bench import Plan, Results, run, summary
+from rwkv_cli.gpu import sampling as gpu_sampling
 from rwkv_cli.gpu import tokens as gpu_tokens
 from rwkv_cli.gpu import weights as gpu_weights
 from rwkv_cli.gpu.states import StateMemory
@@ -66,6 +67,7 @@ def few_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_weights, "_COPY_BLOCKS", 4)
         patch.setattr(gpu_tokens, "MANY_BLOCKS", 4)
+        patch.setattr(gpu_sampling, "THREADS", 64)
         yield
 
 

@@ -13,7 +13,7 @@ from writers import random_weights
 import rwkv_cli
 from rwkv_cli import prompt_cache, statefile
 from rwkv_cli.errors import UsageError
-from rwkv_cli.prompt_cache import LEAST, STRIDE, CachedBackend
+from rwkv_cli.prompt_cache import LEAST, STRIDE, CachedBackend, with_cache
 from rwkv_cli.state import State
 
 
@@ -155,12 +155,15 @@ def test_only_beginnings_are_kept(model, folder):
     assert not folder.exists()
 
 
-def test_the_reference_computes_everything(tiny_model, folder):
+def test_the_reference_computes_everything(tiny_model):
     model = rwkv_cli.load(tiny_model, device="reference")
-    cached = CachedBackend(model)
-    cached.forward(some_tokens(model.config, LEAST), State.zeros(model.config))
-    assert not folder.exists()
-    assert (cached.name, cached.description) == ("reference", model.backend.description)
+    assert with_cache(model) is model.backend
+
+
+def test_the_cpu_has_the_cache(model):
+    cached = with_cache(model)
+    assert isinstance(cached, CachedBackend)
+    assert (cached.name, cached.description) == ("cpu", model.backend.description)
 
 
 def test_another_model_finds_nothing(model, tmp_path, byte_vocabulary):

@@ -106,13 +106,18 @@ def steps(low: int, high: int) -> st.SearchStrategy[float]:
     return st.integers(low * 1024, high * 1024).map(lambda step: step / 1024)
 
 
-LOGITS = st.lists(st.integers(-12, 12) | steps(-12, 12), min_size=2, max_size=8).map(float32)
+def some_logits(most: int) -> st.SearchStrategy[NDArray[np.float32]]:
+    """Of at most so many tokens, with ties."""
+    return st.lists(st.integers(-12, 12) | steps(-12, 12), min_size=2, max_size=most).map(float32)
+
+
+LOGITS = some_logits(8)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[NDArray[np.float32], SamplingSettings, dict[int, float]]:
+def cases(draw: st.DrawFn, most: int = 8) -> tuple[NDArray[np.float32], SamplingSettings, dict[int, float]]:
     """Logits with ties, settings and counts of tokens seen."""
-    logits = draw(LOGITS)
+    logits = draw(some_logits(most))
     tokens = st.integers(0, len(logits) - 1)
     settings = SamplingSettings(
         temperature=draw(st.sampled_from([0.3, 0.8, 1.0, 2.5])),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.state import State
+
+if TYPE_CHECKING:
+    from rwkv_cli.sampling import Choice, Sampler
 
 Array = NDArray[np.float32]
 Progress = Callable[[int], None]
@@ -44,6 +47,22 @@ class Backend(Protocol):
 
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
         """The logits [T, V] after each token."""
+        ...
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """What a backend has besides if it can choose tokens where it computes, so that logits stay there."""
+
+    def choose(self, token: int, state: State, sampler: Sampler) -> Choice:
+        """Read a token, which advances `state` in place, and choose the next one as `sampler` would; it learns of it.
+
+        Raises what `Sampler.sample` does.
+        """
+        ...
+
+    def logits_of(self, state: State) -> Array:
+        """The logits [V] after the token that `choose` has read last into this state."""
         ...
 
 

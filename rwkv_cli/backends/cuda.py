@@ -1,7 +1,8 @@
 """The CUDA backend: when what runs on the GPU, and where the state is meanwhile.
 
 A single token is read by the kernels of `gpu.decode`, replayed as one graph; several at once by `gpu.tokens`. The state
-stays on the GPU between calls, since moving it would take longer than a token does: see `rwkv_cli.state.Keeper`.
+stays on the GPU between calls, since moving it would take longer than a token does: see `rwkv_cli.state.Keeper`. So do
+the logits where the next token is chosen there, until somebody asks for them or another state is advanced.
 """
 
 from __future__ import annotations
@@ -18,20 +19,26 @@ from numpy.typing import NDArray
 from rwkv_cli.backends.base import Progress
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu import driver
+from rwkv_cli.gpu.batch import Batch
 from rwkv_cli.gpu.decode import Decoder
+from rwkv_cli.gpu.sampling import Chooser
 from rwkv_cli.gpu.states import StateMemory
-from rwkv_cli.gpu.tokens import TokenPass
+from rwkv_cli.gpu.tokens import TokenPass, buffer_sizes
 from rwkv_cli.gpu.weights import Weights
 from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.state import State
 
 if TYPE_CHECKING:
     from rwkv_cli.gpu.interface import Device, DeviceMemory
+    from rwkv_cli.sampling import Choice, Sampler
 
 Array = NDArray[np.float32]
 
-CHUNK = 1024
-"""Tokens of a prompt that are read together: more make matrix products no faster."""
+CHUNK, LEAST_CHUNK = 4096, 128
+"""Tokens of a prompt that are read together: more make matrix products no faster, fewer if there is little memory."""
+
+PART_OF_MEMORY = 4
+"""A pass may take a part of the free memory, this one."""
 
 LOGITS_AT_ONCE = 64
 """Tokens whose logits are held on the GPU at the same time."""
@@ -48,22 +55,30 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, model: ModelFile, gpu: Device, chunk: int = CHUNK) -> None:
+    def __init__(self, model: ModelFile, gpu: Device) -> None:
         """Copy the weights. Raises DeviceError if there is too little memory."""
         self.config = model.config
-        self.chunk = chunk
         self._type = model.info.weight_type
         self._gpu = gpu
         self._weights = Weights(gpu, model)
         self._states = StateMemory(gpu, model.config, 1)
+        self.chunk = CHUNK
+        room = gpu.free_memory() // PART_OF_MEMORY
+        while self.chunk > LEAST_CHUNK and sum(buffer_sizes(self._weights, 1, self.chunk).values()) > room:
+            self.chunk //= 2
         self._decoder = Decoder(gpu, self._weights, self._states)
         self._decode: Callable[[], None] | None = None  # the graph of a token
+        self._chooser = Chooser(gpu, self._decoder.logits, model.config.vocab_size)
+        self._decode_and_choose: Callable[[], None] | None = None  # likewise, with the choice of the next one
         self._pass: TokenPass | None = None
         self._all_logits: DeviceMemory | None = None
         self._token = gpu.pinned(4).view(np.int32)
         self._logits = gpu.pinned(4 * model.config.vocab_size).view(np.float32)
         # The state whose numbers are in the slot, and nowhere else.
         self._staying: weakref.ref[State] | None = None
+        # The state whose logits are those of the decoder, if they are nowhere else; and logits that were so.
+        self._chosen: weakref.ref[State] | None = None
+        self._kept: weakref.WeakKeyDictionary[State, Array] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     @property
@@ -106,8 +121,7 @@ class CudaBackend:
                 self._read_one(tokens[0])
             else:
                 self._read_prompt(tokens, progress)
-            self._gpu.download(self._decoder.logits, self._logits)
-            logits = self._logits.copy()
+            logits = self._fetch_logits()
         if progress:
             progress((len(tokens) - 1) % self.chunk + 1)
         return logits
@@ -128,6 +142,31 @@ class CudaBackend:
                 self._gpu.download(self._all_logits.address, padded)
                 logits[start : start + most] = padded[:, :V]
         return logits
+
+    def choose(self, token: int, state: State, sampler: Sampler) -> Choice:
+        """As `Chooses` has it."""
+        draw = sampler.draw(self.config.vocab_size)
+        with self._advancing(state):
+            if draw is None:
+                self._read_one(token)
+                self._kept[state] = logits = self._fetch_logits()
+                return sampler.sample(logits)
+            if self._decode_and_choose is None:
+                steps = [*self._decoder.steps(self._chooser.token), self._chooser.step()]
+                self._decode_and_choose = self._gpu.graph(steps)
+            self._chooser.ask(token, draw)
+            self._decode_and_choose()
+            self._chosen = weakref.ref(state)
+            choice = self._chooser.choice()
+        return sampler.take(choice)
+
+    def logits_of(self, state: State) -> Array:
+        """As `Chooses` has it."""
+        with self._lock:
+            if self._has_chosen_for() is state:
+                self._gpu.make_current()
+                self._keep_logits()
+            return self._kept[state]
 
     def bring_back(self, state: State) -> None:
         """As `Keeper` has it."""
@@ -153,6 +192,10 @@ class CudaBackend:
             state.come_back()  # before the lock: another backend has one of its own
         with self._lock:
             self._gpu.make_current()
+            if self._has_chosen_for() is not state:
+                self._keep_logits()
+            self._chosen = None
+            self._kept.pop(state, None)
             self._take_in(state)
             yield
 
@@ -163,6 +206,20 @@ class CudaBackend:
         self._token[0] = token
         self._gpu.upload(self._decoder.token, self._token)
         self._decode()
+
+    def _has_chosen_for(self) -> State | None:
+        return self._chosen() if self._chosen else None
+
+    def _keep_logits(self) -> None:
+        """Bring over what only the decoder has, if anybody still has the state."""
+        if state := self._has_chosen_for():
+            self._kept[state] = self._fetch_logits()
+        self._chosen = None
+
+    def _fetch_logits(self) -> Array:
+        """A copy of the decoder's."""
+        self._gpu.download(self._decoder.logits, self._logits)
+        return self._logits.copy()
 
     def _read_prompt(self, tokens: Sequence[int], progress: Progress | None) -> None:
         """Likewise several tokens; `progress` hears of all chunks but the last one."""
@@ -211,6 +268,10 @@ class CudaBackend:
             self._states.fetch(SLOT, state)
             state.keeper = None
         self._staying = None
+
+    def batch(self, slots: int) -> Batch:
+        """Room for so many sequences that are read together. Raises DeviceError if there is too little memory."""
+        return Batch(self._gpu, self._weights, slots, lock=self._lock)
 
 
 def open_cuda(

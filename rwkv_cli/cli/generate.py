@@ -11,6 +11,8 @@ from rwkv_cli.errors import UsageError
 def generate(
     prompt: options.Prompt = None,
     prompt_file: options.PromptFile = None,
+    batch: options.Batch = None,
+    batch_size: options.BatchSize = None,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -41,6 +43,7 @@ def generate(
     """Generate text that goes on from a prompt.
 
     The prompt comes from --prompt, --prompt-file or standard input, the text goes to standard output.
+    With --batch there are many prompts, and an answer is one JSON object a line: see docs/batch.md.
     Of the sampling options, from --temperature on, those that are not given are the model's own: see rwkv info.
     """
     from rwkv_cli.cli.prompt import checked_text, read_prompt, unescaped
@@ -52,6 +55,13 @@ def generate(
         raise UsageError("give either --raw or --template, not both")
     if save_state is None and (no_text or compact or force):
         raise UsageError("--no-text, --compact and --force are for --save-state, which is not there")
+    if batch is not None:
+        others = {"--prompt": prompt, "--prompt-file": prompt_file, "--state": state}
+        options.refuse_with("--batch", others | {"--save-state": save_state})
+        if json:
+            raise UsageError("--batch writes JSON lines anyway: leave --json out")
+    elif batch_size is not None:
+        raise UsageError("--batch-size is for --batch, which is not there")
     template = "raw" if raw else template
     if template:
         open_template(template)
@@ -70,26 +80,27 @@ def generate(
         seed=seed,
     )
     StopFilter(stops)  # before a large model is loaded, or even quantized
-    text = read_prompt(prompt, prompt_file, optional=state is not None)
-    code = run(
-        Request(
-            text=text,
-            model=model,
-            device=device,
-            threads=threads,
-            max_tokens=max_tokens,
-            stops=stops,
-            template=template,
-            system=system,
-            state=state,
-            save_state=save_state,
-            keep_text=not no_text,
-            compact=compact,
-            force=force,
-            cache=not no_cache,
-            json=json,
-            quiet=quiet,
-            sampling=chosen,
-        )
+    request = Request(
+        text="" if batch is not None else read_prompt(prompt, prompt_file, optional=state is not None),
+        model=model,
+        device=device,
+        threads=threads,
+        max_tokens=max_tokens,
+        stops=stops,
+        template=template,
+        system=system,
+        state=state,
+        save_state=save_state,
+        keep_text=not no_text,
+        compact=compact,
+        force=force,
+        cache=not no_cache,
+        json=json,
+        quiet=quiet,
+        sampling=chosen,
     )
-    raise typer.Exit(code)
+    if batch is not None:
+        from rwkv_cli.cli.batch import run as run_batch
+
+        raise typer.Exit(run_batch(request, batch, batch_size))
+    raise typer.Exit(run(request))

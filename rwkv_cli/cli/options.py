@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +14,24 @@ Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", he
 PromptFile = Annotated[
     str | None,
     typer.Option("--prompt-file", "-f", metavar="FILE", help="Read it from a file; - is standard input."),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        "--batch",
+        metavar="FILE",
+        help="Answer many prompts: one a line, or a JSON object a line in a .jsonl file; - is standard input.",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        metavar="N",
+        help="Answer so many of them at once, on a GPU.",
+        show_default="64",
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -170,6 +188,13 @@ LogitBias = Annotated[
 Ban = Annotated[
     list[int] | None, typer.Option("--ban", metavar="ID", help="A token never to choose; repeatable.")
 ]
+
+
+def refuse_with(option: str, others: Mapping[str, Any]) -> None:
+    """Raise UsageError for any of the others that was given, if it is not None: it makes no sense with this option."""
+    for other, value in others.items():
+        if value is not None:
+            raise UsageError(f"give either {option} or {other}, not both")
 
 
 def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **given: Any) -> dict[str, Any]:

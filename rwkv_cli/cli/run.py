@@ -15,7 +15,7 @@ from rwkv_cli.cli.output import JsonOutput, Recorder, TextOutput, stream
 from rwkv_cli.cli.progress import TerminalReporter, reading
 from rwkv_cli.generate import Generation
 from rwkv_cli.model import Model
-from rwkv_cli.prompt_cache import CachedBackend
+from rwkv_cli.prompt_cache import with_cache
 from rwkv_cli.sampling import SamplerMemory
 from rwkv_cli.statefile import SavedState
 from rwkv_cli.template import TEMPLATES, Template
@@ -82,7 +82,7 @@ class _Run:
                 request.model, saved, request.device, request.threads, reporter
             )
         if request.cache:
-            self.model.backend = CachedBackend(self.model)
+            self.model.backend = with_cache(self.model)
         self.reads_only = reads_only
         self.is_document = reads_only and request.template is None
         self.layout = self._layout()

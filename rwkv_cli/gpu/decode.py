@@ -77,26 +77,16 @@ class Decoder:
         """The address of the logits [V], float32."""
         return self._at["logits"]
 
-    def steps(self) -> list[Step]:
-        """Read the token: from `token` to `logits`."""
+    def steps(self, token: int = 0) -> list[Step]:
+        """Read the token: from `token`, or from another address, to `logits`."""
         w, at, C = self._weights, self._at, self._C
         norms = [w.norms + 4 * C * i for i in range(4)]
-        embed = (at["token"], w.embedding, w.embedding_scales, *norms[:2], at["x"], C)
+        embed = (token or self.token, w.embedding, w.embedding_scales, *norms[:2], at["x"], C)
         steps: list[Step] = [Launch("embed", (1,), EMBED_THREADS, embed, overlaps=True)]
         for i, layer in enumerate(w.layers):
             steps += self._time_mix(i, layer) + self._channel_mix(i, layer)
-        return [*steps, self._head(norms[2], norms[3], at["x"])]
-
-    def head(self, x: int) -> Step:
-        """The logits of a row x [C] of the residual stream."""
-        C = self._C
-        return self._head(self._weights.norms + 8 * C, self._weights.norms + 12 * C, x)
-
-    def _head(self, weight: int, bias: int, x: int) -> Launch:
-        head = self._weights.head
-        return self._rows(
-            "head", head, (x, weight, bias, head.weights, head.scales, self.logits, self._C, head.R)
-        )
+        head = (at["x"], *norms[2:], w.head.weights, w.head.scales, self.logits, C, w.head.R)
+        return [*steps, self._rows("head", w.head, head)]
 
     def _time_mix(self, i: int, layer: Layer) -> list[Step]:
         at, C, ranks = self._at, self._C, self._weights.ranks

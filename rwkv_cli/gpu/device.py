@@ -26,10 +26,11 @@ from rwkv_cli.gpu.steps import Launch, Product, Step
 class Memory:
     """Some bytes of the device, free again when nobody holds this."""
 
-    def __init__(self, address: int, nbytes: int) -> None:
-        self.address, self.nbytes = address, nbytes
+    def __init__(self, address: int, nbytes: int, context: Any) -> None:
+        self.address, self.nbytes, self._context = address, nbytes, context
 
     def __del__(self) -> None:
+        driver.cuCtxSetCurrent(self._context)  # this may be any thread
         driver.cuMemFree(self.address)
 
 
@@ -71,7 +72,7 @@ class Gpu:
                 f"{self.free_memory() / 1e9:.1f} GB are free; use --device cpu, or a smaller --type"
             )
         _check((error, address))
-        return Memory(int(address), nbytes)
+        return Memory(int(address), nbytes, self._context)
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Bytes of the host that the device copies to and from without detours."""

@@ -25,6 +25,10 @@ class Device(Protocol):
     multiprocessors: int
     shared_memory: int  # bytes that a multiprocessor has
 
+    def free_memory(self) -> int:
+        """Bytes that nobody uses now."""
+        ...
+
     def allocate(self, nbytes: int) -> DeviceMemory:
         """Bytes of whatever was there before. Raises DeviceError if there are not so many."""
         ...

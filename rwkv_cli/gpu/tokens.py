@@ -23,6 +23,29 @@ WKV_THREADS = 64  # of a block of cuda/wkv7.cu
 HEAD_VALUES = 16
 
 
+def buffer_sizes(weights: Weights, slots: int, room: int) -> dict[str, int]:
+    """The bytes of what a pass of up to `room` tokens and so many states works in, by name."""
+    config = weights.config
+    C, F = config.n_embd, config.n_ffn
+    largest = max(C * F, weights.head.R * C) if weights.type != "fp16" else 0
+    return {
+        "tokens": 4 * room,
+        "slots": 4 * room,
+        "begins": 4 * (room + 1),
+        "x": 4 * room * C,
+        "mixed": 2 * room * 6 * C,
+        "rkv": 4 * room * 3 * C,
+        "low": 2 * room * sum(weights.ranks.values()),
+        "second": 4 * room * 4 * C,  # what w2, a2, v2 and g2 give
+        "v_first": 4 * room * C,
+        "kk": 4 * room * C,
+        "bonus": 4 * room * config.n_head,
+        "h": 2 * room * F,
+        "last": 4 * slots * C,
+        "float16": 2 * largest,
+    }
+
+
 class TokenPass:
     """Buffers for passes of up to `room` tokens, and their steps."""
 
@@ -30,27 +53,9 @@ class TokenPass:
         self.room = room
         self._weights, self._states = weights, states
         config = weights.config
-        C, F, H = config.n_embd, config.n_ffn, config.n_head
-        self._C, self._F, self._H = C, F, H
+        self._C, self._F, self._H = config.n_embd, config.n_ffn, config.n_head
         self._ranks = sum(weights.ranks.values())
-        largest = max(C * F, weights.head.R * C) if weights.type != "fp16" else 0
-        sizes = {  # bytes
-            "tokens": 4 * room,
-            "slots": 4 * room,
-            "begins": 4 * (room + 1),
-            "x": 4 * room * C,
-            "mixed": 2 * room * 6 * C,
-            "rkv": 4 * room * 3 * C,
-            "low": 2 * room * self._ranks,
-            "second": 4 * room * 4 * C,  # what w2, a2, v2 and g2 give
-            "v_first": 4 * room * C,
-            "kk": 4 * room * C,
-            "bonus": 4 * room * H,
-            "h": 2 * room * F,
-            "last": 4 * states.slots * C,
-            "float16": 2 * largest,
-        }
-        self._at = Buffers(gpu, sizes)
+        self._at = Buffers(gpu, buffer_sizes(weights, states.slots, room))
 
     @property
     def tokens(self) -> int:

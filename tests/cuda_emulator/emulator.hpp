@@ -1,6 +1,7 @@
 // Runs the kernels of cuda/ on a CPU, so that their arithmetic and their barriers are tested where there is no GPU.
 //
-// The threads of a block are fibers that take turns: one runs until it waits for others. Blocks run one after another.
+// The threads of a block are fibers that take turns, in another order every time: one runs until it waits for others.
+// Blocks run one after another.
 // Memory that a kernel must not read before it is written is filled with NaN.
 #pragma once
 #include <csetjmp>
@@ -88,25 +89,38 @@ inline void begin_fiber(unsigned i) {
     makecontext(&fiber.begin, run_fiber, 0);
 }
 
-static volatile unsigned turn, left;
+static volatile unsigned turn, left, begin_of_round, step_of_round;
+static unsigned random_number = 1;
+
+// Another order in every round, so that a barrier which is missing does not go unnoticed: from anywhere on, forward or
+// backward, one after another or by sevens, which no number of threads here is a multiple of; and half of the warps rest.
+inline void choose_order(unsigned threads) {
+    random_number = random_number * 1664525 + 1013904223;
+    begin_of_round = (random_number >> 8) % threads;
+    const unsigned steps[4] = {1, 7, threads - 1, threads - 7};
+    step_of_round = steps[random_number >> 30];
+}
 
 inline void run_block(unsigned threads) {
     block = {(int)threads, 0, 0};
     warps.assign((threads + 31) / 32, {32, 0, 0});
     memset(dynamic_memory, 0xff, SHARED);
     for (unsigned i = 0; i < threads; i++) begin_fiber(i);
-    for (left = threads; left;)
+    for (left = threads; left;) {
+        choose_order(threads);
         for (turn = 0; turn < threads; turn = turn + 1) {
-            Fiber& fiber = fibers[turn];
-            if (fiber.done) continue;
-            current = turn, threadIdx = {current, 0, 0};
+            const unsigned next = (begin_of_round + turn * step_of_round) % threads;
+            Fiber& fiber = fibers[next];
+            if (fiber.done || random_number >> (10 + next / 32) % 32 & 1) continue;
+            current = next, threadIdx = {current, 0, 0};
             if (!_setjmp(scheduler)) {
                 if (fiber.begun) _longjmp(fiber.place, 1);
                 fiber.begun = true;
                 setcontext(&fiber.begin);
             }
-            if (fibers[turn].done) left = left - 1;
+            if (fibers[current].done) left = left - 1;
         }
+    }
 }
 
 template <class... Types, size_t... i>

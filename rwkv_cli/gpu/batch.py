@@ -1,0 +1,193 @@
+"""Many sequences at once: each has its state in a slot of its own, and joins and leaves at any step."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.errors import UsageError
+from rwkv_cli.gpu.interface import Device
+from rwkv_cli.gpu.states import StateMemory
+from rwkv_cli.gpu.steps import Step
+from rwkv_cli.gpu.tokens import TokenPass
+from rwkv_cli.gpu.weights import Weights
+from rwkv_cli.state import State
+
+Array = NDArray[np.float32]
+Tokens = NDArray[np.int32]
+
+ROOM = 1024
+"""Tokens of a pass: more make matrix products no faster."""
+
+GRAPHS = 32
+"""Numbers of sequences whose passes of one token each are kept, ready to be replayed."""
+
+
+class Batch:
+    """Sequences in slots, read together.
+
+    slot = batch.join()
+    logits = batch.read({slot: prompt, another: [token]})
+    state = batch.leave(slot)
+    """
+
+    def __init__(
+        self,
+        gpu: Device,
+        weights: Weights,
+        slots: int,
+        room: int = ROOM,
+        lock: threading.Lock | None = None,
+    ) -> None:
+        """Room for so many sequences, and for passes of so many tokens, or a token of each sequence.
+
+        `lock` is held while the device is used; others that use it have to share it. Raises UsageError for no slots,
+        DeviceError if there is too little memory.
+        """
+        if slots < 1:
+            raise UsageError(f"a batch of {slots} sequences: there must be at least one")
+        self.config = weights.config
+        self._gpu, self._lock, self._rows = gpu, lock or threading.Lock(), weights.head.R
+        self._free, self._taken = set(range(slots)), set[int]()
+        self._graphs: OrderedDict[int, Callable[[], None]] = (
+            OrderedDict()
+        )  # by sequences, the latest used last
+        with self._on_device():
+            self._states = StateMemory(gpu, weights.config, slots)
+            self._pass = TokenPass(gpu, weights, self._states, max(room, slots))
+            self._out = gpu.allocate(4 * slots * self._rows)
+            self._logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
+
+    @property
+    def free(self) -> int:
+        """How many more sequences can join."""
+        return len(self._free)
+
+    def join(self, state: State | None = None) -> int:
+        """Let a sequence in that goes on from a copy of a state, None for the beginning: its slot.
+
+        Raises UsageError if there is no room, and for the state of a model of another shape.
+        """
+        if not self._free:
+            raise UsageError(f"all {len(self._taken)} places of the batch are taken: a sequence has to leave")
+        if state and not state.fits(self.config):
+            raise UsageError("the state belongs to a model of another shape")
+        if state:
+            state.come_back()  # before the lock: who keeps it may hold the same
+        slot = min(self._free)
+        with self._on_device():
+            if state:
+                self._states.store(slot, state)
+            else:
+                size = 4 * self._states.size
+                self._gpu.clear(self._states.shift_att(0) + slot * size, size)
+        self._free.remove(slot)
+        self._taken.add(slot)
+        return slot
+
+    def leave(self, slot: int) -> State:
+        """The state of a sequence, whose slot is free again. Raises UsageError for a slot that has none."""
+        self._check_slot(slot)
+        state = State.zeros(self.config)
+        with self._on_device():
+            self._states.fetch(slot, state)
+        self.drop(slot)
+        return state
+
+    def drop(self, slot: int) -> None:
+        """Like `leave`, where nobody wants the state."""
+        self._check_slot(slot)
+        self._taken.remove(slot)
+        self._free.add(slot)
+
+    def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
+        """Read some tokens of each sequence, by its slot: the logits [n, V] after their last ones, in the same order.
+
+        A sequence may bring one token or a whole prompt; those that are not named stay where they are. The logits are a
+        view, which the next `read` writes to. Raises UsageError, before anything is read, for a slot without a
+        sequence, no tokens, or a token outside the vocabulary.
+        """
+        checked = self._checked(parts)
+        with self._on_device():
+            for first, pieces in _passes(checked, self._pass.room):
+                self._run(first, pieces)
+            found = self._logits[: len(checked)]
+            self._gpu.download(self._out.address, found)
+        return found[:, : self.config.vocab_size]
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        with self._lock:
+            self._gpu.make_current()
+            yield
+
+    def _check_slot(self, slot: int) -> None:
+        if slot not in self._taken:
+            raise UsageError(f"there is no sequence in slot {slot} of the batch")
+
+    def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[tuple[int, Tokens]]:
+        """What is to be read, as arrays."""
+        for slot, tokens in parts.items():
+            self._check_slot(slot)
+            if not len(tokens):
+                raise UsageError("there are no tokens to read")
+        if not parts:
+            raise UsageError("there are no tokens to read")
+        flat = np.concatenate([*parts.values()])
+        V = self.config.vocab_size
+        if flat.dtype.kind not in "iu" or flat.ndim != 1:
+            raise UsageError("tokens must be a sequence of whole numbers")
+        if flat.min() < 0 or flat.max() >= V:
+            wrong = flat[(flat < 0) | (flat >= V)][0]
+            raise UsageError(f"there is no token {wrong}: the vocabulary has {V:,}")
+        ends = np.cumsum([len(tokens) for tokens in parts.values()])
+        return list(zip(parts, np.split(flat.astype(np.int32), ends[:-1]), strict=True))
+
+    def _run(self, first: int, pieces: Sequence[tuple[int, Tokens]]) -> None:
+        """One pass over tokens of neighbouring sequences, the first of which is the `first` of all that are read."""
+        lengths = [len(tokens) for _, tokens in pieces]
+        T, n = sum(lengths), len(pieces)
+        self._gpu.upload(self._pass.tokens, np.concatenate([tokens for _, tokens in pieces]))
+        self._gpu.upload(
+            self._pass.slots, np.repeat(np.array([slot for slot, _ in pieces], np.int32), lengths)
+        )
+        self._gpu.upload(self._pass.begins, np.cumsum([0, *lengths], dtype=np.int32))
+        if n == T and first == 0:
+            self._graph(n)()
+        else:
+            self._gpu.run(self._steps(T, n, first))
+
+    def _steps(self, T: int, n: int, first: int) -> list[Step]:
+        """A sequence that goes on in the next pass has its logits written again there, over those of this one."""
+        out = self._out.address + 4 * first * self._rows
+        return [*self._pass.steps(T, n), *self._pass.logits(T, out, last_of=n)]
+
+    def _graph(self, n: int) -> Callable[[], None]:
+        """The pass of a token each of n sequences."""
+        if n not in self._graphs:
+            if len(self._graphs) == GRAPHS:
+                self._graphs.popitem(last=False)
+            self._graphs[n] = self._gpu.graph(self._steps(n, n, 0))
+        self._graphs.move_to_end(n)
+        return self._graphs[n]
+
+
+def _passes(parts: Iterable[tuple[int, Tokens]], room: int) -> Iterator[tuple[int, list[tuple[int, Tokens]]]]:
+    """Parts in the same order, cut into passes of up to `room` tokens; with each the number of its first part."""
+    first, left = 0, room
+    pieces: list[tuple[int, Tokens]] = []
+    for i, (slot, tokens) in enumerate(parts):
+        while len(tokens):
+            pieces.append((slot, tokens[:left]))
+            left -= len(pieces[-1][1])
+            tokens = tokens[len(pieces[-1][1]) :]
+            if not left:
+                yield first, pieces
+                first, left, pieces = i + (not len(tokens)), room, []
+    if pieces:
+        yield first, pieces
