@@ -36,6 +36,16 @@ def test_what_was_compiled_is_kept(tmp_path):
         assert len(cache) == 4
 
 
+def test_without_a_folder_it_is_compiled_all_the_same(tmp_path):
+    (tmp_path / "file").touch()
+    kept = program.compile_all("fp16", "90", tmp_path / "folder")
+    made = program.compile_all("fp16", "90", tmp_path / "file" / "folder")
+    assert {name: code.code for name, code in made.items()} == {
+        name: code.code for name, code in kept.items()
+    }
+    assert list(kept) == program.operations()
+
+
 def test_fp32_weights_have_no_kernels():
     with pytest.raises(DeviceError, match="the GPU has no kernels for fp32 weights"):
         program.load("fp32", "90")

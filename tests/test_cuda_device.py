@@ -13,6 +13,7 @@ from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu import driver
 from rwkv_cli.modelfile import ModelFile, write_model
 from rwkv_cli.paths import EMBEDDED_MODEL
+from rwkv_cli.sampling import Sampler, SamplingSettings
 from rwkv_cli.state import State
 
 try:
@@ -116,6 +117,30 @@ def test_two_runs_give_the_same_to_the_bit(backends, weight_type):
         results.append((np.stack(logits), state))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     assert_same_state(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 1.5, "top_p": 0.95},
+        {"presence_penalty": 1, "frequency_penalty": 0.5, "logit_bias": {66: 4.0}, "banned": {0}},
+        {"min_p": 0.05, "top_p": 1},
+    ],
+)
+def test_tokens_are_chosen_as_on_the_host(backends, options):
+    model, cuda = backends("fp16")
+    settings = SamplingSettings(**{"seed": 3, **options})
+    here, there = Sampler(settings), Sampler(settings)
+    states = State.zeros(model.config), State.zeros(model.config)
+    token = 1
+    for _ in range(300):
+        chosen = cuda.choose(token, states[0], there)
+        expected = here.sample(cuda.forward([token], states[1]))
+        assert chosen.token == expected.token
+        assert chosen.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        token = chosen.token
+    assert_same_state(*states)
 
 
 def test_auto_takes_the_gpu(monkeypatch):

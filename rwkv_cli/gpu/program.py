@@ -7,6 +7,8 @@ the hash of source, options, architecture and compiler, which NVIDIA's own cache
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -73,18 +75,31 @@ def load(
     compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Any]:
     """All kernels by name. `compiling()` is around their compilation, which is only needed once."""
-    from cuda.core.utils import FileStreamProgramCache
-
     if weight_type not in KINDS:
         raise DeviceError(
             f"the GPU has no kernels for {weight_type} weights: `rwkv quantize --type fp16` makes a file that it runs"
         )
+    sources = {name: source(name) for name in operations()}
+    digest = hashlib.sha256("".join(sources.values()).encode()).hexdigest()[:16]
     folder = paths.cache_folder() / "cuda"
-    with FileStreamProgramCache(folder, max_size_bytes=_LARGEST_CACHE) as cache:
-        marker = folder / f"sm_{architecture}-{weight_type}"  # only to know whether to say that it takes long
-        with nullcontext() if marker.exists() else compiling():
-            codes = {name: compile_operation(name, weight_type, architecture, cache) for name in operations()}
+    marker = (
+        folder / f"{digest}-sm_{architecture}-{weight_type}"
+    )  # only to know whether to say that it takes long
+    with nullcontext() if marker.exists() else compiling():
+        codes = compile_all(weight_type, architecture, folder)
+    with contextlib.suppress(OSError):
         marker.touch()
     return {
-        kernel: code.get_kernel(kernel) for name, code in codes.items() for kernel in kernels_of(source(name))
+        kernel: codes[name].get_kernel(kernel) for name in sources for kernel in kernels_of(sources[name])
     }
+
+
+def compile_all(weight_type: str, architecture: str, folder: Path) -> dict[str, Any]:
+    """The machine code of every operation, by its file; kept in a folder, or, where that cannot be, made anew."""
+    from cuda.core.utils import FileStreamProgramCache
+
+    try:
+        with FileStreamProgramCache(folder, max_size_bytes=_LARGEST_CACHE) as cache:
+            return {name: compile_operation(name, weight_type, architecture, cache) for name in operations()}
+    except OSError:  # no room, no permission
+        return {name: compile_operation(name, weight_type, architecture) for name in operations()}
