@@ -83,10 +83,11 @@ struct Rounded {
     __device__ __forceinline__ Rounded(float* memory, int K) : q((u32*)memory), scale(memory + K / 4) {}
     __device__ __forceinline__ static int words(int K) { return K / 4 + K / N; }
 
+    // Something that is no number, or infinite, makes the scale infinite: all products then are no numbers either.
     __device__ __forceinline__ void write(const Place<FP16>& at, const Values& x) {
         float top = 0;
 #pragma unroll
-        for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(x.v[e]));
+        for (int e = 0; e < 8; e++) top = fmaxf(top, x.v[e] == x.v[e] ? fabsf(x.v[e]) : INFINITE);
 #pragma unroll
         for (int i = Piece<FP16>::OF_A_GROUP / 2; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, i));
         const float inverse = top > 4e-37f ? 127.f / top : 0.f;  // below it the quotient is no float32

@@ -16,6 +16,7 @@
 #define N 64            // channels of a head, and weights that share a scale
 #define LANES 32        // threads of a warp
 #define ALL_LANES 0xffffffffu
+#define INFINITE __uint_as_float(0x7f800000u)
 #define LN_EPSILON 1e-5f
 #define GROUP_NORM_EPSILON 64e-5f
 #define DECAY_SCALE -0.606530659712633f  // -exp(-0.5): the decay is exp(that * sigmoid)

@@ -134,6 +134,15 @@ def test_single_tokens_in_integers_agree_with_the_cpu(emulated, weight_type):
     assert state_difference(state, expected_state) <= FORK
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("tokens", [[5], [5, 6, 7]])
+def test_what_is_no_number_does_not_get_lost(each, value, tokens):
+    """Not where inputs are rounded to whole numbers either."""
+    state = State.zeros(TINY)
+    state.wkv[0, 0, 3, 5] = value
+    assert not np.isfinite(each.backend.forward(tokens, state)).any()
+
+
 def test_many_tokens_agree_with_the_reference(each):
     tokens = some_tokens(TINY, 21)
     state, expected_state = State.zeros(TINY), State.zeros(TINY)
