@@ -211,19 +211,20 @@ class Sampler:
 
     def _adjustments(self, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Tokens, each once, and what penalties, bias and bans add to their logits."""
-        settings, named = self.settings, self._named
-        if named.size and named.max() >= vocab_size:
-            raise UsageError(f"there is no token {named.max()}: the model has {vocab_size:,}")
-        if not (settings.presence_penalty or settings.frequency_penalty):
-            return named, self._bias
-        tokens, counts = self._counts.arrays()
-        amounts = -settings.presence_penalty - counts * settings.frequency_penalty
-        if not named.size:
-            return tokens, amounts
-        tokens, places = np.unique(np.concatenate([tokens, named]), return_inverse=True)
-        total = np.zeros(len(tokens))
-        np.add.at(total, places, np.concatenate([amounts, self._bias]))
-        return tokens, total
+        settings, tokens, amounts = self.settings, self._named, self._bias
+        if settings.presence_penalty or settings.frequency_penalty:
+            counted, counts = self._counts.arrays()
+            penalties = -settings.presence_penalty - counts * settings.frequency_penalty
+            if tokens.size:
+                tokens, places = np.unique(np.concatenate([counted, tokens]), return_inverse=True)
+                each = np.concatenate([penalties, amounts])
+                amounts = np.zeros(len(tokens))
+                np.add.at(amounts, places, each)
+            else:
+                tokens, amounts = counted, penalties
+        if tokens.size and tokens.max() >= vocab_size:
+            raise UsageError(f"there is no token {tokens.max()}: the model has {vocab_size:,}")
+        return tokens, amounts
 
     def _draw(self, softmax: _Softmax) -> int:
         """One of the kept tokens, by the inverse of the distribution function in the order of their ids."""

@@ -3,7 +3,9 @@
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from rwkv_cli.bench import Plan, Results, run, summary
 from rwkv_cli.gpu import sampling as gpu_sampling
 from rwkv_cli.gpu import tokens as gpu_tokens
 from rwkv_cli.gpu import weights as gpu_weights
+from rwkv_cli.gpu.decode import Decoder
 from rwkv_cli.gpu.states import StateMemory
 from rwkv_cli.gpu.tokens import TokenPass
 from rwkv_cli.modelfile import ModelFile
@@ -141,6 +144,37 @@ def test_what_is_no_number_does_not_get_lost(each, value, tokens):
     state = State.zeros(TINY)
     state.wkv[0, 0, 3, 5] = value
     assert not np.isfinite(each.backend.forward(tokens, state)).any()
+
+
+@pytest.mark.parametrize("shared", [64 << 10, 100 << 10, 228 << 10])
+@pytest.mark.parametrize("multiprocessors", [14, 24, 28, 40, 46, 82, 132])
+@pytest.mark.parametrize("C", [768, 1024, 2048, 2560, 4096])
+@pytest.mark.parametrize("weight_type", TYPES)
+def test_blocks_fit_into_every_gpu(weight_type, C, multiprocessors, shared):
+    """Small ones have little shared memory, and few blocks, which have much to keep there."""
+    config = replace(TINY, n_layer=1, n_embd=C, n_ffn=4 * C, vocab_size=65536)
+    ranks = {"w": 128, "a": 128, "v": 96, "g": 480}
+    second = {name: gpu_weights.Matrix(0, 0, C, rank) for name, rank in ranks.items()}
+    square = gpu_weights.Matrix(0, 0, C, C)
+    layer = gpu_weights.Layer(
+        vectors=0,
+        main=gpu_weights.Matrix(0, 0, 3 * C, C),
+        low=gpu_weights.Matrix(0, 0, sum(ranks.values()), C),
+        second=second,
+        output=square,
+        key=gpu_weights.Matrix(0, 0, 4 * C, C),
+        value=gpu_weights.Matrix(0, 0, C, 4 * C),
+    )
+    weights = SimpleNamespace(
+        config=config, type=weight_type, ranks=ranks, norms=0, embedding=0, embedding_scales=0, layers=[layer]
+    )
+    weights.head = gpu_weights.Matrix(0, 0, 65536, C)
+    gpu = EmulatedGpu({}, multiprocessors)
+    gpu.shared_memory = shared
+    for step in Decoder(gpu, weights, StateMemory(gpu, config, 1)).steps():
+        declared = {"value": 16384 + 4 * 34, "heads": 5120}.get(step.kernel, 512)  # by the sources, at most
+        assert step.shared + declared <= shared - 1024  # which the system takes
+        assert all(extent > 0 for extent in step.grid)
 
 
 def test_many_tokens_agree_with_the_reference(each):

@@ -143,6 +143,17 @@ def test_distribution_is_the_naive_one(
     np.testing.assert_allclose(measured_distribution(logits, settings, counts), expected, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "options", [{"presence_penalty": 1}, {"presence_penalty": 1, "banned": frozenset({0})}]
+)
+def test_counts_of_another_vocabulary(options: dict[str, Any]) -> None:
+    """They may come from a memory that was saved with another model."""
+    sampler = sampler_with(SamplingSettings(**options), 0.5, {7: 1.0})
+    for choose in (lambda: sampler.sample(float32([1, 2, 3])), lambda: sampler.draw(3)):
+        with pytest.raises(UsageError, match="there is no token 7: the model has 3"):
+            choose()
+
+
 WIDE = [
     {},
     {"top_p": 0.3},

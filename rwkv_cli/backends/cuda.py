@@ -67,9 +67,10 @@ class CudaBackend:
         while self.chunk > LEAST_CHUNK and sum(buffer_sizes(self._weights, 1, self.chunk).values()) > room:
             self.chunk //= 2
         self._decoder = Decoder(gpu, self._weights, self._states)
-        self._decode: Callable[[], None] | None = None  # the graph of a token
+        self._decode = gpu.graph(self._decoder.steps())  # of a token
         self._chooser = Chooser(gpu, self._decoder.logits, model.config.vocab_size)
-        self._decode_and_choose: Callable[[], None] | None = None  # likewise, with the choice of the next one
+        choosing = [*self._decoder.steps(self._chooser.token), self._chooser.step()]
+        self._decode_and_choose = gpu.graph(choosing)  # likewise, with the choice of the next one
         self._pass: TokenPass | None = None
         self._all_logits: DeviceMemory | None = None
         self._token = gpu.pinned(4).view(np.int32)
@@ -151,9 +152,6 @@ class CudaBackend:
                 self._read_one(token)
                 self._kept[state] = logits = self._fetch_logits()
                 return sampler.sample(logits)
-            if self._decode_and_choose is None:
-                steps = [*self._decoder.steps(self._chooser.token), self._chooser.step()]
-                self._decode_and_choose = self._gpu.graph(steps)
             self._chooser.ask(token, draw)
             self._decode_and_choose()
             self._chosen = weakref.ref(state)
@@ -201,8 +199,6 @@ class CudaBackend:
 
     def _read_one(self, token: int) -> None:
         """Read a token: its logits are those of the decoder."""
-        if self._decode is None:
-            self._decode = self._gpu.graph(self._decoder.steps())
         self._token[0] = token
         self._gpu.upload(self._decoder.token, self._token)
         self._decode()
@@ -287,14 +283,18 @@ def open_cuda(
         raise DeviceError(driver.NOT_INSTALLED) from None
     try:
         gpu = Gpu(model.info.weight_type, compiling)
+        _check_memory(gpu.name, model, gpu.free_memory())
+        return CudaBackend(model, gpu)
     except Exception as error:
         if not type(error).__module__.startswith("cuda."):  # which has no public class for its errors
             raise
         raise DeviceError(f"the GPU cannot be used: {str(error).strip().splitlines()[0]}") from error
-    needed, free = model.weight_bytes + model.config.state_bytes, gpu.free_memory()
+
+
+def _check_memory(name: str, model: ModelFile, free: int) -> None:
+    needed = model.weight_bytes + model.config.state_bytes
     if needed > free:  # Windows would go on in the host's memory, which is slower than the CPU backend
         raise DeviceError(
-            f"{gpu.name} has too little memory: the model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+            f"{name} has too little memory: the model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
             "free; use --device cpu, or a smaller --type"
         )
-    return CudaBackend(model, gpu)

@@ -24,6 +24,7 @@ HALF_COLUMNS = 8 * WARP  # of a row in float16 that a warp reads at once
 WIDEST = ROW_WARPS * HALF_COLUMNS
 VALUE_CHANNELS, VALUE_WARPS = 256, 16  # of a block of cuda/value.cu
 VALUE_SHARED = 20 << 10  # bytes that it declares, about
+RESERVED = 2 << 10  # bytes of a multiprocessor's shared memory that the system and small declarations take
 HEAD_VALUES, HEAD_THREADS = 16, 256  # of a block of cuda/heads.cu
 EMBED_THREADS = 256
 GROUP = 64
@@ -46,9 +47,12 @@ class Decoder:
         # A multiprocessor has one block of a kernel, and no room for a second one: otherwise some would get two, and
         # all others would wait for them. The next kernel's block stands ready at the door.
         self._blocks = gpu.multiprocessors
-        self._least_shared = gpu.shared_memory // 2 + 1
+        self._least_shared, self._most_shared = gpu.shared_memory // 2 + 1, gpu.shared_memory - RESERVED
         pieces = math.ceil(self._C / VALUE_CHANNELS)
-        self._value_grid = pieces, max(1, min(self._F // GROUP, gpu.multiprocessors // pieces))
+        groups = self._F // GROUP
+        fitting = (self._most_shared - VALUE_SHARED) // self._group_bytes()  # in a block of cuda/value.cu
+        parts = max(1, gpu.multiprocessors // pieces, math.ceil(groups / fitting))
+        self._value_grid = pieces, min(groups, parts)
         self._head_rows = weights.head.R
         ranks = sum(weights.ranks.values())
         sizes = {
@@ -91,7 +95,7 @@ class Decoder:
     def _time_mix(self, i: int, layer: Layer) -> list[Step]:
         at, C, ranks = self._at, self._C, self._weights.ranks
         shift, wkv = self._states.shift_att(i), self._states.wkv(i)
-        ends = self._project_blocks(layer)
+        ends, shared = self._project_blocks(layer)
         second = [layer.second[name] for name in "wavg"]
         project = (
             *(at["x"], shift, layer.vector("ln1.weight", C), layer.vector("ln1.bias", C)),
@@ -106,14 +110,9 @@ class Decoder:
             *(at["y"], layer.vector("att.ln_x.weight", C), layer.vector("att.ln_x.bias", C)),
             *(layer.output.weights, layer.output.scales, at["x"], C),
         )
-        rows = max(
-            math.ceil(rows / (end - begin))
-            for rows, begin, end in zip(self._project_rows(layer), [0, *ends], ends, strict=False)
-            if rows
-        )
         grid = C // GROUP, GROUP // HEAD_VALUES
         return [
-            Launch("project", (ends[-1],), self._warps * WARP, project, self._shared(rows), overlaps=True),
+            Launch("project", (ends[-1],), self._warps * WARP, project, shared, overlaps=True),
             Launch("heads", grid, HEAD_THREADS, heads, 4 * layer.low.R, overlaps=True),
             self._rows("output", layer.output, output),
         ]
@@ -129,12 +128,7 @@ class Decoder:
             *(at["h"], layer.value.weights, layer.value.scales, at["u_ffn"], shift),
             *(at["parts"], at["arrived"], at["x"], C, F),
         )
-        groups = math.ceil(
-            F / GROUP / self._value_grid[1]
-        )  # of hidden units, in a block: values, numbers, a scale
-        shared = groups * (4 * GROUP + 2 * GROUP + 4)
-        if self._weights.type != "fp16":
-            shared += groups * 2 * VALUE_CHANNELS  # and scales
+        shared = math.ceil(F / GROUP / self._value_grid[1]) * self._group_bytes()
         shared = max(shared, self._least_shared - VALUE_SHARED)
         return [
             self._rows("hidden", layer.key, hidden),
@@ -142,24 +136,34 @@ class Decoder:
         ]
 
     def _rows(self, kernel: str, matrix: Matrix, arguments: tuple[int, ...]) -> Launch:
-        """A kernel whose blocks share the rows of a matrix out."""
-        shared = self._shared(math.ceil(matrix.R / self._blocks))
-        return Launch(kernel, (self._blocks,), self._warps * WARP, arguments, shared, overlaps=True)
+        """A kernel whose blocks share the rows of a matrix out: more blocks where their sums would not fit."""
+        blocks = self._blocks
+        while (shared := self._shared(math.ceil(matrix.R / blocks))) > self._most_shared:
+            blocks += self._blocks
+        return Launch(kernel, (blocks,), self._warps * WARP, arguments, shared, overlaps=True)
+
+    def _group_bytes(self) -> int:
+        """What a block of cuda/value.cu keeps of 64 hidden units: values, numbers, scales."""
+        return 4 * GROUP + 2 * GROUP + 4 + (0 if self._weights.type == "fp16" else 2 * VALUE_CHANNELS)
 
     def _shared(self, rows: int) -> int:
         """Bytes for the input in whole numbers, and a sum of every row and every warp that has a part of it."""
         needed = self._C + self._C // 16 + 4 * rows * math.ceil(self._C / HALF_COLUMNS)
         return max(needed, self._least_shared)
 
-    def _project_rows(self, layer: Layer) -> list[int]:
-        """Of each matrix of `project`."""
-        return [layer.main.R // 3] * 3 + [self._weights.ranks[name] for name in "wavg"]
-
-    def _project_blocks(self, layer: Layer) -> list[int]:
-        """Where the blocks of each matrix of `project` end, so that all blocks read about as many bytes."""
+    def _project_blocks(self, layer: Layer) -> tuple[list[int], int]:
+        """Where the blocks of each matrix of `project` end, so that all read about as many bytes; and their memory."""
         width = {"fp16": 2.0, "int8": 1.0, "int4": 0.5}[self._weights.type]
-        sizes = [rows * (width if i < 3 else 2) for i, rows in enumerate(self._project_rows(layer))]
+        rows = [layer.main.R // 3] * 3 + [self._weights.ranks[name] for name in "wavg"]
+        sizes = [n * (width if i < 3 else 2) for i, n in enumerate(rows)]
         blocks = [int(size > 0) for size in sizes]
-        while sum(blocks) < self._blocks:
-            blocks[max(range(len(sizes)), key=lambda i: sizes[i] / max(blocks[i], 1))] += 1
-        return list(itertools.accumulate(blocks))
+        total = self._blocks
+        while True:
+            while sum(blocks) < total:
+                blocks[max(range(len(sizes)), key=lambda i: sizes[i] / max(blocks[i], 1))] += 1
+            shared = self._shared(
+                max(math.ceil(n / of_it) for n, of_it in zip(rows, blocks, strict=True) if n)
+            )
+            if shared <= self._most_shared:
+                return list(itertools.accumulate(blocks)), shared
+            total += self._blocks

@@ -51,7 +51,6 @@ class Gpu:
         self.capability = f"{properties.compute_capability_major}.{properties.compute_capability_minor}"
         self.multiprocessors: int = properties.multiprocessor_count
         self.shared_memory: int = properties.max_shared_memory_per_multiprocessor
-        self._largest_shared: int = properties.max_shared_memory_per_block_optin
         self._kernels = program.load(weight_type, self._device.arch, compiling)
         self._pinned = LegacyPinnedMemoryResource()
         self._pinned_buffers: list[Buffer] = []
@@ -124,7 +123,7 @@ class Gpu:
             self._blas.multiply(one, int(where.stream.handle if where is not self._stream else where.handle))
             return
         kernel = self._kernels[one.kernel]
-        if one.shared > 48 * 1024:  # more than a kernel gets unasked
+        if one.shared:
             self._allow_shared(kernel, one)
         config = LaunchConfig(
             grid=one.grid,
@@ -135,13 +134,14 @@ class Gpu:
         launch(where, config, kernel, *one.arguments)
 
     def _allow_shared(self, kernel: Any, one: Launch) -> None:
-        if one.shared > self._largest_shared:
-            raise DeviceError(f"{self.name} has too little shared memory for this model; use --device cpu")
+        """With what it declares itself, a kernel may need more than it gets unasked."""
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         device = driver.CUdevice(self._device.device_id)
-        _check(
-            driver.cuKernelSetAttribute(attribute, one.shared, driver.CUkernel(int(kernel.handle)), device)
+        (error,) = driver.cuKernelSetAttribute(
+            attribute, one.shared, driver.CUkernel(int(kernel.handle)), device
         )
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise DeviceError(f"{self.name} has too little shared memory for this model; use --device cpu")
 
 
 def _first_device() -> Device:
