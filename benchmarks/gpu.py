@@ -35,7 +35,7 @@ from rwkv_cli.gpu.device import Gpu
 from rwkv_cli.gpu.states import StateMemory
 from rwkv_cli.gpu.steps import Product
 from rwkv_cli.gpu.tokens import TokenPass
-from rwkv_cli.gpu.weights import Weights
+from rwkv_cli.gpu.weights import WIDTHS, Weights
 from rwkv_cli.quantize import WeightType
 
 MODELS = SHAPES | {
@@ -169,8 +169,7 @@ class Bench:
 
     def _value_bytes(self) -> int:
         value = self.weights.layers[0].value
-        width = {"fp16": 2.0, "int8": 1.0, "int4": 0.5}[self.weights.type]
-        return int(self.config.n_layer * value.R * value.K * width)
+        return int(self.config.n_layer * value.R * value.K * WIDTHS[self.weights.type])
 
 
 def _fill(gpu: Gpu, many: TokenPass, slots: NDArray[np.int32], begins: NDArray[np.int32]) -> None:

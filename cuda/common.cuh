@@ -24,18 +24,13 @@
 __device__ __forceinline__ float bf16(u32 v) { return __uint_as_float(v << 16); }
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-    for (int i = LANES / 2; i; i /= 2) v += __shfl_xor_sync(ALL_LANES, v, i);
-    return v;
-}
-
 // The sum over `lanes` neighbours, a power of two.
 template <int lanes> __device__ __forceinline__ float sum_of_neighbours(float v) {
 #pragma unroll
     for (int i = lanes / 2; i; i /= 2) v += __shfl_xor_sync(ALL_LANES, v, i);
     return v;
 }
+__device__ __forceinline__ float warp_sum(float v) { return sum_of_neighbours<LANES>(v); }
 
 // The sum over the block; `sums` [32] is shared memory for this alone.
 __device__ __forceinline__ float block_sum(float v, float* sums) {

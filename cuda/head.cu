@@ -5,12 +5,12 @@
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 head(const float* x,       // [C]
-                                const float* weight,  // [C] of ln_out
-                                const float* bias,    // [C]
-                                const u8* weights,    // [V, C]
-                                const u16* scales,    // [V, C / 64]
-                                float* logits,        // [V]
-                                int C, int V) {
+     const float* weight,  // [C] of ln_out
+     const float* bias,    // [C]
+     const u8* weights,    // [V, C]
+     const u16* scales,    // [V, C / 64]
+     float* logits,        // [V]
+     int C, int V) {
     __shared__ float sums[2 * LANES];
     Matrix<KIND> m = {weights, scales, C};
     Place<KIND> at(C);

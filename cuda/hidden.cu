@@ -5,15 +5,15 @@
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 hidden(const float* x,       // [C]
-                                  const float* shift,   // [C] shift_ffn of this layer's state
-                                  const float* weight,  // [C] of ln2
-                                  const float* bias,    // [C]
-                                  const float* mix,     // [C] x_k
-                                  const u8* weights,    // [F, C]
-                                  const u16* scales,    // [F, C / 64]
-                                  float* u,             // [C] the state's next token shift
-                                  float* h,             // [F]
-                                  int C, int F) {
+       const float* shift,   // [C] shift_ffn of this layer's state
+       const float* weight,  // [C] of ln2
+       const float* bias,    // [C]
+       const float* mix,     // [C] x_k
+       const u8* weights,    // [F, C]
+       const u16* scales,    // [F, C / 64]
+       float* u,             // [C] the state's next token shift
+       float* h,             // [F]
+       int C, int F) {
     __shared__ float sums[2 * LANES];
     Matrix<KIND> m = {weights, scales, C};
     Place<KIND> at(C);

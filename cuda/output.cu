@@ -5,12 +5,12 @@
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 output(const float* y,       // [3, C] of `heads`: y, bonus, gate
-                                  const float* weight,  // [C] of ln_x
-                                  const float* bias,    // [C]
-                                  const u8* weights,    // [C, C]
-                                  const u16* scales,    // [C, C / 64]
-                                  float* x,             // [C]
-                                  int C) {
+       const float* weight,  // [C] of ln_x
+       const float* bias,    // [C]
+       const u8* weights,    // [C, C]
+       const u16* scales,    // [C, C / 64]
+       float* x,             // [C]
+       int C) {
     Matrix<KIND> m = {weights, scales, C};
     Place<KIND> at(C);
     Place<FP16> in(C);

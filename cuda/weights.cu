@@ -49,9 +49,3 @@ extern "C" __global__ void dequantize(const uint4* weights, const u16* scales, u
         }
     }
 }
-
-// x [rows, C] of the last tokens of sequences out of those of all tokens x [T, C].
-extern "C" __global__ void gather(const float* from, const int* ends, float* to, int C) {
-    const float* row = from + (size_t)(ends[blockIdx.x] - 1) * C;
-    for (int c = threadIdx.x; c < C; c += blockDim.x) to[(size_t)blockIdx.x * C + c] = row[c];
-}

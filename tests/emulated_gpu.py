@@ -7,14 +7,16 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from rwkv_cli.gpu import program
+from rwkv_cli.gpu import program, sampling, tokens, weights
 from rwkv_cli.gpu.steps import Launch, Product, Step
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
@@ -22,6 +24,16 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 _DYNAMIC = re.compile(r"extern __shared__ __align__\(16\) (\w+) (\w+)\[\];")
 _NAN = 0xFF
 _one_at_a_time = threading.Lock()  # the emulator has its threads in static variables
+
+
+@contextmanager
+def few_threads() -> Iterator[None]:
+    """Where threads go on to the next element until there is none, a few of them do: each takes time to emulate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "_COPY_BLOCKS", 4)
+        patch.setattr(tokens, "MANY_BLOCKS", 4)
+        patch.setattr(sampling, "THREADS", 64)
+        yield
 
 
 def build(weight_type: str, folder: Path) -> dict[str, ctypes._CFuncPtr]:

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from emulated_gpu import COMPILER, EmulatedGpu, build
+from emulated_gpu import COMPILER, EmulatedGpu, build, few_threads
 from engine import assert_same_state, difference, model_file, some_tokens, state_difference
 from test_cuda_device import FOUND
 from test_generate import CONFIG as BYTES
@@ -17,8 +17,6 @@ from rwkv_cli.batch import Batching, Prompt, answers
 from rwkv_cli.errors import UsageError
 from rwkv_cli.gpu import batch as gpu_batch
 from rwkv_cli.gpu import driver
-from rwkv_cli.gpu import tokens as gpu_tokens
-from rwkv_cli.gpu import weights as gpu_weights
 from rwkv_cli.gpu.batch import Batch
 from rwkv_cli.model import Model
 from rwkv_cli.modelfile import ModelFile, ModelInfo, write_model
@@ -34,11 +32,9 @@ HALF = 2e-3
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory):
-    """The CUDA backend on an emulated GPU; where threads go on to the next element, there are few of them."""
+    """The CUDA backend on an emulated GPU."""
     folder = tmp_path_factory.mktemp("fp16")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_weights, "_COPY_BLOCKS", 4)
-        patch.setattr(gpu_tokens, "MANY_BLOCKS", 4)
+    with few_threads():
         yield CudaBackend(
             model_file(folder / "model", random_weights(TINY), "fp16"), EmulatedGpu(build("fp16", folder))
         )

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from emulated_gpu import COMPILER, EmulatedGpu, build
+from emulated_gpu import COMPILER, EmulatedGpu, build, few_threads
 from engine import assert_same_state, difference, model_file, some_tokens, state_difference
 from writers import TINY, random_weights
 
@@ -21,8 +21,6 @@ from rwkv_cli.backends.cpu import CpuBackend
 from rwkv_cli.backends.cuda import CudaBackend
 from rwkv_cli.backends.reference import ReferenceBackend
 from rwkv_cli.bench import Plan, Results, run, summary
-from rwkv_cli.gpu import sampling as gpu_sampling
-from rwkv_cli.gpu import tokens as gpu_tokens
 from rwkv_cli.gpu import weights as gpu_weights
 from rwkv_cli.gpu.decode import Decoder
 from rwkv_cli.gpu.states import StateMemory
@@ -65,12 +63,8 @@ class Emulated:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_blocks():
-    """Where threads go on to the next element until there is none, a few of them do: each takes time to emulate."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_weights, "_COPY_BLOCKS", 4)
-        patch.setattr(gpu_tokens, "MANY_BLOCKS", 4)
-        patch.setattr(gpu_sampling, "THREADS", 64)
+def quick():
+    with few_threads():
         yield
 
 

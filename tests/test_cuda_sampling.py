@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from emulated_gpu import COMPILER, EmulatedGpu, build
+from emulated_gpu import COMPILER, EmulatedGpu, build, few_threads
 from engine import assert_same_state
 from hypothesis import assume, given, settings
 from test_sampling import NO_COUNTS, cases, float32, naive_distribution, sampler_with
@@ -14,8 +14,6 @@ from rwkv_cli.backends.base import Chooses
 from rwkv_cli.backends.cuda import CudaBackend
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.gpu import sampling as gpu_sampling
-from rwkv_cli.gpu import tokens as gpu_tokens
-from rwkv_cli.gpu import weights as gpu_weights
 from rwkv_cli.gpu.sampling import Chooser
 from rwkv_cli.modelfile import ModelFile
 from rwkv_cli.sampling import NOT_A_NUMBER, Choice, Sampler, SamplingSettings
@@ -28,12 +26,8 @@ ROUNDED = 3e-6
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_threads():
-    """Each takes time to emulate."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_weights, "_COPY_BLOCKS", 4)
-        patch.setattr(gpu_tokens, "MANY_BLOCKS", 4)
-        patch.setattr(gpu_sampling, "THREADS", 64)
+def quick():
+    with few_threads():
         yield
 
 

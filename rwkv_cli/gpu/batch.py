@@ -84,8 +84,7 @@ class Batch:
             if state:
                 self._states.store(slot, state)
             else:
-                size = 4 * self._states.size
-                self._gpu.clear(self._states.shift_att(0) + slot * size, size)
+                self._states.clear(slot)
         self._free.remove(slot)
         self._taken.add(slot)
         return slot

@@ -16,7 +16,7 @@ from rwkv_cli.gpu.buffers import Buffers
 from rwkv_cli.gpu.interface import Device
 from rwkv_cli.gpu.states import StateMemory
 from rwkv_cli.gpu.steps import Launch, Step
-from rwkv_cli.gpu.weights import Layer, Matrix, Weights
+from rwkv_cli.gpu.weights import WIDTHS, Layer, Matrix, Weights
 
 WARP = 32
 ROW_WARPS = 16  # at most, of a block that computes rows: 128 registers a thread
@@ -153,7 +153,7 @@ class Decoder:
 
     def _project_blocks(self, layer: Layer) -> tuple[list[int], int]:
         """Where the blocks of each matrix of `project` end, so that all read about as many bytes; and their memory."""
-        width = {"fp16": 2.0, "int8": 1.0, "int4": 0.5}[self._weights.type]
+        width = WIDTHS[self._weights.type]
         rows = [layer.main.R // 3] * 3 + [self._weights.ranks[name] for name in "wavg"]
         sizes = [n * (width if i < 3 else 2) for i, n in enumerate(rows)]
         blocks = [int(size > 0) for size in sizes]

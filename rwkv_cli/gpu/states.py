@@ -42,6 +42,10 @@ class StateMemory:
             self._gpu.upload(address, part)
         self._gpu.synchronize()
 
+    def clear(self, slot: int) -> None:
+        """The state of a model that has read nothing, in a slot."""
+        self._gpu.clear(self._addresses(slot)[0], self._config.state_bytes)
+
     def fetch(self, slot: int, state: State) -> None:
         """Copy a slot into the arrays of a state."""
         for address, part in zip(self._addresses(slot), state.in_memory, strict=True):

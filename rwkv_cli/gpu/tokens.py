@@ -12,7 +12,7 @@ from rwkv_cli.gpu.buffers import Buffers
 from rwkv_cli.gpu.interface import Device
 from rwkv_cli.gpu.states import StateMemory
 from rwkv_cli.gpu.steps import Launch, Product, Step
-from rwkv_cli.gpu.weights import Layer, Matrix, Weights
+from rwkv_cli.gpu.weights import WIDTHS, Layer, Matrix, Weights
 
 WARP = 32
 GROUP = 64
@@ -177,7 +177,7 @@ class TokenPass:
     def _third(self, matrix: Matrix, j: int) -> Matrix:
         """Receptance, key or value."""
         weights, scales, R, K = matrix
-        size = {"fp16": 2 * K, "int8": K, "int4": K // 2}[self._weights.type] * (R // 3)
+        size = int(WIDTHS[self._weights.type] * K) * (R // 3)
         return Matrix(weights + j * size, scales + j * (R // 3) * (K // GROUP) * 2, R // 3, K)
 
     def _product(

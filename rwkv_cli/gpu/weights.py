@@ -25,6 +25,8 @@ VECTORS = (
 ).split()
 NORMS = ("blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias")
 LOW_RANK = "wavg"
+WIDTHS = {"fp16": 2.0, "int8": 1.0, "int4": 0.5}
+"""Bytes of a weight of a big matrix, by the type of the file."""
 
 _COPY_BLOCKS, _COPY_THREADS = 1024, 256
 
