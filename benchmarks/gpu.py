@@ -3,18 +3,23 @@
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --sizes 0.1b,1.5b --types fp16,int4
+    python benchmarks/gpu.py --package
 
 Models of the published shapes with random weights, made in memory. Decoding is the graph of one token, over and over,
 weights and state resident; prefill is one sequence; a batch is one token each of many sequences, with the logits of all
-of them. The limit of decoding is the memory: bytes that a token must move, times tokens a second, over the bandwidth of
-a large copy on the same GPU in the same run.
+of them, and then with the choice of their next tokens, as `rwkv generate --batch` does it. The limit of decoding is the
+memory: bytes that a token must move, times tokens a second, over the bandwidth of a large copy on the same GPU in the
+same run. With --package, the package `rwkv` of PyPI decodes models of the same shapes in float16, if it is installed,
+with a PyTorch that has CUDA.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +35,7 @@ from synthetic import SHAPES, VOCAB_SIZE
 from rwkv_cli import quantize
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.errors import DeviceError
+from rwkv_cli.gpu.batch import Batch
 from rwkv_cli.gpu.decode import Decoder
 from rwkv_cli.gpu.device import Gpu
 from rwkv_cli.gpu.states import StateMemory
@@ -37,6 +43,7 @@ from rwkv_cli.gpu.steps import Product
 from rwkv_cli.gpu.tokens import TokenPass
 from rwkv_cli.gpu.weights import WIDTHS, Weights
 from rwkv_cli.quantize import WeightType
+from rwkv_cli.sampling import Sampler, SamplingSettings
 
 MODELS = SHAPES | {
     "2.9b": ModelConfig(32, 2560, 10240, VOCAB_SIZE, rank_w=96, rank_a=96, rank_v=64, rank_g=320),
@@ -153,19 +160,31 @@ class Bench:
         gpu, states = self._gpu, StateMemory(self._gpu, self.config, 1)
         many = TokenPass(gpu, self.weights, states, CHUNK)
         _fill(gpu, many, np.zeros(CHUNK, np.int32), np.array([0, CHUNK], np.int32))
-        replay = gpu.graph(many.steps(CHUNK, 1))
-        time = seconds(gpu, replay, 3) * PROMPT / CHUNK
+        steps = many.steps(CHUNK, 1)
+        time = seconds(gpu, lambda: gpu.run(steps), 3) * PROMPT / CHUNK
         matrices = self.config.n_params - 2 * VOCAB_SIZE * self.config.n_embd
         return {"tokens_per_second": PROMPT / time, "flops": 2 * matrices * PROMPT / time}
 
-    def batch(self, n: int) -> float:
-        """Tokens a second of n sequences together, a token each at a time."""
+    def batch(self, n: int) -> dict[str, float]:
+        """Tokens a second of n sequences together, a token each at a time: as passes alone, and with what chooses."""
+        return {"tokens_per_second": n / self._batched(n), "chosen": n / self._chosen(n)}
+
+    def _batched(self, n: int) -> float:
+        """Seconds of a pass."""
         gpu, states = self._gpu, StateMemory(self._gpu, self.config, n)
-        many = TokenPass(gpu, self.weights, states, n)
+        if n == 1:
+            return seconds(gpu, gpu.graph(Decoder(gpu, self.weights, states).steps()), 10)
+        many, logits = TokenPass(gpu, self.weights, states, n), gpu.allocate(4 * n * self.weights.head.R)
         _fill(gpu, many, np.arange(n, dtype=np.int32), np.arange(n + 1, dtype=np.int32))
-        logits = gpu.allocate(4 * n * self.weights.head.R)
-        replay = gpu.graph([*many.steps(n, n), *many.logits(n, logits.address)])
-        return n / seconds(gpu, replay, 10)
+        return seconds(gpu, gpu.graph([*many.steps(n, n), *many.logits(n, logits.address)]), 10)
+
+    def _chosen(self, n: int) -> float:
+        """Seconds of a pass and of the choice of the next tokens, and of the host's work."""
+        batch = Batch(self._gpu, self.weights, n)
+        tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, n).tolist()
+        parts = {batch.join(): [token] for token in tokens}
+        samplers = [Sampler(SamplingSettings(temperature=0)) for _ in tokens]
+        return seconds(self._gpu, lambda: batch.choose(parts, samplers), 10)
 
     def _value_bytes(self) -> int:
         value = self.weights.layers[0].value
@@ -179,7 +198,7 @@ def _fill(gpu: Gpu, many: TokenPass, slots: NDArray[np.int32], begins: NDArray[n
     gpu.synchronize()
 
 
-def measure(sizes: Sequence[str], types: Sequence[WeightType]) -> dict[str, Any]:
+def measure(sizes: Sequence[str], types: Sequence[WeightType], package: bool) -> dict[str, Any]:
     """All figures."""
     gpu = Gpu(types[0])
     found: dict[str, Any] = {
@@ -191,6 +210,7 @@ def measure(sizes: Sequence[str], types: Sequence[WeightType]) -> dict[str, Any]
         "decode": {},
         "prefill": {},
         "batch": {},
+        "package": {},
     }
     for weight_type in types:
         gpu = Gpu(weight_type)
@@ -202,9 +222,43 @@ def measure(sizes: Sequence[str], types: Sequence[WeightType]) -> dict[str, Any]
             print(name, _rounded(found["decode"][name]), _rounded(found["prefill"][name]), flush=True)
             if (size, weight_type) == BATCHED:
                 found["batch"] = {str(n): bench.batch(n) for n in BATCHES}
-                print("batch", _rounded(found["batch"]), flush=True)
+                print("batch", found["batch"], flush=True)
             del bench
+    if package:
+        for size in sizes:
+            found["package"][size] = package_speed(MODELS[size])
+            print("the package rwkv", size, f"{found['package'][size]:.1f}", flush=True)
     return found
+
+
+def package_speed(config: ModelConfig) -> float:
+    """Tokens a second that the package `rwkv` decodes one by one."""
+    os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="1", RWKV_CUDA_ON="0")  # read during the import
+    import torch
+    from rwkv.model import RWKV
+
+    pool = torch.from_numpy(_pool("F16"))
+    weights = {
+        name: pool[1000 * i : 1000 * i + int(np.prod(shape))].reshape(shape).clone()
+        for i, (name, shape) in enumerate(config.tensor_shapes().items())
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(weights, f"{folder}/model.pth")
+        del weights
+        model = RWKV(model=f"{folder}/model", strategy="cuda fp16")
+    state = None
+
+    def decode(count: int) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        for _ in range(count):
+            logits, state = model.forward([5], state)
+        if not torch.isfinite(logits).all():  # waits for the GPU
+            raise SystemExit("the package's logits are no numbers: this measures nothing")
+        return (time.perf_counter() - start) / count
+
+    decode(10)  # TorchScript compiles
+    return 1 / median(decode(20) for _ in range(ROUNDS))
 
 
 def _rounded(values: dict[str, float]) -> str:
@@ -229,15 +283,25 @@ def table(found: dict[str, Any]) -> str:
             f"| {one['bytes_read'] * speed / copy:.0%} | {prompt['tokens_per_second']:,.0f} "
             f"| {prompt['flops'] / tensor:.0%} |"
         )
+    if found["package"]:
+        lines += [
+            "",
+            "| decode in fp16, tokens/s |" + "".join(f" {size} |" for size in found["package"]),
+            "|---|" + "---:|" * len(found["package"]),
+            "| the package `rwkv` |" + "".join(f" {speed:,.0f} |" for speed in found["package"].values()),
+        ]
     if found["batch"]:
         head = "".join(f" {n} |" for n in found["batch"])
-        rates = "".join(f" {rate:,.0f} |" for rate in found["batch"].values())
         lines += [
             "",
             f"| {' '.join(BATCHED)}, sequences at once |{head}",
             "|---|" + "---:|" * len(found["batch"]),
         ]
-        lines.append(f"| tokens/s of all |{rates}")
+        for kind, title in (
+            ("tokens_per_second", "tokens/s of all"),
+            ("chosen", "with the choice of the next"),
+        ):
+            lines.append(f"| {title} |" + "".join(f" {one[kind]:,.0f} |" for one in found["batch"].values()))
     return "\n".join([*lines, "", f"Measured on {found['gpu']}, {results.sentence(found)}.", ""])
 
 
@@ -248,10 +312,11 @@ def main() -> None:
     )
     parser.add_argument("--sizes", default=",".join(MODELS))
     parser.add_argument("--types", default="fp16,int8,int4")
+    parser.add_argument("--package", action="store_true", help="measure the package rwkv as well")
     parser.add_argument("--results", type=Path, help="the folder of results")
     options = parser.parse_args()
     try:
-        found = measure(options.sizes.split(","), options.types.split(","))
+        found = measure(options.sizes.split(","), options.types.split(","), options.package)
     except DeviceError as error:
         raise SystemExit(f"there is nothing to measure: {error}") from None
     name = re.sub(r"[^a-z0-9.]+", "-", found["gpu"].lower()).strip("-")

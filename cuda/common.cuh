@@ -46,14 +46,6 @@ __device__ __forceinline__ float block_sum(float v, float* sums) {
 // Where share `i` of `shares` equal ones begins among n things.
 __device__ __forceinline__ int share(int n, int i, int shares) { return (int)((long long)n * i / shares); }
 
-#define PREFETCHED 49152  // bytes at most, of a block: all blocks together must not flood the second-level cache
-
-// Ask for `bytes` bytes at p, a line a thread.
-__device__ __forceinline__ void prefetch_all(const void* p, size_t bytes) {
-    if (bytes > PREFETCHED) bytes = PREFETCHED;
-    for (size_t i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128) prefetch((const char*)p + i);
-}
-
 // sum += 8 weights in float16 times 8 inputs
 __device__ __forceinline__ void add_dot8(float& sum, uint4 w, const float* x) {
     float2 a = halves(w.x), b = halves(w.y), c = halves(w.z), d = halves(w.w);

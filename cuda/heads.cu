@@ -1,12 +1,12 @@
 // Decoding, second of five: the second halves of the low-rank maps, and the recurrence of a head, for one token. Values
-// of a head do not depend on each other, so four blocks have a head, 16 values each: H alone are too few to fill a GPU.
+// of a head do not depend on each other, so two blocks have a head, 32 values each: H alone are too few to fill a GPU.
 //
 //     w = exp(-exp(-0.5) * sigmoid(w0 + w2 tanh(..)));  a = sigmoid(a0 + a2 ..);  g = g2 sigmoid(..)
 //     v = v + (v_first - v) * sigmoid(v0 + v2 ..);  kk = k * k_k / |k * k_k|;  k = k * (1 + (a - 1) * k_a)
 //     S = S * diag(w) - (S kk) (kk * a)^T + v k^T;  y = S r
 #include "common.cuh"
 
-#define VALUES 16                   // of a head, in a block
+#define VALUES 32                   // of a head, in a block
 #define THREADS (16 * VALUES)       // one for 4 values and each key
 #define WARPS (THREADS / LANES)
 #define OF_A_CHANNEL (THREADS / N)  // threads that have a row of w2 and a2

@@ -21,7 +21,6 @@ hidden(const float* x,       // [C]
     const int begin = share(F, blockIdx.x, gridDim.x), end = share(F, blockIdx.x + 1, gridDim.x);
     Batch<KIND> batch;
     batch.read(m, at, begin + at.group, end);
-    prefetch_all(weights + begin * m.row_bytes(), (end - begin) * m.row_bytes());
     const Values w(in, weight), b(in, bias), last(in, shift), share_of_last(in, mix);
     wait_for_previous();
     let_next_begin();

@@ -49,9 +49,6 @@ __device__ __forceinline__ uint2 read_once2(const void* p) {
     return v;
 }
 
-// The line of memory at p is wanted soon: bring it into the second-level cache.
-__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 // Kernels follow each other closely: one may begin before the one before it has ended. Up to `wait_for_previous` it may
 // read weights, and what was written at least two kernels earlier; nothing else, and it may write nothing.
 __device__ __forceinline__ void wait_for_previous() {

@@ -17,7 +17,6 @@ output(const float* y,       // [3, C] of `heads`: y, bonus, gate
     const int begin = share(C, blockIdx.x, gridDim.x), end = share(C, blockIdx.x + 1, gridDim.x);
     Batch<KIND> batch;
     batch.read(m, at, begin + at.group, end);
-    prefetch_all(weights + begin * m.row_bytes(), (end - begin) * m.row_bytes());
     const Values w(in, weight), b(in, bias);
     wait_for_previous();
     let_next_begin();

@@ -17,7 +17,6 @@ __device__ __forceinline__ void project_rows(const Matrix<kind>& m, int begin, i
     Place<FP16> in(C);
     Batch<kind> batch;
     batch.read(m, at, begin + at.group, end);
-    prefetch_all(m.weights + begin * m.row_bytes(), (end - begin) * m.row_bytes());
     const Values w(in, weight), b(in, bias), last(in, shift), share_of_last(in, mix);
     wait_for_previous();
     let_next_begin();

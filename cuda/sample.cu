@@ -1,8 +1,8 @@
 // The choice of the next token, by the rules of `Sampler` in rwkv_cli/sampling.py.
 //
-// One block does it: the logits are a quarter of a megabyte in the second-level cache, and blocks that wait for each
-// other would take longer than to read them a few times. Every sum has a fixed order, so that the same numbers give the
-// same token.
+// One block does it for one sequence: the logits are a quarter of a megabyte in the second-level cache, and blocks that
+// wait for each other would take longer than to read them a few times. Every sum has a fixed order, so that the same
+// numbers give the same token.
 #include "common.cuh"
 
 #define THREADS 1024             // the most that a block can have; tests have fewer, and only bounds depend on it
@@ -16,16 +16,17 @@
 #define DEPTH 5.f
 
 // What the host says anew for every token; rwkv_cli/gpu/sampling.py has the same.
-struct Request {
-    int token;         // to be read before: for embed.cu
-    int changes;       // n
-    double random;     // in [0, 1)
-    double log_min_p;  // minus infinity for none
-    float temperature, top_p;
-};
 struct Change {
     int token;
     float amount;  // added to its logit
+};
+struct Request {
+    int token;         // to be read before: for embed.cu
+    int n;             // changes
+    Change* changes;   // [n], each of another token; then they hold the logits that were there
+    double random;     // in [0, 1)
+    double log_min_p;  // minus infinity for none
+    float temperature, top_p;
 };
 struct Choice {
     int token;
@@ -110,35 +111,35 @@ template <class Size> __device__ __forceinline__ int interval(int n, const Size&
 
 // One block: if there were room for a second one, each would have half the registers.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-sample(float* logits,           // [V], changed and changed back
-       const Request* request,
-       Change* changes,         // [n], each of another token; then they hold the logits that were there
-       float* candidates,       // [V, rounded up to a multiple of the threads]
-       Choice* choice,
-       int V) {
+sample(float* logits,           // [sequences, stride], of which V are used; changed and changed back
+       const Request* requests, // [sequences]
+       float* candidates,       // [sequences, V rounded up to a multiple of the threads]
+       Choice* choices,         // [sequences]
+       int V, int stride) {
     __shared__ float sums[LANES];
     __shared__ double of_thread[THREADS], of_warp[THREADS / LANES];
     wait_for_previous();
     let_next_begin();
-    const int t = threadIdx.x, threads = blockDim.x;
-    const Request r = *request;
+    const int t = threadIdx.x, threads = blockDim.x, sequence = blockIdx.x;
+    const Request r = requests[sequence];
+    logits += (size_t)sequence * stride, candidates += (size_t)sequence * ((V + threads - 1) / threads * threads);
     const Softmax own(logits, V, sums);
     if (!own.is_valid()) {
-        if (t == 0) choice->token = NOT_A_NUMBER;
+        if (t == 0) choices[sequence].token = NOT_A_NUMBER;
         return;
     }
     auto change = [&](bool back) {
         __syncthreads();
-        for (int i = t; i < r.changes; i += threads) {
-            float& logit = logits[changes[i].token];
+        for (int i = t; i < r.n; i += threads) {
+            float& logit = logits[r.changes[i].token];
             const float before = logit;
-            logit = back ? changes[i].amount : before + changes[i].amount;
-            changes[i].amount = before;
+            logit = back ? r.changes[i].amount : before + r.changes[i].amount;
+            r.changes[i].amount = before;
         }
         __syncthreads();
     };
     Softmax softmax = own;
-    if (r.changes) change(false), softmax = Softmax(logits, V, sums);
+    if (r.n) change(false), softmax = Softmax(logits, V, sums);
 
     const float wanted = r.top_p * softmax.total;
     float cutoff = fmaxf(LOWEST, (float)(softmax.peak + r.log_min_p));
@@ -177,6 +178,6 @@ sample(float* logits,           // [V], changed and changed back
         const int n = share(V, thread + 1, threads) - first;
         token = first + interval(n, [&](int i) { return weight(first + i); }, place);
     }
-    if (r.changes) change(true);
-    if (t == 0) *choice = {token, token < 0 ? 0.f : logits[token] - own.peak - logf(own.total)};
+    if (r.n) change(true);
+    if (t == 0) choices[sequence] = {token, token < 0 ? 0.f : logits[token] - own.peak - logf(own.total)};
 }

@@ -7,17 +7,15 @@
 // so that the sum is always the same.
 #include "common.cuh"
 
-#define CHANNELS 256  // of a block: it reads pieces of rows of 512, 256 or 128 bytes
+#define CHANNELS (KIND == INT4 ? 512 : 256)  // of a block: a warp reads pieces of rows of 512 or 256 bytes
 #define WARPS 16
 #define THREADS (WARPS * LANES)
 
-// Threads that have a row together, channels that each has of it, and rows that are multiplied together: of integers
-// four, since that is what an instruction takes. TURN is how many of those a thread has on their way.
-#define OF_A_ROW (KIND == INT4 ? 16 : 32)
-#define COLUMNS (CHANNELS / OF_A_ROW)
-#define TAKERS (THREADS / OF_A_ROW)
+// Rows that are multiplied together, of integers four, since that is what an instruction takes; and how many of those a
+// warp has on their way.
 #define TOGETHER (KIND == FP16 ? 1 : 4)
-#define TURN (KIND == FP16 ? 8 : KIND == INT8 ? 3 : 2)
+#define TURN (KIND == FP16 ? 8 : 4)
+#define COLUMNS (CHANNELS / LANES)    // of a thread
 #define WORDS (KIND == FP16 ? 4 : 2)  // of 4 bytes, that a thread reads of a row
 
 // The hidden units that are not zero, in order; of integers those of a group of 64 are made a multiple of four by zeros.
@@ -27,9 +25,9 @@ struct Units {
     float* scale;  // [groups] of integers
 };
 
-// Which channel is number e of a thread's: INT4 has 8 in the low halves of its bytes and 8, 32 further, in the high ones.
-__device__ __forceinline__ int channel(int thread, int e) {
-    return KIND == INT4 ? thread / 4 * N + thread % 4 * 8 + e % 8 + e / 8 * 32 : thread * COLUMNS + e;
+// Which channel is number e of a lane's: INT4 has 8 in the low halves of its bytes and 8, 32 further, in the high ones.
+__device__ __forceinline__ int channel(int lane, int e) {
+    return KIND == INT4 ? lane / 4 * N + lane % 4 * 8 + e % 8 + e / 8 * 32 : lane * COLUMNS + e;
 }
 
 // A lane's two of a group of hidden units h [64], of integers rounded to whole numbers.
@@ -37,7 +35,7 @@ struct Pair {
     float2 v;
     float scale;
     u32 even, odd;  // which lanes have units that are not zero
-    __device__ __forceinline__ Pair(const float* h) : v(*(const float2*)(h + threadIdx.x % LANES * 2)) {
+    __device__ __forceinline__ Pair(float2 h) : v(h) {
         if (KIND != FP16) {
             float top = fmaxf(v.x, v.y);
 #pragma unroll
@@ -54,10 +52,13 @@ struct Pair {
 // TOGETHER. `counts` [2, WARPS] is shared memory for this alone.
 __device__ __forceinline__ int list_units(const float* h, int groups, const Units& units, int (*counts)[WARPS]) {
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    auto mine = [&](int g) { return *(const float2*)(h + min(g, groups - 1) * N + 2 * lane); };
     int total = 0;
+    float2 next = mine(warp);
     for (int first = 0, turn = 0; first < groups; first += WARPS, turn ^= 1) {
         const int g = first + warp;
-        const Pair pair(h + min(g, groups - 1) * N);
+        const Pair pair(next);
+        next = mine(g + WARPS);
         if (lane == 0) counts[turn][warp] = g < groups ? pair.count() : 0;
         __syncthreads();
         int before = total;
@@ -82,12 +83,12 @@ __device__ __forceinline__ int list_units(const float* h, int groups, const Unit
     return total;
 }
 
-// A thread's words of TOGETHER rows.
+// A lane's words of TOGETHER rows.
 struct Rows {
     u32 words[TOGETHER][WORDS];
     int first;  // the number of the first unit
     u32 values;
-    // Number i of `end`; zeros behind them.
+    // Number i of the list; nothing from `end` on.
     __device__ __forceinline__ void read(const u8* weights, size_t row_bytes, const Units& units, int i, int end) {
         values = i < end ? units.values[i] : 0;
 #pragma unroll
@@ -103,87 +104,113 @@ struct Rows {
             }
         }
     }
-    // sums [COLUMNS] += the rows times their values; `scales` [groups, CHANNELS] of integers, at this thread's channels.
-    __device__ __forceinline__ void add(float* sums, const Units& units, const u16* scales) const {
+};
+
+// What a warp has added up: of integers those of one group as they are, since they share scales.
+struct Sums {
+    float v[COLUMNS];
+    int of_group[COLUMNS], offset, group;
+    __device__ __forceinline__ Sums() : v(), of_group(), offset(0), group(0) {}
+
+    // `scales` [groups, CHANNELS] of integers, at this lane's channels.
+    __device__ __forceinline__ void add(const Rows& rows, const Units& units, const u16* scales) {
         if (KIND == FP16) {
-            const float x = __uint_as_float(values);
+            const float x = __uint_as_float(rows.values);
 #pragma unroll
             for (int e = 0; e < WORDS; e++) {
-                const float2 w = halves(words[0][e]);
-                sums[2 * e] += w.x * x, sums[2 * e + 1] += w.y * x;
+                const float2 w = halves(rows.words[0][e]);
+                v[2 * e] += w.x * x, v[2 * e + 1] += w.y * x;
             }
             return;
         }
-        const float scale = units.scale[first / N];
-        scales += first / N * CHANNELS;
-        const int offset = KIND == INT4 ? -dot4(values, 0x08080808, 0) : 0;  // 8 was added to the weights
-        auto scaled = [&](int e, int sum) { sums[e] += sum * (scale * bf16(scales[channel(0, e)])); };
+        if (rows.first / N != group) end_group(units, scales), group = rows.first / N;
+        if (KIND == INT4) offset -= dot4(rows.values, 0x08080808, 0);  // 8 was added to the weights
 #pragma unroll
         for (int e = 0; e < WORDS; e++) {  // the bytes of a channel are brought together
-            const u32 a = words[0][e], b = words[1 % TOGETHER][e], c = words[2 % TOGETHER][e], d = words[3 % TOGETHER][e];
+            const u32 a = rows.words[0][e], b = rows.words[1 % TOGETHER][e];
+            const u32 c = rows.words[2 % TOGETHER][e], d = rows.words[3 % TOGETHER][e];
             const u32 ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // a0 b0 a1 b1, c0 d0 c1 d1
             const u32 ab2 = __byte_perm(a, b, 0x7362), cd2 = __byte_perm(c, d, 0x7362);
             const u32 four[4] = {__byte_perm(ab, cd, 0x5410), __byte_perm(ab, cd, 0x7632), __byte_perm(ab2, cd2, 0x5410),
                                  __byte_perm(ab2, cd2, 0x7632)};
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (KIND == INT8) scaled(4 * e + i, dot4(four[i], values, 0));
+            for (int i = 0; i < 4; i++) {
+                int& low = of_group[4 * e + i];
+                int& high = of_group[(4 * e + i + 8) % COLUMNS];
+                if (KIND == INT8) low = dot4(four[i], rows.values, low);
                 else {
-                    scaled(4 * e + i, dot4_unsigned(four[i] & 0x0f0f0f0f, values, offset));
-                    scaled((4 * e + i + 8) % COLUMNS, dot4_unsigned(four[i] >> 4 & 0x0f0f0f0f, values, offset));
+                    low = dot4_unsigned(four[i] & 0x0f0f0f0f, rows.values, low);
+                    high = dot4_unsigned(four[i] >> 4 & 0x0f0f0f0f, rows.values, high);
                 }
+            }
         }
+    }
+    // No more rows of this group.
+    __device__ __forceinline__ void end_group(const Units& units, const u16* scales) {
+        if (KIND == FP16) return;
+        const float scale = units.scale[group];
+#pragma unroll
+        for (int e = 0; e < COLUMNS; e++) {
+            v[e] += (of_group[e] + offset) * (scale * bf16(scales[group * CHANNELS + channel(0, e)]));
+            of_group[e] = 0;
+        }
+        offset = 0;
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS)
 value(const float* h,       // [F]
       const u8* weights,    // [F, C]
       const u16* scales,    // [F / 64, C]
       const float* u,       // [C] the next token shift
       float* shift,         // [C] shift_ffn of this layer's state
       float* parts,         // [parts, C]
-      int* arrived,         // [C / 256, rounded up] blocks that have written their part: zeros, before and after
+      int* arrived,         // [C / CHANNELS, rounded up] blocks that have written their part: zeros, before and after
       float* x,             // [C]
       int C, int F) {
     __shared__ float sums[WARPS][CHANNELS];
     __shared__ int counts[2][WARPS];
     __shared__ bool is_last;
     extern __shared__ __align__(16) float memory[];
-    const int t = threadIdx.x, warp = t / LANES, n_parts = gridDim.y, part = blockIdx.y;
-    const int c0 = blockIdx.x * CHANNELS, at = t % OF_A_ROW, channels = min(CHANNELS, C - c0);
+    const int t = threadIdx.x, warp = t / LANES, lane = t % LANES, n_parts = gridDim.y, part = blockIdx.y;
+    const int c0 = blockIdx.x * CHANNELS, channels = min(CHANNELS, C - c0);
     const int g0 = share(F / N, part, n_parts), groups = share(F / N, part + 1, n_parts) - g0;
     const int room = (F / N + n_parts - 1) / n_parts;
-    Units units = {(u32*)memory, (u16*)(memory + room * N), memory + room * (N + N / 2)};
-    u16* group_scales = (u16*)(memory + room * (N + N / 2 + 1));
+    u16* group_scales = (u16*)memory;  // first, since it is copied 16 bytes at a time
+    float* lists = memory + (KIND == FP16 ? 0 : room * CHANNELS / 2);
+    Units units = {(u32*)lists, (u16*)(lists + room * N), lists + room * (N + N / 2)};
     if (KIND != FP16)
-        for (int i = t; i < groups * CHANNELS; i += THREADS)
-            if (i % CHANNELS < channels) group_scales[i] = scales[(size_t)(g0 + i / CHANNELS) * C + c0 + i % CHANNELS];
+        for (int i = 8 * t; i < groups * CHANNELS; i += 8 * THREADS)
+            if (i % CHANNELS < channels)
+                copy_in_background(group_scales + i, scales + (size_t)(g0 + i / CHANNELS) * C + c0 + i % CHANNELS);
+    end_of_copies();
     wait_for_previous();
     let_next_begin();
     if (part == 0 && t < channels) shift[c0 + t] = u[c0 + t];  // `hidden` has read it
+    wait_for_copies<0>();  // for all threads, by the barriers of what follows
     const int n = list_units(h + g0 * N, groups, units, counts);
-    float acc[COLUMNS] = {};
+    // A warp has neighbours of the list.
+    const int begin = share(n, warp, WARPS), end = share(n, warp + 1, WARPS);
     const size_t row_bytes = KIND == FP16 ? C * 2 : KIND == INT8 ? C : C / 2;
-    weights += g0 * N * row_bytes + c0 * row_bytes / C + at * WORDS * 4;
-    if (channel(at, 0) < channels)
-        for (int i = t / OF_A_ROW; i < n; i += TURN * TAKERS) {
+    weights += g0 * N * row_bytes + c0 * row_bytes / C + lane * WORDS * 4;
+    group_scales += channel(lane, 0);
+    Sums mine;
+    if (channel(lane, 0) < channels) {
+        for (int i = begin; i < end; i += TURN) {
             Rows rows[TURN];
 #pragma unroll
-            for (int j = 0; j < TURN; j++) rows[j].read(weights, row_bytes, units, i + j * TAKERS, n);
+            for (int j = 0; j < TURN; j++) rows[j].read(weights, row_bytes, units, i + j, end);
 #pragma unroll
-            for (int j = 0; j < TURN; j++) rows[j].add(acc, units, group_scales + channel(at, 0));
+            for (int j = 0; j < TURN; j++)
+                if (i + j < end) mine.add(rows[j], units, group_scales);
         }
-    __syncwarp();
-#pragma unroll
-    for (int e = 0; e < COLUMNS; e++) {
-        if (OF_A_ROW < LANES) acc[e] += __shfl_xor_sync(ALL_LANES, acc[e], 16);
-        if (t % LANES < OF_A_ROW) sums[warp][channel(at, e)] = acc[e];
+        if (begin < end) mine.end_group(units, group_scales);
     }
+#pragma unroll
+    for (int e = 0; e < COLUMNS; e++) sums[warp][channel(lane, e)] = mine.v[e];
     __syncthreads();
     const int c = c0 + t;
-    const bool mine = t < channels;
-    if (mine) {
+    if (t < channels) {
         float total = 0;
 #pragma unroll
         for (int i = 0; i < WARPS; i++) total += sums[i][t];
@@ -195,10 +222,16 @@ value(const float* h,       // [F]
     __syncthreads();
     if (!is_last) return;
     __threadfence();
-    if (mine) {
+    if (t < channels) {
+        const int AT_ONCE = 16;
         float total = x[c];
-#pragma unroll 8
-        for (int i = 0; i < n_parts; i++) total += __ldcg(parts + (size_t)i * C + c);
+        for (int first = 0; first < n_parts; first += AT_ONCE) {
+            float v[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) v[i] = first + i < n_parts ? __ldcg(parts + (size_t)(first + i) * C + c) : 0.f;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) total += v[i];
+        }
         x[c] = total;
     }
     if (t == 0) arrived[blockIdx.x] = 0;

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.backends.base import Backend, Progress
-from rwkv_cli.config import ModelConfig
 from rwkv_cli.errors import UsageError
 from rwkv_cli.generate import Finish, Generation
 from rwkv_cli.model import Model
-from rwkv_cli.sampling import Sampler, exempt_tokens
+from rwkv_cli.sampling import Choice, Sampler, exempt_tokens
 from rwkv_cli.state import Position, State
 from rwkv_cli.template import Template
 
@@ -40,8 +37,8 @@ class Batch(Protocol):
         """Let it go."""
         ...
 
-    def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
-        """The logits [n, V] after some tokens of each sequence, by its slot."""
+    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
+        """Read some tokens of each sequence, by its slot; the next token of each, as its sampler chooses it."""
         ...
 
 
@@ -95,17 +92,17 @@ def answers(
     exempt = exempt_tokens(model.tokenizer) if model.tokenizer else frozenset[int]()
     tokens = [_laid_out(model, prompt, layout) for prompt in prompts]
 
-    def begin(index: int, backend: Backend, position: Position) -> Generation:
+    def begin(index: int, position: Position) -> Generation:
         own = None if seed is None else seed + index
         sampler = Sampler(model.sampling_settings(layout, seed=own, **sampling), exempt)
         stops = (*layout.stop, *stop)
-        return Generation(backend, model.tokenizer, tokens[index], position, sampler, max_tokens, stops)
+        return Generation(model.backend, model.tokenizer, tokens[index], position, sampler, max_tokens, stops)
 
     if tokens:
-        begin(0, model.backend, Position(_nowhere()))  # raises for what is wrong with all
+        begin(0, Position(_nowhere()))  # raises for what is wrong with all
     if tokens and max_tokens and isinstance(model.backend, Batching):
         slots = min(at_once, len(tokens))
-        return _together(model.config, model.backend.batch(slots), slots, begin, len(tokens))
+        return _together(model.backend.batch(slots), slots, begin, len(tokens))
     return _in_turn(model, begin, len(tokens))
 
 
@@ -116,61 +113,46 @@ def _laid_out(model: Model, prompt: Prompt, layout: Template) -> list[int]:
         raise UsageError(f"{prompt.where}: {error}" if prompt.where else str(error)) from None
 
 
-_Begin = Callable[[int, Backend, Position], Generation]
+_Begin = Callable[[int, Position], Generation]
 
 
 def _in_turn(model: Model, begin: _Begin, count: int) -> Iterator[Answer]:
     """One after another."""
     for index in range(count):
-        generation = begin(index, model.backend, Position.beginning(model.config))
+        generation = begin(index, Position.beginning(model.config))
         yield _answer(index, "".join(step.text for step in generation), generation)
 
 
-def _together(config: ModelConfig, batch: Batch, slots: int, begin: _Begin, count: int) -> Iterator[Answer]:
+def _together(batch: Batch, slots: int, begin: _Begin, count: int) -> Iterator[Answer]:
     """Many at once."""
     waiting = iter(range(count))
     seats: dict[int, _Seat] = {}  # by slot
-    with ThreadPoolExecutor() as threads:  # sampling is mostly NumPy, which lets other threads compute
-        while True:
-            for index in itertools.islice(waiting, slots - len(seats)):
-                seats[batch.join()] = _Seat(index, begin, config)
-            if not seats:
-                return
-            logits = batch.read({slot: seat.tokens for slot, seat in seats.items()})
-            found = [*threads.map(_Seat.go_on, seats.values(), logits)]
-            for slot, answer in zip([*seats], found, strict=True):
-                if answer:
-                    batch.drop(slot)
-                    del seats[slot]
-                    yield answer
+    while True:
+        for index in itertools.islice(waiting, slots - len(seats)):
+            # The state is in the batch. A generation takes copies of its own, and they should cost nothing.
+            seats[batch.join()] = _Seat(index, begin(index, Position(_nowhere())))
+        if not seats:
+            return
+        parts = {slot: seat.tokens for slot, seat in seats.items()}
+        choices = batch.choose(parts, [seat.generation.sampler for seat in seats.values()])
+        for (slot, seat), choice in zip([*seats.items()], choices, strict=True):
+            if answer := seat.go_on(choice):
+                batch.drop(slot)
+                del seats[slot]
+                yield answer
 
 
 class _Seat:
-    """One generation in a batch, and its backend, which has the logits before they are asked for."""
+    """One generation in a batch."""
 
-    name = "batch"
-    description = "one sequence of a batch"
-
-    def __init__(self, index: int, begin: _Begin, config: ModelConfig) -> None:
-        self.index, self.config = index, config
-        # The state is in the batch. A generation takes copies of its own, and they should cost nothing.
-        self.generation = begin(index, self, Position(_nowhere()))
-        self.tokens = self.generation.tokens  # to be read next
+    def __init__(self, index: int, generation: Generation) -> None:
+        self.index, self.generation = index, generation
+        self.tokens = generation.tokens  # to be read next
         self._pieces: list[str] = []
-        self._logits = np.empty(0, np.float32)
 
-    def forward(self, _tokens: Sequence[int], _state: State, _progress: Progress | None = None) -> Array:
-        """What `go_on` was given for these tokens."""
-        return self._logits
-
-    def forward_all(self, tokens: Sequence[int], state: State) -> Array:
-        """No generation asks for it."""
-        raise NotImplementedError
-
-    def go_on(self, logits: Array) -> Answer | None:
-        """Take the logits after the tokens: the answer, if it is complete, and otherwise there are other tokens."""
-        self._logits = logits
-        step = next(self.generation)
+    def go_on(self, choice: Choice) -> Answer | None:
+        """Take the next token: the answer, if it is complete, and otherwise there is something to be read."""
+        step = self.generation.take(choice)
         self._pieces.append(step.text)
         self.tokens = [step.token]
         return _answer(self.index, "".join(self._pieces), self.generation) if step.finish else None

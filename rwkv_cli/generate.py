@@ -92,7 +92,10 @@ class Generation(Iterator[Step]):
     def __next__(self) -> Step:
         if self.finish or self.max_tokens == 0:
             raise StopIteration
-        choice = self._choose()
+        return self.take(self._choose())
+
+    def take(self, choice: Choice) -> Step:
+        """Go on with a token that somebody else has chosen, who reads the text in place of the backend."""
         self._last = choice.token
         self.usage.generated_tokens += 1
         text = self._show(choice.token)

@@ -68,6 +68,11 @@ class SamplingSettings:
         """Whether only the likeliest token can be chosen."""
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it matters how many tokens are likelier than another."""
+        return self.top_k > 0 and not self.greedy
+
 
 def _check(option: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
     """Raise UsageError unless value is finite and between low and high, both included."""
@@ -174,7 +179,7 @@ class Sampler:
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
     def draw(self, vocab_size: int) -> Draw | None:
-        """What somebody else needs to choose in place of `sample`; `take` is to follow. None if top-k cuts.
+        """What somebody else needs to choose in place of `sample`; `take` is to follow. None if settings rank.
 
         Raises UsageError if the settings name a token that the model does not have.
         """
@@ -182,7 +187,7 @@ class Sampler:
         tokens, amounts = self._adjustments(vocab_size)
         if settings.greedy:  # the first of those as likely as the likeliest
             return Draw(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
-        if settings.top_k:
+        if settings.ranks:
             return None
         number = self.rng.random()
         return Draw(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)

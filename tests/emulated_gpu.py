@@ -114,7 +114,12 @@ class EmulatedGpu:
 
     def run(self, steps: Sequence[Step]) -> None:
         for step in steps:
-            self._launch(step) if isinstance(step, Launch) else _multiply(step)
+            if isinstance(step, Launch):
+                self._launch(step)
+            elif isinstance(step, Product):
+                _multiply(step)
+            else:  # a later branch needs nothing of an earlier one
+                self.run([one for branch in reversed(step.branches) for one in branch])
 
     def graph(self, steps: Sequence[Step]) -> Callable[[], None]:
         return lambda: self.run(steps)
@@ -133,6 +138,13 @@ def _view(address: int, rows: int, columns: int, stride: int, dtype: type) -> ND
 
 
 def _multiply(p: Product) -> None:
+    for i in range(p.times):
+        out = p.out + i * p.T * (p.out_stride or p.R) * (2 if p.half else 4)
+        x = p.x + i * p.T * (p.x_stride or p.K) * 2
+        _multiply_one(p._replace(weights=p.weights + i * p.R * p.K * 2, x=x, out=out))
+
+
+def _multiply_one(p: Product) -> None:
     shape = (p.K, p.R) if p.by_input else (p.R, p.K)
     weights = _view(p.weights, *shape, shape[1], np.float16).astype(np.float32)
     x = _view(p.x, p.T, p.K, p.x_stride or p.K, np.float16).astype(np.float32)

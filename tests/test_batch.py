@@ -21,6 +21,7 @@ from rwkv_cli.gpu.batch import Batch
 from rwkv_cli.model import Model
 from rwkv_cli.modelfile import ModelFile, ModelInfo, write_model
 from rwkv_cli.paths import EMBEDDED_MODEL
+from rwkv_cli.sampling import Sampler, SamplingSettings
 from rwkv_cli.state import State
 from rwkv_cli.template import TEMPLATES
 
@@ -141,6 +142,39 @@ def test_a_state_that_leaves_can_go_on(backend):
 
 
 @needs_compiler
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_p": 0.9, "presence_penalty": 1}, {"top_k": 5}])
+def test_the_next_tokens_are_chosen_as_from_the_logits(backend, options):
+    """For prompts and for single tokens, of many sequences and of one."""
+    chosen, read = batch_of(backend, 3), batch_of(backend, 3)
+    here, there = ([Sampler(SamplingSettings(seed=i, **options)) for i in range(3)] for _ in range(2))
+    for _ in range(3):
+        chosen.join(), read.join()
+    parts = {slot: some_tokens(TINY, 4 + slot, slot) for slot in range(3)}
+    for slots in ((0, 1, 2), (0, 1, 2), (2,), (1, 2), (1,), (0, 1, 2)):
+        now = {slot: parts[slot] for slot in slots}
+        choices = chosen.choose(now, [there[slot] for slot in slots])
+        logits = read.read(now)
+        expected = [here[slot].sample(row) for slot, row in zip(slots, logits, strict=True)]
+        assert [choice.token for choice in choices] == [choice.token for choice in expected]
+        parts |= {slot: [choice.token] for slot, choice in zip(slots, choices, strict=True)}
+    for slot in range(3):
+        assert_same_state(chosen.leave(slot), read.leave(slot))
+
+
+@needs_compiler
+def test_settings_that_rank_and_others_in_one_batch(backend):
+    batch, logits = batch_of(backend, 2), batch_of(backend, 2)
+    options = {"top_k": 5}, {"temperature": 2.0}
+    here, there = ([Sampler(SamplingSettings(seed=1, **each)) for each in options] for _ in range(2))
+    for each in (batch, logits):
+        each.join(), each.join()
+    for _ in range(4):
+        found = batch.choose({0: [1], 1: [2]}, there)
+        expected = [s.sample(row) for s, row in zip(here, logits.read({0: [1], 1: [2]}), strict=True)]
+        assert found == expected
+
+
+@needs_compiler
 def test_passes_of_a_token_each_are_recorded_once(backend, monkeypatch):
     monkeypatch.setattr(gpu_batch, "GRAPHS", 2)
     recorded = []
@@ -156,6 +190,9 @@ def test_passes_of_a_token_each_are_recorded_once(backend, monkeypatch):
     assert [read(n) for n in (1, 2, 2, 1, 3, 1, 2)] == [1, 2, 2, 2, 3, 3, 4]
     batch.read({0: [1, 2], 1: [3]})
     assert len(recorded) == 4
+    for slot in (0, 1, 0, 1):  # each has its state in another place
+        batch.read({slot: [1]})
+    assert len(recorded) == 5
 
 
 @needs_compiler
@@ -279,13 +316,13 @@ class Script:
     def drop(self, slot):
         del self.last[slot]
 
-    def read(self, parts):
+    def choose(self, parts, samplers):
         self.reads.append({slot: len(tokens) for slot, tokens in parts.items()})
         assert parts.keys() == self.last.keys()
         logits = np.full((len(parts), 257), -50, np.float32)
         for row, tokens in zip(logits, parts.values(), strict=True):
             row[max(tokens[-1] - 1, END)] = 50
-        return logits
+        return [sampler.sample(row) for sampler, row in zip(samplers, logits, strict=True)]
 
 
 def scripted():

@@ -52,12 +52,13 @@ class OnDevice:
 
     def choose(self, sampler: Sampler) -> Choice:
         """As `Sampler.sample`; the logits stay as they are."""
-        self._chooser.ask(0, sampler.draw(len(self._logits)))
+        self._chooser.ask([sampler.draw(len(self._logits))])
         self._gpu.run([self._chooser.step()])
         after = np.empty_like(self._logits)
         self._gpu.download(self._memory.address, after)
         np.testing.assert_array_equal(after, self._logits)
-        return sampler.take(self._chooser.choice())
+        (choice,) = self._chooser.choices()
+        return sampler.take(choice)
 
 
 def compare(gpu, logits, chosen, counts=NO_COUNTS, most=None):
@@ -106,6 +107,32 @@ def test_with_as_many_threads_as_there_are(gpu, monkeypatch):
     monkeypatch.setattr(gpu_sampling, "THREADS", 1024)
     logits = float32(np.random.default_rng(1).standard_normal(5_000))
     compare(gpu, logits, SamplingSettings(presence_penalty=2), {7: 1.0, 4_999: 2.0}, most=3)
+
+
+def test_many_sequences_at_once_each_by_its_own_settings(gpu):
+    """Rows are further apart than the vocabulary is long, as the head's are; changes need more room than one has."""
+    rng = np.random.default_rng(2)
+    logits = float32(rng.standard_normal((4, 112)) * 3)
+    memory = gpu.allocate(logits.nbytes)
+    gpu.upload(memory.address, logits)
+    chooser = Chooser(gpu, memory.address, 100, 4, 112)
+    options = (
+        {"temperature": 0, "logit_bias": dict.fromkeys(range(100), 0.25)},
+        {"top_p": 0.9, "presence_penalty": 1, "frequency_penalty": 0.5},
+        {"top_p": 1, "min_p": 0.01, "banned": frozenset(range(60))},
+        {"temperature": 1.4},
+    )
+    here, there = ([Sampler(SamplingSettings(seed=6, **each)) for each in options] for _ in range(2))
+    for n in (4, 1, 3, 4, 4, 4, 2):
+        chooser.ask([sampler.draw(100) for sampler in there[:n]])
+        gpu.run([chooser.step(n)])
+        found = [sampler.take(choice) for sampler, choice in zip(there[:n], chooser.choices(n), strict=True)]
+        expected = [sampler.sample(row[:100]) for sampler, row in zip(here[:n], logits[:n], strict=True)]
+        assert [choice.token for choice in found] == [choice.token for choice in expected]
+        np.testing.assert_allclose([c.logprob for c in found], [c.logprob for c in expected], atol=1e-5)
+    after = np.empty_like(logits)
+    gpu.download(memory.address, after)
+    np.testing.assert_array_equal(after, logits)
 
 
 @pytest.mark.parametrize("option", [{"temperature": 0}, {"top_p": 0}, {"top_k": 1}])
@@ -254,7 +281,7 @@ def test_a_generation_whose_model_says_no_numbers_can_be_settled(models, monkeyp
     generation, expected = (model.generate("go", max_tokens=5, temperature=0) for model in models)
     assert next(generation) == next(expected)
     with monkeypatch.context() as patch:
-        patch.setattr(models[0].backend._chooser, "choice", lambda: Choice(NOT_A_NUMBER, 0.0))
+        patch.setattr(models[0].backend._chooser, "choices", lambda: [Choice(NOT_A_NUMBER, 0.0)])
         with pytest.raises(RwkvError, match="not a number"):
             next(generation)
     position, wanted = generation.settle(), expected.settle()

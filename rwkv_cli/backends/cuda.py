@@ -152,10 +152,10 @@ class CudaBackend:
                 self._read_one(token)
                 self._kept[state] = logits = self._fetch_logits()
                 return sampler.sample(logits)
-            self._chooser.ask(token, draw)
+            self._chooser.ask([draw], token)
             self._decode_and_choose()
             self._chosen = weakref.ref(state)
-            choice = self._chooser.choice()
+            (choice,) = self._chooser.choices()
         return sampler.take(choice)
 
     def logits_of(self, state: State) -> Array:

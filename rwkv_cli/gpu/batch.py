@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import UsageError
+from rwkv_cli.gpu.decode import Decoder
 from rwkv_cli.gpu.interface import Device
+from rwkv_cli.gpu.sampling import Chooser
 from rwkv_cli.gpu.states import StateMemory
 from rwkv_cli.gpu.steps import Step
 from rwkv_cli.gpu.tokens import TokenPass
 from rwkv_cli.gpu.weights import Weights
+from rwkv_cli.sampling import Choice, Sampler
 from rwkv_cli.state import State
 
 Array = NDArray[np.float32]
@@ -54,13 +57,14 @@ class Batch:
         self.config = weights.config
         self._gpu, self._lock, self._rows = gpu, lock or threading.Lock(), weights.head.R
         self._free, self._taken = set(range(slots)), set[int]()
-        self._graphs: OrderedDict[int, Callable[[], None]] = (
-            OrderedDict()
-        )  # by sequences, the latest used last
+        # By the number of sequences and, of one alone, its slot; the latest used last.
+        self._graphs: OrderedDict[tuple[int, int], Callable[[], None]] = OrderedDict()
         with self._on_device():
             self._states = StateMemory(gpu, weights.config, slots)
             self._pass = TokenPass(gpu, weights, self._states, max(room, slots))
+            self._decoder = Decoder(gpu, weights, self._states)
             self._out = gpu.allocate(4 * slots * self._rows)
+            self._chooser = Chooser(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
             self._logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
 
     @property
@@ -113,11 +117,26 @@ class Batch:
         """
         checked = self._checked(parts)
         with self._on_device():
-            for first, pieces in _passes(checked, self._pass.room):
-                self._run(first, pieces)
+            self._read(checked)
             found = self._logits[: len(checked)]
             self._gpu.download(self._out.address, found)
         return found[:, : self.config.vocab_size]
+
+    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
+        """Read likewise, and choose the next token of each sequence as its sampler would; the samplers learn of it.
+
+        Raises what `read` and `Sampler.sample` do.
+        """
+        checked = self._checked(parts)
+        if any(sampler.settings.ranks for sampler in samplers):  # which only the host can
+            return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
+        asked = [draw for sampler in samplers if (draw := sampler.draw(self.config.vocab_size))]
+        with self._on_device():
+            self._chooser.ask(asked)
+            self._read(checked)
+            self._gpu.run([self._chooser.step(len(asked))])
+            choices = self._chooser.choices(len(asked))
+        return [sampler.take(choice) for sampler, choice in zip(samplers, choices, strict=True)]
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -147,6 +166,10 @@ class Batch:
         ends = np.cumsum([len(tokens) for tokens in parts.values()])
         return list(zip(parts, np.split(flat.astype(np.int32), ends[:-1]), strict=True))
 
+    def _read(self, parts: list[tuple[int, Tokens]]) -> None:
+        for first, pieces in _passes(parts, self._pass.room):
+            self._run(first, pieces)
+
     def _run(self, first: int, pieces: Sequence[tuple[int, Tokens]]) -> None:
         """One pass over tokens of neighbouring sequences, the first of which is the `first` of all that are read."""
         lengths = [len(tokens) for _, tokens in pieces]
@@ -157,7 +180,7 @@ class Batch:
         )
         self._gpu.upload(self._pass.begins, np.cumsum([0, *lengths], dtype=np.int32))
         if n == T and first == 0:
-            self._graph(n)()
+            self._graph(n, pieces[0][0])()
         else:
             self._gpu.run(self._steps(T, n, first))
 
@@ -166,14 +189,16 @@ class Batch:
         out = self._out.address + 4 * first * self._rows
         return [*self._pass.steps(T, n), *self._pass.logits(T, out, last_of=n)]
 
-    def _graph(self, n: int) -> Callable[[], None]:
-        """The pass of a token each of n sequences."""
-        if n not in self._graphs:
+    def _graph(self, n: int, slot: int) -> Callable[[], None]:
+        """The pass of a token each of n sequences, or of the one in `slot`."""
+        key = (n, slot if n == 1 else 0)
+        if key not in self._graphs:
             if len(self._graphs) == GRAPHS:
                 self._graphs.popitem(last=False)
-            self._graphs[n] = self._gpu.graph(self._steps(n, n, 0))
-        self._graphs.move_to_end(n)
-        return self._graphs[n]
+            alone = self._decoder.steps(self._pass.tokens, slot, self._out.address)
+            self._graphs[key] = self._gpu.graph(alone if n == 1 else self._steps(n, n, 0))
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
 
 
 def _passes(parts: Iterable[tuple[int, Tokens]], room: int) -> Iterator[tuple[int, list[tuple[int, Tokens]]]]:

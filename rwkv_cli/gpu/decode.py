@@ -22,10 +22,10 @@ WARP = 32
 ROW_WARPS = 16  # at most, of a block that computes rows: 128 registers a thread
 HALF_COLUMNS = 8 * WARP  # of a row in float16 that a warp reads at once
 WIDEST = ROW_WARPS * HALF_COLUMNS
-VALUE_CHANNELS, VALUE_WARPS = 256, 16  # of a block of cuda/value.cu
-VALUE_SHARED = 20 << 10  # bytes that it declares, about
+VALUE_CHANNELS = {"fp16": 256, "int8": 256, "int4": 512}  # of a block of cuda/value.cu
+VALUE_WARPS = 16
 RESERVED = 2 << 10  # bytes of a multiprocessor's shared memory that the system and small declarations take
-HEAD_VALUES, HEAD_THREADS = 16, 256  # of a block of cuda/heads.cu
+HEAD_VALUES, HEAD_THREADS = 32, 512  # of a block of cuda/heads.cu
 EMBED_THREADS = 256
 GROUP = 64
 
@@ -48,9 +48,13 @@ class Decoder:
         # all others would wait for them. The next kernel's block stands ready at the door.
         self._blocks = gpu.multiprocessors
         self._least_shared, self._most_shared = gpu.shared_memory // 2 + 1, gpu.shared_memory - RESERVED
-        pieces = math.ceil(self._C / VALUE_CHANNELS)
+        channels = VALUE_CHANNELS[weights.type]
+        self._value_shared = 4 * VALUE_WARPS * channels  # bytes that it declares, at least
+        pieces = math.ceil(self._C / channels)
         groups = self._F // GROUP
-        fitting = (self._most_shared - VALUE_SHARED) // self._group_bytes()  # in a block of cuda/value.cu
+        fitting = (
+            self._most_shared - self._value_shared
+        ) // self._group_bytes()  # in a block of cuda/value.cu
         parts = max(1, gpu.multiprocessors // pieces, math.ceil(groups / fitting))
         self._value_grid = pieces, min(groups, parts)
         self._head_rows = weights.head.R
@@ -81,20 +85,25 @@ class Decoder:
         """The address of the logits [V], float32."""
         return self._at["logits"]
 
-    def steps(self, token: int = 0) -> list[Step]:
-        """Read the token: from `token`, or from another address, to `logits`."""
+    def steps(self, token: int = 0, slot: int = 0, logits: int = 0) -> list[Step]:
+        """Read the token at the address `token` into the state in a slot; the logits go to the address `logits`.
+
+        0 is for the decoder's own.
+        """
         w, at, C = self._weights, self._at, self._C
+        state = 4 * slot * self._states.size
         norms = [w.norms + 4 * C * i for i in range(4)]
         embed = (token or self.token, w.embedding, w.embedding_scales, *norms[:2], at["x"], C)
         steps: list[Step] = [Launch("embed", (1,), EMBED_THREADS, embed, overlaps=True)]
         for i, layer in enumerate(w.layers):
-            steps += self._time_mix(i, layer) + self._channel_mix(i, layer)
-        head = (at["x"], *norms[2:], w.head.weights, w.head.scales, self.logits, C, w.head.R)
+            steps += self._time_mix(i, layer, state) + self._channel_mix(i, layer, state)
+        out = logits or self.logits
+        head = (at["x"], *norms[2:], w.head.weights, w.head.scales, out, C, w.head.R)
         return [*steps, self._rows("head", w.head, head)]
 
-    def _time_mix(self, i: int, layer: Layer) -> list[Step]:
+    def _time_mix(self, i: int, layer: Layer, state: int) -> list[Step]:
         at, C, ranks = self._at, self._C, self._weights.ranks
-        shift, wkv = self._states.shift_att(i), self._states.wkv(i)
+        shift, wkv = self._states.shift_att(i) + state, self._states.wkv(i) + state
         ends, shared = self._project_blocks(layer)
         second = [layer.second[name] for name in "wavg"]
         project = (
@@ -117,9 +126,9 @@ class Decoder:
             self._rows("output", layer.output, output),
         ]
 
-    def _channel_mix(self, i: int, layer: Layer) -> list[Step]:
+    def _channel_mix(self, i: int, layer: Layer, state: int) -> list[Step]:
         at, C, F = self._at, self._C, self._F
-        shift = self._states.shift_ffn(i)
+        shift = self._states.shift_ffn(i) + state
         hidden = (
             *(at["x"], shift, layer.vector("ln2.weight", C), layer.vector("ln2.bias", C)),
             *(layer.vector("ffn.x_k", C), layer.key.weights, layer.key.scales, at["u_ffn"], at["h"], C, F),
@@ -129,7 +138,7 @@ class Decoder:
             *(at["parts"], at["arrived"], at["x"], C, F),
         )
         shared = math.ceil(F / GROUP / self._value_grid[1]) * self._group_bytes()
-        shared = max(shared, self._least_shared - VALUE_SHARED)
+        shared = max(shared, self._least_shared - self._value_shared)
         return [
             self._rows("hidden", layer.key, hidden),
             Launch("value", self._value_grid, VALUE_WARPS * WARP, value, shared, overlaps=True),
@@ -144,7 +153,12 @@ class Decoder:
 
     def _group_bytes(self) -> int:
         """What a block of cuda/value.cu keeps of 64 hidden units: values, numbers, scales."""
-        return 4 * GROUP + 2 * GROUP + 4 + (0 if self._weights.type == "fp16" else 2 * VALUE_CHANNELS)
+        return (
+            4 * GROUP
+            + 2 * GROUP
+            + 4
+            + (0 if self._weights.type == "fp16" else 2 * VALUE_CHANNELS[self._weights.type])
+        )
 
     def _shared(self, rows: int) -> int:
         """Bytes for the input in whole numbers, and a sum of every row and every warp that has a part of it."""

@@ -20,7 +20,7 @@ from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu import program
 from rwkv_cli.gpu.blas import WORKSPACE, Blas
 from rwkv_cli.gpu.driver import too_old
-from rwkv_cli.gpu.steps import Launch, Product, Step
+from rwkv_cli.gpu.steps import Launch, Product, Step, Together, lanes
 
 
 class Memory:
@@ -54,8 +54,8 @@ class Gpu:
         self._kernels = program.load(weight_type, self._device.arch, compiling)
         self._pinned = LegacyPinnedMemoryResource()
         self._pinned_buffers: list[Buffer] = []
-        self._workspace = self.allocate(WORKSPACE)
-        self._blas = Blas(self._workspace.address)
+        self._blas = Blas()
+        self._workspaces = [self.allocate(WORKSPACE)]
         self._begin_early = properties.compute_capability_major >= 9
 
     def free_memory(self) -> int:
@@ -107,20 +107,38 @@ class Gpu:
     def run(self, steps: Sequence[Step]) -> None:
         """Start them, one after another."""
         for step in steps:
-            self._start(self._stream, step)
+            if isinstance(step, Together):
+                for branch in step.branches:
+                    self.run(branch)
+            else:
+                self._start(self._stream, int(self._stream.handle), step, 0)
 
     def graph(self, steps: Sequence[Step]) -> Callable[[], None]:
         """A function that starts all of them at once: the host's work is done here, once."""
+        while len(self._workspaces) < lanes(steps):
+            self._workspaces.append(self.allocate(WORKSPACE))
         builder = self._device.create_graph_builder()
         builder.begin_building()
-        for step in steps:
-            self._start(builder, step)
+        self._record(builder, steps, 0)
         graph = builder.end_building().complete()
         return lambda: graph.launch(self._stream)
 
-    def _start(self, where: Any, one: Step) -> None:
+    def _record(self, builder: Any, steps: Sequence[Step], lane: int) -> None:
+        """Put steps into a graph; `lane` is the first of as many as run side by side: each has a workspace."""
+        for step in steps:
+            if isinstance(step, Together):
+                builders = builder.split(len(step.branches))
+                first = lane
+                for one, branch in zip(builders, step.branches, strict=True):
+                    self._record(one, branch, first)
+                    first += lanes(branch)
+                builder.join(*builders)
+            else:
+                self._start(builder, int(builder.stream.handle), step, lane)
+
+    def _start(self, where: Any, stream: int, one: Launch | Product, lane: int) -> None:
         if isinstance(one, Product):
-            self._blas.multiply(one, int(where.stream.handle if where is not self._stream else where.handle))
+            self._blas.multiply(one, stream, self._workspaces[lane].address)
             return
         kernel = self._kernels[one.kernel]
         if one.shared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,13 +13,14 @@ from rwkv_cli.gpu.steps import Launch
 from rwkv_cli.sampling import Choice, Draw
 
 THREADS = 1024
-"""Of the one block: the most that there can be."""
+"""Of the block of a sequence: the most that there can be."""
 
 # As cuda/sample.cu has them.
 REQUEST = np.dtype(
     [
         ("token", np.int32),
-        ("changes", np.int32),
+        ("n", np.int32),
+        ("changes", np.uint64),
         ("random", np.float64),
         ("log_min_p", np.float64),
         ("temperature", np.float32),
@@ -33,45 +35,65 @@ _TEMPERATURES = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max
 
 
 class Chooser:
-    """Chooses tokens from logits that are on the device."""
+    """Chooses tokens from logits that are on the device: for one sequence, or for many at the same time."""
 
-    def __init__(self, gpu: Device, logits: int, V: int) -> None:
-        """`logits` is the address of [V] float32."""
-        self._gpu, self._logits, self._V = gpu, logits, V
-        size = REQUEST.itemsize + V * CHANGE.itemsize
+    def __init__(self, gpu: Device, logits: int, V: int, sequences: int = 1, stride: int = 0) -> None:
+        """`logits` is the address of [sequences, stride] float32, of which V are used; a stride of 0 is V."""
+        self._gpu, self._logits, self._V, self._stride = gpu, logits, V, stride or V
         rounds = math.ceil(V / THREADS)
-        self._at = Buffers(
-            gpu, {"asked": size, "candidates": 4 * rounds * THREADS, "choice": CHOICE.itemsize}
-        )
-        self._asked = gpu.pinned(size)
-        self._request = self._asked[: REQUEST.itemsize].view(REQUEST)
-        self._changes = self._asked[REQUEST.itemsize :].view(CHANGE)
-        self._choice = gpu.pinned(CHOICE.itemsize).view(CHOICE)
+        sizes = {
+            "requests": REQUEST.itemsize * sequences,
+            "candidates": 4 * rounds * THREADS * sequences,
+            "choices": CHOICE.itemsize * sequences,
+        }
+        self._at = Buffers(gpu, sizes)
+        self._requests = gpu.pinned(sizes["requests"]).view(REQUEST)
+        self._choices = gpu.pinned(sizes["choices"]).view(CHOICE)
+        self._changes = gpu.allocate(CHANGE.itemsize * V)  # enough for one sequence, and mostly for many
 
     @property
     def token(self) -> int:
-        """The address of the token to read before, an int32."""
-        return self._at["asked"]
+        """The address of the token to read before, an int32, of the first sequence."""
+        return self._at["requests"]
 
-    def step(self) -> Launch:
-        """Choose, as the last request wants it; the logits are as they were afterwards."""
-        at, changes = self._at, self._at["asked"] + REQUEST.itemsize
-        arguments = (self._logits, at["asked"], changes, at["candidates"], at["choice"], self._V)
-        return Launch("sample", (1,), THREADS, arguments, overlaps=True)
+    def step(self, sequences: int = 1) -> Launch:
+        """Choose, as the last requests want it; the logits are as they were afterwards."""
+        at = self._at
+        arguments = self._logits, at["requests"], at["candidates"], at["choices"], self._V, self._stride
+        return Launch("sample", (sequences,), THREADS, arguments, overlaps=True)
 
-    def ask(self, token: int, draw: Draw) -> None:
-        """Say which token to read and how to choose the next one; the choice before must have been taken."""
-        n = len(draw.tokens)
-        log_min_p = math.log(draw.min_p) if draw.min_p else -math.inf
-        temperature = min(max(draw.temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
-        self._request[0] = token, n, draw.random, log_min_p, temperature, draw.top_p
-        self._changes["token"][:n] = draw.tokens
+    def ask(self, draws: Sequence[Draw], token: int = 0) -> None:
+        """Say how to choose the next token of each sequence, after `token` if there is one to be read before.
+
+        The choices before must have been taken.
+        """
+        ends = np.cumsum([len(draw.tokens) for draw in draws])
+        changes = np.empty(ends[-1], CHANGE)
+        changes["token"] = np.concatenate([draw.tokens for draw in draws])
         with np.errstate(over="ignore"):  # the logit becomes infinite: right
-            self._changes["amount"][:n] = draw.amounts
-        self._gpu.upload(self._at["asked"], self._asked[: REQUEST.itemsize + n * CHANGE.itemsize])
+            changes["amount"] = np.concatenate([draw.amounts for draw in draws])
+        if changes.nbytes > self._changes.nbytes:
+            self._changes = self._gpu.allocate(2 * changes.nbytes)
+        for i, (draw, end) in enumerate(zip(draws, ends.tolist(), strict=True)):
+            begin = self._changes.address + CHANGE.itemsize * (end - len(draw.tokens))
+            log_min_p = math.log(draw.min_p) if draw.min_p else -math.inf
+            temperature = min(max(draw.temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
+            self._requests[i] = (
+                token,
+                len(draw.tokens),
+                begin,
+                draw.random,
+                log_min_p,
+                temperature,
+                draw.top_p,
+            )
+        self._gpu.upload(self._at["requests"], self._requests[: len(draws)])
+        if len(changes):
+            self._gpu.upload(self._changes.address, changes)
+            self._gpu.synchronize()  # `changes` is not there for long
 
-    def choice(self) -> Choice:
+    def choices(self, sequences: int = 1) -> list[Choice]:
         """What was chosen, or why nothing was: see `Sampler.take`."""
-        self._gpu.download(self._at["choice"], self._choice)
-        token, logprob = self._choice[0].item()
-        return Choice(token, logprob)
+        found = self._choices[:sequences]
+        self._gpu.download(self._at["choices"], found)
+        return [Choice(token, logprob) for token, logprob in found.tolist()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 
 class Launch(NamedTuple):
@@ -30,6 +31,20 @@ class Product(NamedTuple):
     out_stride: int = 0  # from one row to the next; 0 for R
     half: bool = False  # `out` is float16; otherwise it is float32
     add: bool = False  # to what is in `out`
+    times: int = 1  # so many products, their matrices, inputs and outputs one after another
 
 
-Step = Launch | Product
+class Together(NamedTuple):
+    """Steps of which those in one branch need nothing of those in another: a graph runs the branches side by side."""
+
+    branches: tuple[tuple[Step, ...], ...]
+
+
+Step: TypeAlias = "Launch | Product | Together"
+
+
+def lanes(steps: Sequence[Step]) -> int:
+    """How many of them run side by side at most."""
+    return max(
+        (sum(map(lanes, step.branches)) if isinstance(step, Together) else 1 for step in steps), default=0
+    )

@@ -6,13 +6,14 @@ float16 a matrix at a time, in a buffer for the largest one.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from rwkv_cli.gpu.buffers import Buffers
 from rwkv_cli.gpu.interface import Device
 from rwkv_cli.gpu.states import StateMemory
-from rwkv_cli.gpu.steps import Launch, Product, Step
-from rwkv_cli.gpu.weights import WIDTHS, Layer, Matrix, Weights
+from rwkv_cli.gpu.steps import Launch, Product, Step, Together
+from rwkv_cli.gpu.weights import Layer, Matrix, Weights
 
 WARP = 32
 GROUP = 64
@@ -27,7 +28,7 @@ def buffer_sizes(weights: Weights, slots: int, room: int) -> dict[str, int]:
     """The bytes of what a pass of up to `room` tokens and so many states works in, by name."""
     config = weights.config
     C, F = config.n_embd, config.n_ffn
-    largest = max(C * F, weights.head.R * C) if weights.type != "fp16" else 0
+    largest = C * max(F, 3 * C, weights.head.R) if weights.type != "fp16" else 0
     return {
         "tokens": 4 * room,
         "slots": 4 * room,
@@ -105,63 +106,67 @@ class TokenPass:
         norm = layer.vector("ln1.weight", C), layer.vector("ln1.bias", C)
         steps: list[Step] = [self._mix(T, at["x"], shift, norm, layer.vector("att.x_r", C), 6)]
         mixed = {name: at["mixed"] + plane // 2 * j for j, name in enumerate("rkvwag")}
-        for j, (name, out) in enumerate(zip("rkv", (r, k, v), strict=True)):
-            steps += self._product(self._third(layer.main, j), mixed[name], out, T)
-        steps += self._low_rank(layer, mixed, second, T)
+        products = self._product(layer.main, at["mixed"], r, T, times=3)
+        steps.append(Together((tuple(products), self._low_rank(layer, mixed, second, T))))
         warps = math.ceil(T * self._H * WARP / THREADS)
         prepare = (
             *(r, k, v, second["w"], second["a"], second["v"], at["v_first"], at["kk"], at["bonus"]),
             *(layer.vector("att.w0", C), T, C, int(i == 0)),
         )
         y = second["v"]  # its numbers are used by then
-        recurrence = (
-            *(second["w"], at["kk"], second["a"], k, r, v, y, at["begins"], at["slots"]),
-            *(wkv, shift, at["last"], C, self._states.size),
-        )
+        vectors = second["w"], at["kk"], second["a"], k, r, v, y
+        states = at["slots"], wkv, shift, at["last"], C, self._states.size
+        if sequences == T:
+            recurrence = Launch("wkv7_token", (self._H, T), THREADS, (*vectors, *states))
+        else:
+            grid = self._H, GROUP // HEAD_VALUES, sequences
+            recurrence = Launch("wkv7", grid, WKV_THREADS, (*vectors, at["begins"], *states))
         norm = layer.vector("att.ln_x.weight", C), layer.vector("att.ln_x.bias", C)
         gate = (y, v, second["g"], at["bonus"], *norm, at["mixed"], T, C)
-        grid = self._H, GROUP // HEAD_VALUES, sequences
         return [
             *steps,
             Launch("prepare", (warps,), THREADS, prepare),
-            Launch("wkv7", grid, WKV_THREADS, recurrence),
+            recurrence,
             Launch("gate", (warps,), THREADS, gate),
             *self._product(layer.output, at["mixed"], at["x"], T, add=True),
         ]
 
-    def _low_rank(self, layer: Layer, mixed: dict[str, int], second: dict[str, int], T: int) -> list[Step]:
+    def _low_rank(
+        self, layer: Layer, mixed: dict[str, int], second: dict[str, int], T: int
+    ) -> tuple[Step, ...]:
         """Both halves of the maps of w, a, v and g."""
         low, total, C, ranks = self._at["low"], self._ranks, self._C, self._weights.ranks
-        steps: list[Step] = []
-        offsets, offset = {}, 0
-        for name in "wavg":
-            offsets[name] = offset
-            first = layer.low.weights + 2 * offset * C
-            if ranks[name]:
-                out = low + 2 * offset
-                steps.append(Product(first, mixed[name], out, T, ranks[name], C, out_stride=total, half=True))
-            offset += ranks[name]
-        activate = (low, total, offsets["a"], offsets["g"], T * total)
-        steps.append(Launch("activate_low", (MANY_BLOCKS,), THREADS, activate))
-        for name in "wavg":
-            if ranks[name]:
-                matrix = layer.second[name]
-                x = low + 2 * offsets[name]
-                steps.append(Product(matrix.weights, x, second[name], T, C, matrix.K, x_stride=total))
-        return steps
+        starts = dict(
+            zip("wavg", itertools.accumulate((ranks[name] for name in "wav"), initial=0), strict=True)
+        )
+        firsts, seconds = [], []
+        for name, start in starts.items():
+            if not ranks[name]:
+                continue
+            weights, here = layer.low.weights + 2 * start * C, low + 2 * start
+            firsts.append(Product(weights, mixed[name], here, T, ranks[name], C, out_stride=total, half=True))
+            matrix = layer.second[name]
+            seconds.append(Product(matrix.weights, here, second[name], T, C, matrix.K, x_stride=total))
+        activate = (low, total, starts["a"], starts["g"], T * total)
+        return (
+            Together(tuple((first,) for first in firsts)),
+            Launch("activate_low", (MANY_BLOCKS,), THREADS, activate),
+            Together(tuple((second,) for second in seconds)),
+        )
 
     def _channel_mix(self, i: int, layer: Layer, T: int) -> list[Step]:
         at, C, F = self._at, self._C, self._F
         shift = self._states.shift_ffn(i)
         norm = layer.vector("ln2.weight", C), layer.vector("ln2.bias", C)
-        sequences_end = Launch(
+        activate = Launch("activate_hidden", (MANY_BLOCKS,), THREADS, (at["h"], T * F // 8))
+        keep_shift = Launch(
             "keep_shift", (T,), THREADS, (at["slots"], at["last"], shift, T, C, self._states.size)
         )
         return [
             self._mix(T, at["x"], shift, norm, layer.vector("ffn.x_k", C), 1),
-            *self._product(layer.key, at["mixed"], at["h"], T, half=True),
-            sequences_end,
-            Launch("activate_hidden", (MANY_BLOCKS,), THREADS, (at["h"], T * F // 8)),
+            Together(
+                ((*self._product(layer.key, at["mixed"], at["h"], T, half=True), activate), (keep_shift,))
+            ),
             *self._product(layer.value, at["h"], at["x"], T, add=True, by_input=True),
         ]
 
@@ -174,12 +179,6 @@ class TokenPass:
         )
         return Launch("mix", (math.ceil(T / tokens),), THREADS, arguments)
 
-    def _third(self, matrix: Matrix, j: int) -> Matrix:
-        """Receptance, key or value."""
-        weights, scales, R, K = matrix
-        size = int(WIDTHS[self._weights.type] * K) * (R // 3)
-        return Matrix(weights + j * size, scales + j * (R // 3) * (K // GROUP) * 2, R // 3, K)
-
     def _product(
         self,
         matrix: Matrix,
@@ -190,7 +189,9 @@ class TokenPass:
         by_input: bool = False,
         half: bool = False,
         add: bool = False,
+        times: int = 1,
     ) -> list[Step]:
+        """A matrix, or `times` as many below each other, by as many inputs that lie one after another."""
         weights, scales, R, K = matrix
         steps: list[Step] = []
         if self._weights.type != "fp16":
@@ -199,4 +200,7 @@ class TokenPass:
             arguments = (weights, scales, self._at["float16"], rows, columns, *groups)
             steps.append(Launch("dequantize", (MANY_BLOCKS,), THREADS, arguments))
             weights = self._at["float16"]
-        return [*steps, Product(weights, x, out, T, R, K, by_input=by_input, half=half, add=add)]
+        return [
+            *steps,
+            Product(weights, x, out, T, R // times, K, by_input=by_input, half=half, add=add, times=times),
+        ]

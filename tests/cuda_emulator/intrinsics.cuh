@@ -26,7 +26,6 @@ inline int dot4_unsigned(u32 a, u32 b, int c) {
 }
 inline uint4 read_once(const void* p) { return *(const uint4*)p; }
 inline uint2 read_once2(const void* p) { return *(const uint2*)p; }
-inline void prefetch(const void*) {}
 inline void wait_for_previous() {}
 inline void let_next_begin() {}
 inline void copy_in_background(void* to, const void* from) { *(uint4*)to = *(const uint4*)from; }
