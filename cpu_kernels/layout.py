@@ -23,16 +23,16 @@ PROBE_BLOCK = 1 << 18
 
 # --- matrices
 
-INT8, INT4, FLOAT16, FLOAT32 = range(4)
-"""Kinds of weights."""
+INT8, INT4, FLOAT16, FLOAT32, SMALL = range(5)
+"""Kinds of weights. SMALL are those of low-rank maps in int8, whose activations stay floats."""
 
 MATRIX = np.dtype(
     [
         ("kind", np.int64),
         ("rows", np.int64),  # R, padded to a multiple of 16
-        ("cols", np.int64),  # K, a multiple of 64 for integers, of 4 for floats
+        ("cols", np.int64),  # K, a multiple of 64 for integers, of 4 for SMALL and floats
         ("weights", np.int64),  # the address of its R / 16 tiles
-        ("scales", np.int64),  # for integers, the address of bfloat16 [R/16, K/64, 16]
+        ("scales", np.int64),  # for integers, the address of bfloat16 [R/16, ceil(K/64), 16]
     ]
 )
 """Where a matrix lies and what it is made of."""

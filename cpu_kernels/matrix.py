@@ -6,6 +6,8 @@ A tile stores its rows interleaved, so that one vector holds 16 rows and no sum 
     int4      [K/8, 16, 4] bytes of two weights; the same scales
     float16   [K, 16]
     float32   [K, 16]
+    small     [K, 16] int8; bfloat16 scales [ceil(K/64), 16]; activations are floats, which costs nothing where the
+              rank is low, and rounds nothing
 
 Each kernel has a form for one token (decode) and one for four (prefill), which reads a weight once for all of them.
 ffn.value is stored the other way round: see `cpu_kernels.hidden`.
@@ -15,9 +17,10 @@ from numba import njit
 
 from cpu_kernels import floating, integer
 from cpu_kernels.elementwise import VECTOR
-from cpu_kernels.layout import FLOAT16, INT4, INT8
+from cpu_kernels.layout import FLOAT16, FLOAT32, INT4, INT8
 
 _int8, _int4, _float16, _float32 = integer.int8, integer.int4, floating.float16, floating.float32
+_small_x1, _small_x4 = floating.small.x1, floating.small.x4
 _int8_x1, _int8_x4 = _int8.x1, _int8.x4
 _int4_x1, _int4_x4 = _int4.x1, _int4.x4
 _float16_x1, _float16_x4 = _float16.x1, _float16.x4
@@ -35,7 +38,7 @@ def weight_bytes(m, n):
     """The bytes of n weights of a matrix."""
     if m.kind == INT4:
         return n // 2
-    return n if m.kind == INT8 else 2 * n if m.kind == FLOAT16 else 4 * n
+    return 2 * n if m.kind == FLOAT16 else 4 * n if m.kind == FLOAT32 else n
 
 
 @njit
@@ -66,8 +69,10 @@ def _x1(out, m, tile, act, t):
         _int4_x1(out, m, tile, act, t)
     elif m.kind == FLOAT16:
         _float16_x1(out, m, tile, act, t)
-    else:
+    elif m.kind == FLOAT32:
         _float32_x1(out, m, tile, act, t)
+    else:
+        _small_x1(out, m, tile, act, t)
 
 
 @njit
@@ -78,5 +83,7 @@ def _x4(out, stride, m, tile, act, t):
         _int4_x4(out, stride, m, tile, act, t)
     elif m.kind == FLOAT16:
         _float16_x4(out, stride, m, tile, act, t)
-    else:
+    elif m.kind == FLOAT32:
         _float32_x4(out, stride, m, tile, act, t)
+    else:
+        _small_x4(out, stride, m, tile, act, t)

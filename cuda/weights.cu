@@ -12,6 +12,21 @@ template <typename Unit> __device__ __forceinline__ void untile(const Unit* from
 extern "C" __global__ void untile2(const u16* from, u16* to, int R, int K) { untile(from, to, R, K); }
 extern "C" __global__ void untile4(const u32* from, u32* to, int R, int K) { untile(from, to, R, K); }
 
+// W [R, K] in float16 out of tiles of whole numbers [R / 16, K, 16] with scales [R / 16, K / 64 rounded up, 16]:
+// exact, since the scales are round numbers.
+extern "C" __global__ void untile_scaled(const signed char* from, const u16* scales, u16* to, int R, int K) {
+    const int groups = (K + N - 1) / N;
+    auto value = [&](int row, int k) {
+        const size_t tile = row / 16;
+        return from[(tile * K + k) * 16 + row % 16] * bf16(scales[(tile * groups + k / N) * 16 + row % 16]);
+    };
+    for (size_t i = 2 * (blockIdx.x * (size_t)blockDim.x + threadIdx.x); i < (size_t)R * K;
+         i += 2 * (size_t)gridDim.x * blockDim.x) {
+        const int row = i / K, k = i % K;  // K is even
+        *(u32*)(to + i) = to_halves(value(row, k), value(row, k + 1));
+    }
+}
+
 // 16 bytes at a time, out of blocks of 64 channels [B, F, width] into rows by hidden unit [F, B, width].
 extern "C" __global__ void unblock(const uint4* from, uint4* to, int B, int F, int width) {
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)B * F * width;

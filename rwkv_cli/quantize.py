@@ -13,12 +13,12 @@ The *layout* decides the order, so that a kernel reads memory from front to back
     rows       emb.weight: row-major, since one row is read; int8 in an int4 file, since it costs no time
     tiles      big matrices: 16 rows interleaved,  [R/16, K/c, 16, c] with c = 4 for integers and 1 for floats; R padded
                to a multiple of 16
-    low_rank   the pairs w1 w2, a1 a2, v1 v2, g1 g2: transposed to [out, in], then as tiles, in float16 (float32 in
-               fp32); the rank padded to a multiple of 16
+    low_rank   the pairs w1 w2, a1 a2, v1 v2, g1 g2: transposed to [out, in], then as tiles with c = 1, in int8 in files
+               of integers; the rank padded to a multiple of 16, so that the last group of a row may be shorter
     by_input   ffn.value.weight: by hidden unit, 64 channels at a time,  [R/64, K, 64], so that the rows of hidden units
                that are zero need not be read
 
-The scales of integers follow the same layout with one column for 64: [R/16, K/64, 16, 1] and [R/64, K/64, 64].
+The scales of integers follow the same layout with one column for 64: [R/16, ceil(K/64), 16, 1] and [R/64, K/64, 64].
 
 Two int4 weights share a byte. Of the 64 columns of a group in a tile, the low halves of 8 x 64 bytes hold columns 0 to
 31, the high halves columns 32 to 63:  [R/16, K/8, 16, 4]. Likewise with the 64 channels of by_input:  [R/64, K, 32].
@@ -52,6 +52,7 @@ GROUP = 64  # values that share a scale
 INT4_OFFSET = 8
 TILE_ROWS = 16
 CHANNELS = 64  # of a block of ffn.value
+ROUND = 4  # low bits of the scales of low-rank maps that are zero: so their weights are exact in float16 too
 SCALE = ".scale"  # follows the name of the tensor that it scales
 
 _LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
@@ -81,9 +82,7 @@ def type_of(name: str, weight_type: WeightType) -> WeightType:
     layout = layout_of(name)
     if layout == "vector":
         return "fp32"
-    if layout == "low_rank" and weight_type in INTEGERS:
-        return "fp16"
-    if layout == "rows" and weight_type == "int4":
+    if layout in ("rows", "low_rank") and weight_type == "int4":
         return "int8"
     return weight_type
 
@@ -105,10 +104,10 @@ def stored_form(name: str, shape: Shape, weight_type: WeightType) -> dict[str, t
         raise UnsupportedModelError(
             f"{name} has the shape {list(shape)}; its rows should be a multiple of {GROUP} long"
         )
-    arranged = _arranged_shape(layout, R, K, 4 if kind in INTEGERS else 1)
+    arranged = _arranged_shape(layout, R, K, _together(layout, kind))
     form = {name: (_DTYPES[kind], _halved(layout, arranged) if kind == "int4" else arranged)}
     if kind in INTEGERS:
-        form[name + SCALE] = ("BF16", _arranged_shape(layout, R, K // GROUP, 1))
+        form[name + SCALE] = ("BF16", _arranged_shape(layout, R, -(-K // GROUP), 1))
     return form
 
 
@@ -121,8 +120,9 @@ def store(name: str, tensor: Array, weight_type: WeightType) -> Stored:
         R, K = tensor.T.shape
         tensor = np.pad(tensor.T, ((0, _padded(R) - R), (0, _padded(K) - K)))
     if kind == "int8":
-        q, scale = quantize_int8(tensor)
-        return {name: _arrange(layout, q, 4), name + SCALE: _arrange(layout, scale, 1)}
+        q, scale = quantize_int8(_whole_groups(tensor), ROUND if layout == "low_rank" else 0)
+        q = _arrange(layout, q[:, : tensor.shape[1]], _together(layout, kind))
+        return {name: q, name + SCALE: _arrange(layout, scale, 1)}
     if kind == "int4":
         q4, scale = quantize_int4(tensor)
         return {name: _pack(layout, _arrange(layout, q4, 4)), name + SCALE: _arrange(layout, scale, 1)}
@@ -143,25 +143,26 @@ def restore(name: str, shape: Shape, stored: Stored) -> Array:
     flat = _flatten(layout, array)
     if name + SCALE in stored:
         scale = bf16_to_f32(_flatten(layout, stored[name + SCALE]))
-        groups = flat.reshape(*scale.shape, GROUP)
-        flat = np.multiply(groups, scale[..., None], dtype=np.float32).reshape(flat.shape)
+        groups = _whole_groups(flat).reshape(*scale.shape, GROUP)
+        scaled = np.multiply(groups, scale[..., None], dtype=np.float32)
+        flat = scaled.reshape(len(flat), -1)[:, : flat.shape[1]]
     if layout == "low_rank":
         return np.ascontiguousarray(flat.T[: shape[0], : shape[1]], dtype=np.float32)
     return np.ascontiguousarray(flat[: shape[0]], dtype=np.float32)
 
 
-def quantize_int8(w: Array) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+def quantize_int8(w: Array, zeros: int = 0) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """Round w [R, K] to int8 [R, K] and bfloat16 scales [R, K/64] (as uint16): w = q * scale, but for the rounding.
 
-    The scale of a group is its largest magnitude / 127, rounded up to bfloat16 before the division, so that the scale's
-    own rounding is no error. A group of zeros has the scale 0.
+    The scale of a group is its largest magnitude / 127, rounded up to a bfloat16 that ends in so many zeros before the
+    division, so that the scale's own rounding is no error. A group of zeros has the scale 0.
     """
     R, K = w.shape
     q, scale = np.empty((R, K), np.int8), np.empty((R, K // GROUP), np.uint16)
 
     def quantize_rows(rows: slice) -> None:
         groups = w[rows].reshape(-1, K // GROUP, GROUP)
-        scale[rows] = f32_to_bf16_up(np.abs(groups).max(axis=2) / np.float32(127))
+        scale[rows] = f32_to_bf16_up(np.abs(groups).max(axis=2) / np.float32(127), zeros)
         divisor = bf16_to_f32(scale[rows])[:, :, None]
         # Too small a number for a float has no reciprocal either: such a group is zero.
         rounded = np.divide(groups, np.where(divisor > 0, divisor, np.float32(np.inf)))
@@ -240,14 +241,27 @@ def f32_to_bf16(x: Array) -> NDArray[np.uint16]:
     )
 
 
-def f32_to_bf16_up(x: Array) -> NDArray[np.uint16]:
-    """The least bfloat16 not below x >= 0, as the upper half of its bits."""
-    return ((x.view(np.uint32) + np.uint32(0xFFFF)) >> np.uint32(16)).astype(np.uint16)
+def f32_to_bf16_up(x: Array, zeros: int = 0) -> NDArray[np.uint16]:
+    """The least bfloat16 not below x >= 0 that ends in so many zeros, as the upper half of its bits."""
+    dropped = np.uint32(16 + zeros)
+    bits = (x.view(np.uint32) + ((np.uint32(1) << dropped) - np.uint32(1))) >> dropped
+    return (bits << np.uint32(zeros)).astype(np.uint16)
 
 
 def bf16_to_f32(bits: NDArray[np.uint16]) -> Array:
     """bfloat16, given as the upper halves of floats, as float32."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _together(layout: Layout, kind: WeightType) -> int:
+    """How many neighbouring columns of a row are kept together in a tile: four for an integer dot product."""
+    return 4 if kind in INTEGERS and layout != "low_rank" else 1
+
+
+def _whole_groups(matrix: NDArray[Any]) -> NDArray[Any]:
+    """With zeros behind its columns, so that all groups are of the same length."""
+    missing = -matrix.shape[1] % GROUP
+    return np.pad(matrix, ((0, 0), (0, missing))) if missing else matrix
 
 
 def _padded(rows: int) -> int:

@@ -23,11 +23,12 @@ def quantize_group(values: list[float]) -> tuple[list[int], float]:
     return [round(float(np.float32(value) / np.float32(scale))) for value in values], scale
 
 
-def bf16_not_below(x: float) -> float:
-    """The least bfloat16 that is not below a float32 x >= 0: eight bits of precision, counted up one by one."""
-    bits = int(np.float32(x).view(np.uint32)) & 0xFFFF0000
+def bf16_not_below(x: float, zeros: int = 0) -> float:
+    """The least bfloat16 that is not below a float32 x >= 0: eight bits of precision or fewer, counted up."""
+    step = 0x10000 << zeros
+    bits = int(np.float32(x).view(np.uint32)) // step * step
     while np.uint32(bits).view(np.float32) < x:
-        bits += 0x10000
+        bits += step
     return float(np.uint32(bits).view(np.float32))
 
 

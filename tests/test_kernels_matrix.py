@@ -81,7 +81,8 @@ def stored_matrix(values: np.ndarray, kind: str, name: str = TILES) -> Matrix:
     record = np.zeros(1, layout.MATRIX)
     R, K = values.shape
     scales = address(stored[name + SCALE]) if kind in INTEGERS else 0
-    record[0] = (KINDS[kind], R + -R % TILE, K + -K % TILE, address(stored[name]), scales)
+    code = layout.SMALL if name == LOW_RANK and kind in INTEGERS else KINDS[kind]
+    record[0] = (code, R + -R % TILE, K + -K % TILE, address(stored[name]), scales)
     return Matrix(record, restored.T if name == LOW_RANK else restored, stored)
 
 
@@ -91,9 +92,8 @@ def exact_matrix(kind: str, R: int, K: int, name: str = TILES, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     least, extreme = (-8, -8) if kind == "int4" else (-127, 127)
     values = rng.integers(least, -least, (R, K))
-    if K % GROUP == 0:
-        values[:, ::GROUP] = extreme  # which fixes the scale
-        values *= np.repeat(rng.integers(1, 3, (R, K // GROUP)), GROUP, axis=1)
+    values[:, ::GROUP] = extreme  # which fixes the scale
+    values *= np.repeat(rng.integers(1, 3, (R, -(-K // GROUP))), GROUP, axis=1)[:, :K]
     result = stored_matrix(values, kind, name)
     np.testing.assert_array_equal(result.values, values)
     return result
@@ -177,10 +177,10 @@ def test_each_column_meets_its_own_activation(kind):
             np.testing.assert_array_equal(multiply(m, act), 100 * m.values[:, k : k + T].T)
 
 
-@pytest.mark.parametrize("kind", ["fp16", "fp32"])
+@pytest.mark.parametrize("kind", ["int8", "fp16", "fp32"])
 @pytest.mark.parametrize("T", [1, 3, 4, 9])
-@pytest.mark.parametrize("K", [16, 48, 80])
-def test_low_rank_matrices_are_narrower_than_a_group(kind, T, K):
+@pytest.mark.parametrize("K", [16, 48, 64, 80, 192])
+def test_groups_of_low_rank_matrices_may_be_shorter(kind, T, K):
     m, act = exact_matrix(kind, 3 * TILE, K, LOW_RANK), random_activation(T, K)
     np.testing.assert_array_equal(multiply(m, act), act.values @ m.values.T)
 

@@ -274,7 +274,7 @@ def test_every_tensor_is_needed(good, tmp_path):
         ("head.weight", {"dtype": "U8"}),
         ("head.weight.scale", {"dtype": "F16"}),
         ("blocks.1.att.w0", {"dtype": "I32"}),
-        ("blocks.1.att.w1", {"dtype": "BF16"}),
+        ("blocks.1.att.w1", {"dtype": "U8"}),
         ("blocks.1.att.w0", {"shape": [1, 128]}),
         ("blocks.1.att.r_k", {"shape": [128]}),
         ("emb.weight", {"shape": [128, 300]}),

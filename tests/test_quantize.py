@@ -12,6 +12,7 @@ from rwkv_cli import quantize
 from rwkv_cli.errors import UnsupportedModelError
 from rwkv_cli.quantize import (
     GROUP,
+    INTEGERS,
     SCALE,
     WEIGHT_TYPES,
     bf16_to_f32,
@@ -106,9 +107,9 @@ def test_many_rows_are_quantized_like_one(monkeypatch):
         np.testing.assert_array_equal(found, wanted)
 
 
-@given(st.floats(0, float(HUGE / np.float32(127)), width=32))
-def test_a_scale_is_the_next_bf16(x):
-    assert bf16_to_f32(f32_to_bf16_up(np.array([x], np.float32)))[0] == bf16_not_below(x)
+@given(st.floats(0, float(HUGE / np.float32(127)), width=32), st.sampled_from([0, 4]))
+def test_a_scale_is_the_next_bf16(x, zeros):
+    assert bf16_to_f32(f32_to_bf16_up(np.array([x], np.float32), zeros))[0] == bf16_not_below(x, zeros)
 
 
 def test_quantizing_changes_nothing_in_the_weights():
@@ -121,9 +122,10 @@ def test_quantizing_changes_nothing_in_the_weights():
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
 @pytest.mark.parametrize("config", [*SHAPES.values(), SMALLEST], ids=[*SHAPES, "smallest"])
 def test_what_is_stored_is_as_announced_and_comes_back(config, weight_type):
-    # Relative to the largest magnitude of a tensor; half a step of 1/127, and bf16's rounding up of the step. For int4
-    # half a step of 1/8, and what the search cuts off: the least of the factors that it tries is 0.7.
+    # Relative to the largest magnitude of a tensor; half a step of 1/127, and bf16's rounding up of the step, or to
+    # four bits. For int4 half a step of 1/8, and what the search cuts off: the least of its factors is 0.7.
     error = {"fp32": 0, "fp16": 2.0**-11, "int8": (0.5 + 2.0**-7) / 127, "int4": 0.31}
+    error["low_rank"] = 0.5 * (1 + 2.0**-3) / 127
     for name, tensor in fine_weights(config).items():
         stored = store(name, tensor, weight_type)
         form = stored_form(name, tensor.shape, weight_type)
@@ -136,9 +138,8 @@ def test_what_is_stored_is_as_announced_and_comes_back(config, weight_type):
         found = restore(name, tensor.shape, stored)
         assert (found.dtype, found.shape) == (np.float32, tensor.shape)
         kind = type_of(name, weight_type)
-        np.testing.assert_allclose(
-            found, tensor, rtol=0, atol=error[kind] * np.abs(tensor).max(), err_msg=name
-        )
+        allowed = error["low_rank" if layout_of(name) == "low_rank" and kind == "int8" else kind]
+        np.testing.assert_allclose(found, tensor, rtol=0, atol=allowed * np.abs(tensor).max(), err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +151,8 @@ def test_what_is_stored_is_as_announced_and_comes_back(config, weight_type):
         ("blocks.3.att.value.weight", "tiles", "int8 fp16 fp32"),
         ("blocks.3.ffn.key.weight", "tiles", "int8 fp16 fp32"),
         ("blocks.3.ffn.value.weight", "by_input", "int8 fp16 fp32"),
-        ("blocks.3.att.w2", "low_rank", "fp16 fp16 fp32"),
-        ("blocks.3.att.g1", "low_rank", "fp16 fp16 fp32"),
+        ("blocks.3.att.w2", "low_rank", "int8 fp16 fp32"),
+        ("blocks.3.att.g1", "low_rank", "int8 fp16 fp32"),
         ("blocks.3.att.w0", "vector", "fp32 fp32 fp32"),
         ("blocks.3.att.r_k", "vector", "fp32 fp32 fp32"),
         ("blocks.3.att.ln_x.weight", "vector", "fp32 fp32 fp32"),
@@ -272,6 +273,24 @@ def test_low_rank_matrices_are_transposed_and_padded_with_zeros():
     flat = stored.transpose(0, 2, 1, 3).reshape(32, GROUP)
     np.testing.assert_array_equal(flat[:17], w1.T)
     assert not flat[17:].any()
+
+
+@pytest.mark.parametrize("weight_type", INTEGERS)
+@pytest.mark.parametrize("shape", [(GROUP, 17), (17, GROUP), (2 * GROUP, 80), (96, 2 * GROUP)])
+def test_low_rank_matrices_of_integers_have_scales_for_what_is_there(weight_type, shape):
+    """[in, out]: the last group of a row has as many inputs as are left, and nothing else counts."""
+    name, tensor = "blocks.0.att.w1", np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    stored = store(name, tensor, weight_type)
+    K, R = (n + -n % 16 for n in shape)
+    assert stored[name].dtype == np.int8
+    assert stored[name].shape == (R // 16, K, 16, 1)
+    assert stored[name + SCALE].shape == (R // 16, -(-K // GROUP), 16, 1)
+    found = restore(name, shape, stored)
+    for first in range(0, shape[0], GROUP):
+        rows = slice(first, first + GROUP)
+        step = np.abs(tensor[rows]).max(axis=0) / 127 * (1 + 2**-3)  # the scale is rounded up
+        assert (np.abs(found[rows] - tensor[rows]) <= step / 2 * (1 + 1e-6)).all()
+    np.testing.assert_array_equal(found.astype(np.float16), found)
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,10 @@ class CpuBackend:
     def _describe_matrix(self, row: Any, name: str) -> None:
         weights = self._model.stored(name)
         weight_type = quantize.type_of(name, self._model.info.weight_type)
-        row["kind"] = _KINDS[weight_type]
-        if quantize.layout_of(name) == "by_input":
+        placing = quantize.layout_of(name)
+        is_small = placing == "low_rank" and weight_type in quantize.INTEGERS
+        row["kind"] = layout.SMALL if is_small else _KINDS[weight_type]
+        if placing == "by_input":
             row["rows"], row["cols"] = weights.shape[0] * CHANNELS, weights.shape[1]
         else:
             packed = 2 if weight_type == "int4" else 1

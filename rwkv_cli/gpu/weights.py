@@ -70,8 +70,7 @@ class Weights:
         self.type = model.info.weight_type
         self._memory = gpu.allocate(self._room())
         self._next = self._memory.address
-        stored = [model.stored(name) for name in model.names]
-        self._staging = gpu.allocate(max(array.nbytes for array in stored))
+        self._staging = gpu.allocate(max(self._staged_bytes(name) for name in model.names))
         self.ranks = {name: self._rank(name) for name in LOW_RANK}
         self._zeros = self._take(2 * self.config.n_embd * max(self.ranks["v"], 1))
         gpu.clear(self._zeros, 2 * self.config.n_embd * max(self.ranks["v"], 1))
@@ -87,14 +86,29 @@ class Weights:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that decoding a token reads of them if no hidden unit is zero: all, but of the embedding one row."""
+        """Bytes that decoding a token reads of them if no hidden unit is zero: all, but of the embedding one row.
+
+        Low-rank maps are read in float16, whatever they are in the file.
+        """
         V = self.config.vocab_size
         embedding = self._model.stored("emb.weight").nbytes * (V - 1) // V
-        return self._model.weight_bytes - embedding
+        return sum(map(self._device_bytes, self._model.names)) - embedding
 
     def _room(self) -> int:
-        sizes = [self._model.stored(name).nbytes + ALIGNMENT for name in self._model.names]
+        sizes = [self._device_bytes(name) + ALIGNMENT for name in self._model.names]
         return sum(sizes) + 8 * self.config.n_embd * 1024  # and what layer 0 lacks, as zeros
+
+    def _device_bytes(self, name: str) -> int:
+        """What becomes of a stored array: low-rank maps are in float16 and have no scales."""
+        array = self._model.stored(name)
+        if quantize.layout_of(name.removesuffix(SCALE)) != "low_rank":
+            return array.nbytes
+        return 0 if name.endswith(SCALE) else 2 * array.size
+
+    def _staged_bytes(self, name: str) -> int:
+        """Those of a stored array, and of the scales that it may have to be staged with."""
+        scales = self._model.stored(name + SCALE).nbytes if name + SCALE in self._model.names else 0
+        return aligned(self._model.stored(name).nbytes) + scales
 
     def _take(self, nbytes: int) -> int:
         address = self._next
@@ -111,11 +125,11 @@ class Weights:
         last = f"blocks.{self.config.n_layer - 1}.att.{name}1"
         return self._model.stored(last).shape[0] * TILE_ROWS if last in self._model.names else 0
 
-    def _stage(self, name: str) -> NDArray[Any]:
+    def _stage(self, name: str, offset: int = 0) -> NDArray[Any]:
         """Copy a stored array into the staging memory, as it lies in the file."""
         array = self._model.stored(name)
         self._gpu.synchronize()  # what was there is used
-        self._gpu.upload(self._staging.address, array)
+        self._gpu.upload(self._staging.address + offset, array)
         return array
 
     def _raw(self, name: str) -> int:
@@ -146,7 +160,7 @@ class Weights:
             main=self._matrices([f"{block}att.{name}.weight" for name in ("receptance", "key", "value")]),
             low=self._low(block),
             second={
-                name: self._matrices([f"{block}att.{name}2"])
+                name: self._second(f"{block}att.{name}2", ranks[name])
                 if f"{block}att.{name}2" in self._model.names
                 else Matrix(self._zeros, 0, C, ranks[name])
                 for name in LOW_RANK
@@ -163,11 +177,17 @@ class Weights:
         for name in LOW_RANK:
             size = 2 * self.ranks[name] * C
             if f"{block}att.{name}1" in self._model.names:
-                self._untile(f"{block}att.{name}1", at)
+                self._untile_half(f"{block}att.{name}1", at)
             elif size:
                 self._gpu.clear(at, size)
             at += size
         return Matrix(address, 0, total, C)
+
+    def _second(self, name: str, rank: int) -> Matrix:
+        """w2, a2, v2 or g2."""
+        address = self._take(2 * self.config.n_embd * rank)
+        self._untile_half(name, address)
+        return Matrix(address, 0, self.config.n_embd, rank)
 
     def _matrices(self, names: list[str]) -> Matrix:
         """Matrices of one width below each other, row-major."""
@@ -195,6 +215,19 @@ class Weights:
         arguments = (self._staging.address, target, tiles * TILE_ROWS, K)
         self._gpu.run([Launch(kernel, (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
         let_go(array)
+
+    def _untile_half(self, name: str, target: int) -> None:
+        """Tiles of a low-rank map into rows in float16."""
+        if self._kind(name) not in quantize.INTEGERS:
+            self._untile(name, target)
+            return
+        array = self._stage(name)
+        scales = self._stage(name + SCALE, aligned(array.nbytes))
+        addresses = self._staging.address, self._staging.address + aligned(array.nbytes), target
+        arguments = (*addresses, array.shape[0] * TILE_ROWS, array.shape[1])
+        self._gpu.run([Launch("untile_scaled", (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+        let_go(array)
+        let_go(scales)
 
     def _by_input(self, name: str) -> Matrix:
         """Blocks of 64 channels [R / 64, K, 64] into rows by hidden unit [K, R]."""
