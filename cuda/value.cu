@@ -3,16 +3,16 @@
 //     x += value h
 //
 // The matrix lies by hidden unit, [F, C], and units that are zero, most of them in trained models, are not read. A block
-// has 256 channels and a part of the hidden units. The last block of some channels to come adds up all parts, in order,
+// has some channels and a part of the hidden units. The last block of some channels to come adds up all parts, in order,
 // so that the sum is always the same.
 #include "common.cuh"
 
 #define CHANNELS (KIND == INT4 ? 512 : 256)  // of a block: a warp reads pieces of rows of 512 or 256 bytes
-#define WARPS 16
+#define WARPS 16  // as in the kernels before and after: a multiprocessor has room for one block
 #define THREADS (WARPS * LANES)
 
 // Rows that are multiplied together, of integers four, since that is what an instruction takes; and how many of those a
-// warp has on their way.
+// warp has on their way: 4 KB, of a multiprocessor 64 KB. Twice as much and half as much were slower.
 #define TOGETHER (KIND == FP16 ? 1 : 4)
 #define TURN (KIND == FP16 ? 8 : 4)
 #define COLUMNS (CHANNELS / LANES)    // of a thread

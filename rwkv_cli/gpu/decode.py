@@ -52,10 +52,8 @@ class Decoder:
         self._value_shared = 4 * VALUE_WARPS * channels  # bytes that it declares, at least
         pieces = math.ceil(self._C / channels)
         groups = self._F // GROUP
-        fitting = (
-            self._most_shared - self._value_shared
-        ) // self._group_bytes()  # in a block of cuda/value.cu
-        parts = max(1, gpu.multiprocessors // pieces, math.ceil(groups / fitting))
+        room = self._most_shared - self._value_shared  # of a block of cuda/value.cu
+        parts = max(1, gpu.multiprocessors // pieces, math.ceil(groups / (room // self._group_bytes())))
         self._value_grid = pieces, min(groups, parts)
         self._head_rows = weights.head.R
         ranks = sum(weights.ranks.values())
@@ -153,12 +151,9 @@ class Decoder:
 
     def _group_bytes(self) -> int:
         """What a block of cuda/value.cu keeps of 64 hidden units: values, numbers, scales."""
-        return (
-            4 * GROUP
-            + 2 * GROUP
-            + 4
-            + (0 if self._weights.type == "fp16" else 2 * VALUE_CHANNELS[self._weights.type])
-        )
+        kind = self._weights.type
+        scales = 0 if kind == "fp16" else 2 * VALUE_CHANNELS[kind]
+        return 4 * GROUP + 2 * GROUP + 4 + scales
 
     def _shared(self, rows: int) -> int:
         """Bytes for the input in whole numbers, and a sum of every row and every warp that has a part of it."""

@@ -75,18 +75,11 @@ class Chooser:
         if changes.nbytes > self._changes.nbytes:
             self._changes = self._gpu.allocate(2 * changes.nbytes)
         for i, (draw, end) in enumerate(zip(draws, ends.tolist(), strict=True)):
-            begin = self._changes.address + CHANGE.itemsize * (end - len(draw.tokens))
+            n = len(draw.tokens)
+            begin = self._changes.address + CHANGE.itemsize * (end - n)
             log_min_p = math.log(draw.min_p) if draw.min_p else -math.inf
             temperature = min(max(draw.temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
-            self._requests[i] = (
-                token,
-                len(draw.tokens),
-                begin,
-                draw.random,
-                log_min_p,
-                temperature,
-                draw.top_p,
-            )
+            self._requests[i] = token, n, begin, draw.random, log_min_p, temperature, draw.top_p
         self._gpu.upload(self._at["requests"], self._requests[: len(draws)])
         if len(changes):
             self._gpu.upload(self._changes.address, changes)
