@@ -267,6 +267,8 @@ def _other_kind(path: Path) -> str | None:
 
 
 def _head(path: Path, size: int) -> bytes:
+    if not path.is_file():  # whoever opens a pipe waits for its other end
+        return b""
     try:
         with path.open("rb") as file:
             return file.read(size)

@@ -609,7 +609,8 @@ def test_nobody_waits_for_a_pipe(tiny, rwkv, tmp_path):
         assert "it is not replaced" in result.sentence
         assert result.code == 2
     assert "it is not replaced" in tiny("state", "save", pipe, "--prompt", "Once").sentence
-    assert "no regular file" in rwkv("state", "show", pipe).sentence
+    for command in (("state", "show", pipe), ("state", "load", pipe), ("state", "import", pipe, "new")):
+        assert "no regular file" in rwkv(*command).sentence
 
 
 def test_a_loaded_state_may_be_replaced(tiny):

@@ -69,8 +69,8 @@ def remove(names: Sequence[str], yes: bool) -> None:
 def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
     """Make a state of a file: ours, or a trained one. A line that says so. Raises StateError, CheckpointError."""
     file = file.expanduser()
-    if not file.exists():
-        raise StateError(f"there is no file {file}")
+    if not file.is_file():
+        raise StateError(f"{file} is no regular file" if file.exists() else f"there is no file {file}")
     with file.open("rb") as opened:
         is_trained = opened.read(4) == _ZIP
     if not is_trained:
