@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli import modelstore, paths, registry
 from rwkv_cli.backends import auto
-from rwkv_cli.backends.base import Backend, Progress
+from rwkv_cli.backends.base import Backend, Progress, check_tokens
 from rwkv_cli.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.errors import MissingModelError, ModelFileError, UsageError
@@ -186,15 +186,7 @@ class Model:
         return state.copy()
 
     def _check(self, tokens: Sequence[int]) -> None:
-        if not len(tokens):
-            raise UsageError("there are no tokens to read")
-        numbers = np.asarray(tokens)
-        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-            raise UsageError("tokens must be a sequence of whole numbers")
-        lowest, highest = numbers.min(), numbers.max()
-        if lowest < 0 or highest >= self.config.vocab_size:
-            wrong = lowest if lowest < 0 else highest
-            raise UsageError(f"there is no token {wrong}: the vocabulary has {self.config.vocab_size:,}")
+        check_tokens(np.asarray(tokens), self.config.vocab_size)
 
     def _check_state(self, state: State) -> None:
         # A smaller state would have the kernels write beside it.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.errors import UsageError
 from rwkv_cli.state import State
 
 if TYPE_CHECKING:
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 Progress = Callable[[int], None]
 """Called with the number of tokens read since the last call."""
+
+
+NO_TOKENS = "there are no tokens to read"
+
+
+def check_tokens(tokens: NDArray[Any], vocab_size: int) -> None:
+    """Raise UsageError unless a backend can read them: some whole numbers in the vocabulary."""
+    if not tokens.size:
+        raise UsageError(NO_TOKENS)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise UsageError("tokens must be a sequence of whole numbers")
+    lowest, highest = tokens.min(), tokens.max()
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise UsageError(f"there is no token {wrong}: the vocabulary has {vocab_size:,}")
 
 
 class WeightSource(Protocol):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.backends.base import NO_TOKENS, check_tokens
 from rwkv_cli.errors import UsageError
 from rwkv_cli.gpu.decode import Decoder
 from rwkv_cli.gpu.interface import Device
@@ -150,19 +151,12 @@ class Batch:
 
     def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[tuple[int, Tokens]]:
         """What is to be read, as arrays."""
-        for slot, tokens in parts.items():
+        for slot in parts:
             self._check_slot(slot)
-            if not len(tokens):
-                raise UsageError("there are no tokens to read")
-        if not parts:
-            raise UsageError("there are no tokens to read")
+        if not parts or not all(map(len, parts.values())):
+            raise UsageError(NO_TOKENS)
         flat = np.concatenate([*parts.values()])
-        V = self.config.vocab_size
-        if flat.dtype.kind not in "iu" or flat.ndim != 1:
-            raise UsageError("tokens must be a sequence of whole numbers")
-        if flat.min() < 0 or flat.max() >= V:
-            wrong = flat[(flat < 0) | (flat >= V)][0]
-            raise UsageError(f"there is no token {wrong}: the vocabulary has {V:,}")
+        check_tokens(flat, self.config.vocab_size)
         ends = np.cumsum([len(tokens) for tokens in parts.values()])
         return list(zip(parts, np.split(flat.astype(np.int32), ends[:-1]), strict=True))
 
