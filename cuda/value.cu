@@ -12,7 +12,7 @@
 #define THREADS (WARPS * LANES)
 
 // Rows that are multiplied together, of integers four, since that is what an instruction takes; and how many of those a
-// warp has on their way: 4 KB, of a multiprocessor 64 KB. Twice as much and half as much were slower.
+// warp has on their way: 4 KB, of a multiprocessor 64 KB. Twice as much was slower, and half as much with INT8.
 #define TOGETHER (KIND == FP16 ? 1 : 4)
 #define TURN (KIND == FP16 ? 8 : 4)
 #define COLUMNS (CHANNELS / LANES)    // of a thread

@@ -52,7 +52,9 @@ GROUP = 64  # values that share a scale
 INT4_OFFSET = 8
 TILE_ROWS = 16
 CHANNELS = 64  # of a block of ffn.value
-ROUND = 4  # low bits of the scales of low-rank maps that are zero: so their weights are exact in float16 too
+SCALE_ZEROS = (
+    4  # low bits of the scales of low-rank maps that are zero: so their weights are exact in float16 too
+)
 SCALE = ".scale"  # follows the name of the tensor that it scales
 
 _LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
@@ -120,7 +122,7 @@ def store(name: str, tensor: Array, weight_type: WeightType) -> Stored:
         R, K = tensor.T.shape
         tensor = np.pad(tensor.T, ((0, _padded(R) - R), (0, _padded(K) - K)))
     if kind == "int8":
-        q, scale = quantize_int8(_whole_groups(tensor), ROUND if layout == "low_rank" else 0)
+        q, scale = quantize_int8(_whole_groups(tensor), SCALE_ZEROS if layout == "low_rank" else 0)
         q = _arrange(layout, q[:, : tensor.shape[1]], _together(layout, kind))
         return {name: q, name + SCALE: _arrange(layout, scale, 1)}
     if kind == "int4":

@@ -183,14 +183,17 @@ class Batch:
         out = self._out.address + 4 * first * self._rows
         return [*self._pass.steps(T, n), *self._pass.logits(T, out, last_of=n)]
 
+    def _alone(self, slot: int) -> list[Step]:
+        """A token of one sequence: by the kernels for that, which take less time."""
+        return self._decoder.steps(self._pass.tokens, slot, self._out.address)
+
     def _graph(self, n: int, slot: int) -> Callable[[], None]:
         """The pass of a token each of n sequences, or of the one in `slot`."""
         key = (n, slot if n == 1 else 0)
         if key not in self._graphs:
             if len(self._graphs) == GRAPHS:
                 self._graphs.popitem(last=False)
-            alone = self._decoder.steps(self._pass.tokens, slot, self._out.address)
-            self._graphs[key] = self._gpu.graph(alone if n == 1 else self._steps(n, n, 0))
+            self._graphs[key] = self._gpu.graph(self._alone(slot) if n == 1 else self._steps(n, n, 0))
         self._graphs.move_to_end(key)
         return self._graphs[key]
 

@@ -82,9 +82,8 @@ def load(
     sources = {name: source(name) for name in operations()}
     digest = hashlib.sha256("".join(sources.values()).encode()).hexdigest()[:16]
     folder = paths.cache_folder() / "cuda"
-    marker = (
-        folder / f"{digest}-sm_{architecture}-{weight_type}"
-    )  # only to know whether to say that it takes long
+    # Only to know whether to say that it takes long.
+    marker = folder / f"{digest}-sm_{architecture}-{weight_type}"
     with nullcontext() if marker.exists() else compiling():
         codes = compile_all(weight_type, architecture, folder)
     with contextlib.suppress(OSError):
