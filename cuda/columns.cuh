@@ -1,9 +1,9 @@
 // The input of a matrix-vector product, spread over the threads of a block: a thread owns a piece of columns, the ones
 // whose weights are 16 bytes of a row, and keeps their inputs in registers for all rows that the block computes.
 //
-//     FP16  8 columns     8p ..
-//     INT8  16 columns    16p ..; four neighbouring threads have a group of 64, which shares a scale
-//     INT4  32 columns    64g + 16h .. and 64g + 32 + 16h .., p = 2g + h: the low and the high halves of 16 bytes
+//     FP16         8 columns     8p ..
+//     INT8, SMALL  16 columns    16p ..; four neighbouring threads have a group of 64, which shares a scale
+//     INT4         32 columns    64g + 16h .. and 64g + 32 + 16h .., p = 2g + h: the low and the high halves of 16 bytes
 //
 // Whatever the weights are, inputs are computed 8 columns a thread, as for FP16: so all threads take part.
 #pragma once
@@ -12,12 +12,13 @@
 #define ROW_THREADS 512  // at most, of a block that computes rows: 128 registers each
 
 template <int kind> struct Piece {
-    static const int COLUMNS = kind == FP16 ? 8 : kind == INT8 ? 16 : 32;
+    static const int COLUMNS = kind == FP16 ? 8 : kind == INT4 ? 32 : 16;
     static const int OF_A_GROUP = N / COLUMNS;  // pieces, and threads
 };
 
 // How the threads of a block share K columns and some rows: `parts` warps have a row together, and there are `groups` of
-// so many warps, which take rows in turns. Warps that are left over have no columns.
+// so many warps, which take rows in turns. A thread that is not active has no columns: it reads those of a neighbour, and
+// has zeros for inputs. Warps that are left over have no rows.
 template <int kind> struct Place {
     int parts, groups, part, group, piece;
     bool active;
@@ -27,6 +28,7 @@ template <int kind> struct Place {
         part = warp % parts, group = warp / parts;
         piece = part * LANES + threadIdx.x % LANES;
         active = piece < pieces && group < groups;
+        piece = min(piece, pieces - 1);
     }
     // The number of the first of four columns, e = 0, 4, ..
     __device__ __forceinline__ int column(int e) const {
@@ -103,7 +105,7 @@ struct Rounded {
     }
 };
 
-// A thread's inputs as products take them. `memory` has room for a `Rounded`.
+// A thread's inputs as products take them. `memory` has room for a `Rounded`, or, for SMALL, for all of them.
 template <int kind> struct Input {
     u32 q[Piece<kind>::COLUMNS / 4];
     float scale;
@@ -123,28 +125,40 @@ template <int kind> struct Input {
     // 16 bytes of a row, whose scale here is `s`, times the inputs.
     __device__ __forceinline__ float dot(uint4 w, u32 s) const {
         const u32 words[4] = {w.x, w.y, w.z, w.w};
-        int sum = -offset;
+        int sum = -offset, sum16 = 0;  // of the high halves, which are 16 times what they mean
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if (kind == INT8) sum = dot4(words[i], q[i], sum);
             else {
                 sum = dot4_unsigned(words[i] & 0x0f0f0f0f, q[i], sum);
-                sum = dot4_unsigned(words[i] >> 4 & 0x0f0f0f0f, q[(i + 4) % (Piece<kind>::COLUMNS / 4)], sum);
+                sum16 = dot4_unsigned(words[i] & 0xf0f0f0f0, q[(i + 4) % (Piece<kind>::COLUMNS / 4)], sum16);
             }
         }
-        return sum * (scale * bf16(s));
+        return (sum + (sum16 >> 4)) * (scale * bf16(s));
     }
 };
 
 template <> struct Input<FP16> {
-    float v[8];
-    __device__ __forceinline__ Input(const Values& x, const Place<FP16>&, const Place<FP16>&, int, float*) {
-#pragma unroll
-        for (int e = 0; e < 8; e++) v[e] = x.v[e];
-    }
+    Values x;
+    __device__ __forceinline__ Input(const Values& x, const Place<FP16>&, const Place<FP16>&, int, float*) : x(x) {}
     __device__ __forceinline__ float dot(uint4 w, u32) const {
         float sum = 0;
-        add_dot8(sum, w, v);
+        add_dot8(sum, w, x.v);
         return sum;
+    }
+};
+
+template <> struct Input<SMALL> {
+    float v[Piece<SMALL>::COLUMNS];
+    __device__ __forceinline__ Input(const Values& x, const Place<FP16>& from, const Place<SMALL>& at, int, float* memory) {
+        x.write(from, memory);
+        __syncthreads();
+#pragma unroll
+        for (int e = 0; e < Piece<SMALL>::COLUMNS; e++) v[e] = at.active ? memory[at.column(0) + e] : 0;
+    }
+    __device__ __forceinline__ float dot(uint4 w, u32 s) const {
+        float sum = 0;
+        add_dot8(sum, make_uint2(w.x, w.y), v), add_dot8(sum, make_uint2(w.z, w.w), v + 8);
+        return sum * bf16(s);
     }
 };

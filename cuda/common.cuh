@@ -8,10 +8,13 @@
 #define FP16 0
 #define INT8 1
 #define INT4 2
+#define SMALL 3  // the low-rank maps of files of whole numbers: weights in int8, inputs as they are
 
 #ifndef KIND
 #define KIND FP16  // of the big matrices: a program is compiled for the type of one model file
 #endif
+
+#define LOW (KIND == FP16 ? FP16 : SMALL)  // of the low-rank maps
 
 #define N 64            // channels of a head, and weights that share a scale
 #define LANES 32        // threads of a warp
@@ -22,6 +25,10 @@
 #define DECAY_SCALE -0.606530659712633f  // -exp(-0.5): the decay is exp(that * sigmoid)
 
 __device__ __forceinline__ float bf16(u32 v) { return __uint_as_float(v << 16); }
+// Byte j of four, as a float: put into the lowest bits of 2^23, since conversions are slow.
+__device__ __forceinline__ float signed_byte(u32 four, int j) {
+    return __uint_as_float(__byte_perm(four ^ 0x80808080, 0x4b000000, 0x7440 + j)) - (8388608 + 128);
+}
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 // The sum over `lanes` neighbours, a power of two.
@@ -46,9 +53,13 @@ __device__ __forceinline__ float block_sum(float v, float* sums) {
 // Where share `i` of `shares` equal ones begins among n things.
 __device__ __forceinline__ int share(int n, int i, int shares) { return (int)((long long)n * i / shares); }
 
-// sum += 8 weights in float16 times 8 inputs
+// sum += 8 weights, in float16 or int8, times 8 inputs
 __device__ __forceinline__ void add_dot8(float& sum, uint4 w, const float* x) {
     float2 a = halves(w.x), b = halves(w.y), c = halves(w.z), d = halves(w.w);
     sum += a.x * x[0], sum += a.y * x[1], sum += b.x * x[2], sum += b.y * x[3];
     sum += c.x * x[4], sum += c.y * x[5], sum += d.x * x[6], sum += d.y * x[7];
+}
+__device__ __forceinline__ void add_dot8(float& sum, uint2 w, const float* x) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum += signed_byte(w.x, i) * x[i], sum += signed_byte(w.y, i) * x[4 + i];
 }

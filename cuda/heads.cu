@@ -11,26 +11,51 @@
 #define WARPS (THREADS / LANES)
 #define OF_A_CHANNEL (THREADS / N)  // threads that have a row of w2 and a2
 
-// Row `row` of a matrix [.., rank] in float16, shared by `lanes` neighbouring threads: the first PIECES pieces of each, 16
-// bytes, are read ahead of the inputs.
-template <int lanes, int PIECES> struct Row {
+// The second half of a low-rank map, [.., rank]: in float16, or in int8 with a bfloat16 scale for 64 columns.
+struct Map {
     const u8* weights;
+    const u16* scales;  // [.., rank / 64, rounded up]
     int rank;
-    uint4 held[PIECES];
-    __device__ __forceinline__ Row(const u8* matrix, int row, int columns) : weights(matrix + (size_t)row * columns * 2), rank(columns) {
+};
+
+#if KIND == FP16
+typedef uint4 Eight;  // weights of a map
+#else
+typedef uint2 Eight;
+#endif
+
+// Row `row` of a map, shared by `lanes` neighbouring threads: the first PIECES pieces of each, 8 columns, are read ahead of
+// the inputs.
+template <int lanes, int PIECES> struct Row {
+    const Eight* weights;
+    const u16* scales;
+    int rank;
+    Eight held[PIECES];
+    u32 scale[PIECES];
+    __device__ __forceinline__ Row(const Map& map, int row)
+        : weights((const Eight*)map.weights + (size_t)row * (map.rank / 8)),
+          scales(map.scales + (size_t)row * ((map.rank + N - 1) / N)), rank(map.rank) {
 #pragma unroll
-        for (int j = 0; j < PIECES; j++)
-            held[j] = column(j) < rank ? read_once(weights + column(j) * 2) : make_uint4(0, 0, 0, 0);
+        for (int j = 0; j < PIECES; j++) {
+            held[j] = read_once<Eight>(weights + piece(j), piece(j) < rank / 8);
+            scale[j] = piece(j) < rank / 8 ? scale_of(j) : 0;
+        }
     }
-    __device__ __forceinline__ int column(int j) const { return (threadIdx.x % lanes + j * lanes) * 8; }
+    __device__ __forceinline__ int piece(int j) const { return threadIdx.x % lanes + j * lanes; }
+    __device__ __forceinline__ u32 scale_of(int j) const { return KIND == FP16 ? 0 : scales[piece(j) * 8 / N]; }
     // times x [rank] in shared memory; all of the threads get it
     __device__ __forceinline__ float dot(const float* x) const {
         float sum = 0;
 #pragma unroll
         for (int j = 0; j < PIECES; j++)
-            if (column(j) < rank) add_dot8(sum, held[j], x + column(j));
-        for (int j = PIECES; column(j) < rank; j++) add_dot8(sum, *(const uint4*)(weights + column(j) * 2), x + column(j));
+            if (piece(j) < rank / 8) add(sum, held[j], scale[j], x + piece(j) * 8);
+        for (int j = PIECES; piece(j) < rank / 8; j++) add(sum, weights[piece(j)], scale_of(j), x + piece(j) * 8);
         return sum_of_neighbours<lanes>(sum);
+    }
+    __device__ __forceinline__ static void add(float& sum, Eight w, u32 scale, const float* x) {
+        float of_group = 0;
+        add_dot8(of_group, w, x);
+        sum += KIND == FP16 ? of_group : of_group * bf16(scale);
     }
 };
 
@@ -54,17 +79,18 @@ __device__ __forceinline__ float sum_over_keys(float4 v, float* parts) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 heads(const float* rkv,      // [3, C]
       const float* hidden,   // [rank_w + rank_a + rank_v + rank_g]
-      const u8* w2, const u8* a2, const u8* v2, const u8* g2,  // [C, rank] float16
+      const u8* w2, const u8* a2, const u8* v2, const u8* g2,  // [C, rank]
+      const u16* scales_w, const u16* scales_a, const u16* scales_v, const u16* scales_g,  // [C, rank / 64, rounded up]
       int rank_w, int rank_a, int rank_v, int rank_g,
-      const float* vectors,  // [6, C] w0, a0, v0, k_k, k_a, r_k
+      const float* vectors,  // [8, C] w0, a0, v0, k_k, k_a, r_k; weight and bias of ln_x
       const float* u,        // [C] the next token shift
       float* shift,          // [C] shift_att of this layer's state
       float* wkv,            // [H, N, N] of this layer's state, key by key
       float* v_first,        // [C] v of layer 0
-      float* y,              // [3, C] what the recurrence gives; (sum of r k r_k) v; the gate
+      float* y,              // [3, C] what the recurrence gives; what `output` multiplies its norm with; what it adds
       int C, int is_first) {
     extern __shared__ __align__(16) float x[];  // `hidden`
-    __shared__ float w[N], a[N], kk[N], b[N], k[N], r[N], v[VALUES], removed[VALUES];
+    __shared__ float w[N], a[N], kk[N], b[N], k[N], r[N], v[VALUES], g[VALUES], removed[VALUES];
     __shared__ __align__(16) float parts[WARPS * VALUES];
     __shared__ float sums[4];
     const int t = threadIdx.x, c0 = blockIdx.x * N, own = blockIdx.y * VALUES, c = c0 + t % N, mine = c0 + own + t % VALUES;
@@ -72,12 +98,13 @@ heads(const float* rkv,      // [3, C]
     float* S = wkv + ((size_t)c0 + key) * N + own + value;
     float4 s = *(const float4*)S;
     // What is read ahead reaches up to ranks of 128, and of 512 for the gate; larger ones take longer.
-    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_w(w2, c0 + t / OF_A_CHANNEL, rank_w);
-    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_a(a2, c0 + t / OF_A_CHANNEL, rank_a);
-    const Row<16, 1> row_v(v2, c0 + own + t / 16, rank_v);
-    const Row<16, 4> row_g(g2, c0 + own + t / 16, rank_g);
+    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_w({w2, scales_w, rank_w}, c0 + t / OF_A_CHANNEL);
+    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_a({a2, scales_a, rank_a}, c0 + t / OF_A_CHANNEL);
+    const Row<16, 1> row_v({v2, scales_v, rank_v}, c0 + own + t / 16);
+    const Row<16, 4> row_g({g2, scales_g, rank_g}, c0 + own + t / 16);
     const float w0 = vectors[c], a0 = vectors[C + c], v0 = vectors[2 * C + mine];
     const float k_k = vectors[3 * C + c], k_a = vectors[4 * C + c], r_k = vectors[5 * C + c];
+    const float weight = vectors[6 * C + mine], bias = vectors[7 * C + mine];
     wait_for_previous();
     let_next_begin();
     const int ranks = rank_w + rank_a + rank_v + rank_g;
@@ -88,7 +115,7 @@ heads(const float* rkv,      // [3, C]
     const float decay = row_w.dot(x), rate = row_a.dot(x + rank_w);
     if (t % OF_A_CHANNEL == 0) w[t / OF_A_CHANNEL] = decay, a[t / OF_A_CHANNEL] = rate;
     const float towards_first = row_v.dot(x + rank_w + rank_a), gate = row_g.dot(x + ranks - rank_g);
-    if (t % 16 == 0) v[t / 16] = towards_first, y[2 * C + c0 + own + t / 16] = gate;
+    if (t % 16 == 0) v[t / 16] = towards_first, g[t / 16] = gate;
     __syncthreads();
     const float my_a = sigmoid(a0 + a[t % N]), unscaled = my_k * k_k, new_k = my_k * (1.f + (my_a - 1.f) * k_a);
     const float square = warp_sum(unscaled * unscaled), bonus = warp_sum(my_r * new_k * r_k);
@@ -100,7 +127,7 @@ heads(const float* rkv,      // [3, C]
         w[t] = expf(DECAY_SCALE * sigmoid(w0 + w[t])), kk[t] = removal, b[t] = removal * my_a, k[t] = new_k, r[t] = my_r;
     }
     if (t < VALUES) {
-        v[t] = new_v, y[C + mine] = (sums[2] + sums[3]) * new_v;
+        v[t] = new_v, y[C + mine] = weight * g[t], y[2 * C + mine] = (bias + (sums[2] + sums[3]) * new_v) * g[t];
         if (is_first) v_first[mine] = new_v;
     }
     __syncthreads();

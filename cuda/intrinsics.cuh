@@ -34,18 +34,19 @@ __device__ __forceinline__ int dot4_unsigned(u32 a, u32 b, int c) {
     return d;
 }
 
-// 16 bytes that are read once in a token: they take no room in the first-level cache.
-__device__ __forceinline__ uint4 read_once(const void* p) {
+// 16 or 8 bytes that are read once in a token: they take no room in the first-level cache. If they are not `wanted`, they
+// are anything; there is no branch.
+template <typename Words> __device__ __forceinline__ Words read_once(const void* p, bool wanted = true);
+template <> __device__ __forceinline__ uint4 read_once<uint4>(const void* p, bool wanted) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    asm volatile("{.reg .pred q; setp.ne.u32 q, %5, 0; @q ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];}"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p), "r"((u32)wanted));
     return v;
 }
-
-// 8 bytes, likewise.
-__device__ __forceinline__ uint2 read_once2(const void* p) {
+template <> __device__ __forceinline__ uint2 read_once<uint2>(const void* p, bool wanted) {
     uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    asm volatile("{.reg .pred q; setp.ne.u32 q, %3, 0; @q ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];}"
+                 : "=r"(v.x), "=r"(v.y) : "l"(p), "r"((u32)wanted));
     return v;
 }
 

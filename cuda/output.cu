@@ -1,12 +1,12 @@
 // Decoding, third of five: what the time mix adds to the residual stream, of one token.
 //
 //     x += output ((group norm of y; ln_x) + bonus) * gate
+//
+// `heads` has multiplied the gate out, so that few vectors remain: every block reads all of them.
 #include "rows.cuh"
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-output(const float* y,       // [3, C] of `heads`: y, bonus, gate
-       const float* weight,  // [C] of ln_x
-       const float* bias,    // [C]
+output(const float* y,       // [3, C] of `heads`: y, weight * gate, (bias + bonus) * gate
        const u8* weights,    // [C, C]
        const u16* scales,    // [C, C / 64]
        float* x,             // [C]
@@ -17,11 +17,12 @@ output(const float* y,       // [3, C] of `heads`: y, bonus, gate
     const int begin = share(C, blockIdx.x, gridDim.x), end = share(C, blockIdx.x + 1, gridDim.x);
     Batch<KIND> batch;
     batch.read(m, at, begin + at.group, end);
-    const Values w(in, weight), b(in, bias);
+    int r = begin + threadIdx.x;
+    float before = r < end ? x[r] : 0.f;  // `value` has written it
     wait_for_previous();
     let_next_begin();
     Values v(in, y);
-    const Values bonus(in, y + C), gate(in, y + 2 * C);
+    const Values factors(in, y + C), summands(in, y + 2 * C);
     const int HEAD = Piece<FP16>::OF_A_GROUP;  // threads that have the channels of a head
     float sum = 0, squares = 0;
 #pragma unroll
@@ -31,8 +32,11 @@ output(const float* y,       // [3, C] of `heads`: y, bonus, gate
     for (int e = 0; e < 8; e++) v.v[e] -= mean, squares += v.v[e] * v.v[e];
     const float factor = rsqrtf(sum_of_neighbours<HEAD>(squares) / N + GROUP_NORM_EPSILON);
 #pragma unroll
-    for (int e = 0; e < 8; e++) v.v[e] = (v.v[e] * factor * w.v[e] + b.v[e] + bonus.v[e]) * gate.v[e];
-    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums(C));
+    for (int e = 0; e < 8; e++) v.v[e] = v.v[e] * factor * factors.v[e] + summands.v[e];
+    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums<KIND>(C));
     __syncthreads();
-    for (int r = begin + threadIdx.x; r < end; r += blockDim.x) x[r] += row_sum(row_sums(C), at, r - begin);
+    for (; r < end; r += blockDim.x) {
+        x[r] = before + row_sum(row_sums<KIND>(C), at, r - begin);
+        before = r + blockDim.x < end ? x[r + blockDim.x] : 0.f;
+    }
 }

@@ -24,26 +24,27 @@ __device__ __forceinline__ void project_rows(const Matrix<kind>& m, int begin, i
     v.normalise(in, C, w, b, sums);
     if (u_out) v.write(in, u_out);
     v.shift(last, share_of_last);
-    multiply(m, at, Input<kind>(v, in, at, C, memory), batch, begin, end, row_sums(C));
+    multiply(m, at, Input<kind>(v, in, at, C, memory), batch, begin, end, row_sums<kind>(C));
     __syncthreads();
     for (int r = begin + threadIdx.x; r < end; r += blockDim.x) {
-        float total = row_sum(row_sums(C), at, r - begin);
+        float total = row_sum(row_sums<kind>(C), at, r - begin);
         out[r] = matrix == W1 ? tanhf(total) : matrix == G1 ? sigmoid(total) : total;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-project(const float* x,      // [C] the residual stream
-        const float* shift,  // [C] shift_att of this layer's state
-        const float* weight, // [C] of ln1
-        const float* bias,   // [C]
-        const float* mixes,  // [6, C] x_r, x_k, x_v, x_w, x_a, x_g
-        const u8* main,      // [3 C, C] receptance, key, value
-        const u16* scales,   // [3 C, C / 64]
-        const u8* low,       // [the sum of ranks, C] float16 in every file: w1, a1, v1, g1
-        float* u,            // [C] the state's next token shift
-        float* rkv,          // [3, C]
-        float* hidden,       // [the sum of ranks] what the second halves take
+project(const float* x,         // [C] the residual stream
+        const float* shift,     // [C] shift_att of this layer's state
+        const float* weight,    // [C] of ln1
+        const float* bias,      // [C]
+        const float* mixes,     // [6, C] x_r, x_k, x_v, x_w, x_a, x_g
+        const u8* main,         // [3 C, C] receptance, key, value
+        const u16* scales,      // [3 C, C / 64]
+        const u8* low,          // [the sum of ranks, C] w1, a1, v1, g1
+        const u16* low_scales,  // [the sum of ranks, C / 64]
+        float* u,               // [C] the state's next token shift
+        float* rkv,             // [3, C]
+        float* hidden,          // [the sum of ranks] what the second halves take
         int C,
         int end_r, int end_k, int end_v, int end_w, int end_a, int end_v1,  // blocks; g1 has the last ones
         int rank_w, int rank_a, int rank_v, int rank_g) {
@@ -62,5 +63,5 @@ project(const float* x,      // [C] the residual stream
         project_rows<KIND>({main, scales, C}, begin, end, x, shift, weight, bias, mixes + mix * C,
                            blockIdx.x == 0 ? u : 0, matrix, rkv);
     else
-        project_rows<FP16>({low, 0, C}, begin, end, x, shift, weight, bias, mixes + mix * C, 0, matrix, hidden);
+        project_rows<LOW>({low, low_scales, C}, begin, end, x, shift, weight, bias, mixes + mix * C, 0, matrix, hidden);
 }

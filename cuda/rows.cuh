@@ -10,7 +10,7 @@ template <int kind> struct Matrix {
     const u8* weights;
     const u16* scales;
     int K;
-    __device__ __forceinline__ size_t row_bytes() const { return kind == FP16 ? K * 2 : kind == INT8 ? K : K / 2; }
+    __device__ __forceinline__ size_t row_bytes() const { return K / Piece<kind>::COLUMNS * 16; }
 };
 
 // A thread's pieces of AHEAD rows: row, row + groups, ..
@@ -18,12 +18,14 @@ template <int kind> struct Batch {
     uint4 w[AHEAD];
     u32 s[AHEAD];
     __device__ __forceinline__ void read(const Matrix<kind>& m, const Place<kind>& at, int row, int end) {
+        const u8* weights = m.weights + row * m.row_bytes() + at.piece * 16;
+        const u16* scales = m.scales + (size_t)row * (m.K / N) + at.piece / Piece<kind>::OF_A_GROUP;
 #pragma unroll
-        for (int j = 0; j < AHEAD; j++, row += at.groups) {
-            bool wanted = at.active && row < end;
-            w[j] = wanted ? read_once(m.weights + row * m.row_bytes() + at.piece * 16) : make_uint4(0, 0, 0, 0);
-            if (kind != FP16)
-                s[j] = wanted ? m.scales[(size_t)row * (m.K / N) + at.piece / Piece<kind>::OF_A_GROUP] : 0;
+        for (int j = 0; j < AHEAD; j++) {
+            const bool wanted = at.group < at.groups && row < end;
+            w[j] = read_once<uint4>(weights, wanted);
+            if (kind != FP16) s[j] = wanted ? *scales : 0;
+            row += at.groups, weights += at.groups * m.row_bytes(), scales += at.groups * (m.K / N);
         }
     }
 };
@@ -48,16 +50,22 @@ template <int kind>
 __device__ __forceinline__ void multiply(const Matrix<kind>& m, const Place<kind>& at, const Input<kind>& x,
                                          Batch<kind>& batch, int begin, int end, float* sums) {
     if (at.group >= at.groups) return;
-    for (int row = begin + at.group; row < end; row += AHEAD * at.groups) {
-        Batch<kind> next;
-        next.read(m, at, row + AHEAD * at.groups, end);
+    const int step = AHEAD * at.groups;
+    auto add_up = [&](const Batch<kind>& rows, int row) {
         float v[AHEAD];
 #pragma unroll
-        for (int j = 0; j < AHEAD; j++) v[j] = at.active ? x.dot(batch.w[j], batch.s[j]) : 0.f;
-        float sum = sum_of_neighbours<LANES / AHEAD>(transposed_sum<AHEAD>(v));
-        int mine = row + threadIdx.x % LANES / (LANES / AHEAD) * at.groups;
+        for (int j = 0; j < AHEAD; j++) v[j] = x.dot(rows.w[j], rows.s[j]);
+        const float sum = sum_of_neighbours<LANES / AHEAD>(transposed_sum<AHEAD>(v));
+        const int mine = row + threadIdx.x % LANES / (LANES / AHEAD) * at.groups;
         if (threadIdx.x % (LANES / AHEAD) == 0 && mine < end) sums[(mine - begin) * at.parts + at.part] = sum;
-        batch = next;
+    };
+    for (int row = begin + at.group; row < end; row += 2 * step) {
+        Batch<kind> next;
+        next.read(m, at, row + step, end);
+        add_up(batch, row);
+        if (row + step >= end) break;
+        batch.read(m, at, row + 2 * step, end);
+        add_up(next, row + step);
     }
 }
 
@@ -68,6 +76,8 @@ template <int kind> __device__ __forceinline__ float row_sum(const float* sums, 
     return total;
 }
 
-// Shared memory of a block: the rounded input, then the sums of its rows.
+// Shared memory of a block: the input, then the sums of its rows.
 extern __shared__ __align__(16) float memory[];
-__device__ __forceinline__ float* row_sums(int K) { return memory + Rounded::words(K); }
+template <int kind> __device__ __forceinline__ float* row_sums(int K) {
+    return memory + (kind == SMALL ? K : Rounded::words(K));
+}

@@ -83,33 +83,38 @@ __device__ __forceinline__ int list_units(const float* h, int groups, const Unit
     return total;
 }
 
+#if KIND == FP16
+typedef uint4 Words;  // of a row, that a lane has
+#else
+typedef uint2 Words;
+#endif
+
 // A lane's words of TOGETHER rows.
 struct Rows {
-    u32 words[TOGETHER][WORDS];
-    int first;  // the number of the first unit
+    Words words[TOGETHER];
+    int group;
     u32 values;
-    // Number i of the list; nothing from `end` on.
-    __device__ __forceinline__ void read(const u8* weights, size_t row_bytes, const Units& units, int i, int end) {
-        values = i < end ? units.values[i] : 0;
-#pragma unroll
-        for (int j = 0; j < TOGETHER; j++) {
-            const int number = i < end ? units.numbers[i * TOGETHER + j] : 0;
-            if (j == 0) first = number;
-            if constexpr (WORDS == 2) {
-                const uint2 v = i < end ? read_once2(weights + number * row_bytes) : make_uint2(0, 0);
-                words[j][0] = v.x, words[j][1] = v.y;
-            } else {
-                const uint4 v = i < end ? read_once(weights + number * row_bytes) : make_uint4(0, 0, 0, 0);
-                words[j][0] = v.x, words[j][1] = v.y, words[j][2] = v.z, words[j][3] = v.w;
-            }
+    // Number i of the list; anything from `end` on.
+    __device__ __forceinline__ void read(const u8* weights, u32 row_bytes, const Units& units, int i, int end) {
+        values = units.values[i];
+        u32 numbers[TOGETHER];
+        if (KIND == FP16) numbers[0] = units.numbers[i];
+        else {
+            const uint2 four = ((const uint2*)units.numbers)[i];
+            numbers[0] = four.x & 0xffff, numbers[1 % TOGETHER] = four.x >> 16;
+            numbers[2 % TOGETHER] = four.y & 0xffff, numbers[3 % TOGETHER] = four.y >> 16;
         }
+        group = numbers[0] / N;
+#pragma unroll
+        for (int j = 0; j < TOGETHER; j++)
+            words[j] = read_once<Words>(weights + (unsigned long long)numbers[j] * row_bytes, i < end);
     }
 };
 
 // What a warp has added up: of integers those of one group as they are, since they share scales.
 struct Sums {
     float v[COLUMNS];
-    int of_group[COLUMNS], offset, group;
+    int of_group[COLUMNS], offset, group;  // INT4: the second half, of high halves of bytes, is 16 times what it means
     __device__ __forceinline__ Sums() : v(), of_group(), offset(0), group(0) {}
 
     // `scales` [groups, CHANNELS] of integers, at this lane's channels.
@@ -118,17 +123,17 @@ struct Sums {
             const float x = __uint_as_float(rows.values);
 #pragma unroll
             for (int e = 0; e < WORDS; e++) {
-                const float2 w = halves(rows.words[0][e]);
+                const float2 w = halves(((const u32*)&rows.words[0])[e]);
                 v[2 * e] += w.x * x, v[2 * e + 1] += w.y * x;
             }
             return;
         }
-        if (rows.first / N != group) end_group(units, scales), group = rows.first / N;
+        if (rows.group != group) end_group(units, scales), group = rows.group;
         if (KIND == INT4) offset -= dot4(rows.values, 0x08080808, 0);  // 8 was added to the weights
 #pragma unroll
         for (int e = 0; e < WORDS; e++) {  // the bytes of a channel are brought together
-            const u32 a = rows.words[0][e], b = rows.words[1 % TOGETHER][e];
-            const u32 c = rows.words[2 % TOGETHER][e], d = rows.words[3 % TOGETHER][e];
+            auto word = [&](int j) { return e ? rows.words[j % TOGETHER].y : rows.words[j % TOGETHER].x; };
+            const u32 a = word(0), b = word(1), c = word(2), d = word(3);
             const u32 ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // a0 b0 a1 b1, c0 d0 c1 d1
             const u32 ab2 = __byte_perm(a, b, 0x7362), cd2 = __byte_perm(c, d, 0x7362);
             const u32 four[4] = {__byte_perm(ab, cd, 0x5410), __byte_perm(ab, cd, 0x7632), __byte_perm(ab2, cd2, 0x5410),
@@ -140,7 +145,7 @@ struct Sums {
                 if (KIND == INT8) low = dot4(four[i], rows.values, low);
                 else {
                     low = dot4_unsigned(four[i] & 0x0f0f0f0f, rows.values, low);
-                    high = dot4_unsigned(four[i] >> 4 & 0x0f0f0f0f, rows.values, high);
+                    high = dot4_unsigned(four[i] & 0xf0f0f0f0, rows.values, high);
                 }
             }
         }
@@ -150,9 +155,15 @@ struct Sums {
         if (KIND == FP16) return;
         const float scale = units.scale[group];
 #pragma unroll
-        for (int e = 0; e < COLUMNS; e++) {
-            v[e] += (of_group[e] + offset) * (scale * bf16(scales[group * CHANNELS + channel(0, e)]));
-            of_group[e] = 0;
+        for (int half = 0; half < COLUMNS / 8; half++) {
+            const uint4 eight = *(const uint4*)(scales + group * CHANNELS + channel(0, 8 * half));
+            const u32 pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                int& sum = of_group[8 * half + i];
+                v[8 * half + i] += ((half ? sum >> 4 : sum) + offset) * (scale * bf16(pairs[i / 2] >> i % 2 * 16 & 0xffff));
+                sum = 0;
+            }
         }
         offset = 0;
     }
@@ -191,8 +202,8 @@ value(const float* h,       // [F]
     const int n = list_units(h + g0 * N, groups, units, counts);
     // A warp has neighbours of the list.
     const int begin = share(n, warp, WARPS), end = share(n, warp + 1, WARPS);
-    const size_t row_bytes = KIND == FP16 ? C * 2 : KIND == INT8 ? C : C / 2;
-    weights += g0 * N * row_bytes + c0 * row_bytes / C + lane * WORDS * 4;
+    const u32 row_bytes = KIND == FP16 ? C * 2 : KIND == INT8 ? C : C / 2;
+    weights += (size_t)g0 * N * row_bytes + c0 * row_bytes / C + lane * WORDS * 4;
     group_scales += channel(lane, 0);
     Sums mine;
     if (channel(lane, 0) < channels) {
@@ -216,12 +227,14 @@ value(const float* h,       // [F]
         for (int i = 0; i < WARPS; i++) total += sums[i][t];
         parts[(size_t)part * C + c] = total;
     }
-    __threadfence();
     __syncthreads();
-    if (t == 0) is_last = atomicAdd(&arrived[blockIdx.x], 1) == n_parts - 1;
+    if (t == 0) {
+        __threadfence();  // speaks for all threads, on both sides of the barriers
+        is_last = atomicAdd(&arrived[blockIdx.x], 1) == n_parts - 1;
+        __threadfence();
+    }
     __syncthreads();
     if (!is_last) return;
-    __threadfence();
     if (t < channels) {
         const int AT_ONCE = 16;
         float total = x[c];

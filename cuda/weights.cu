@@ -1,7 +1,7 @@
 // The matrices of a model file, in the order that this backend reads them in, and as float16 for the tensor cores.
 #include "common.cuh"
 
-// Units of `unit` bytes, 2 or 4 (or 2 for scales), out of tiles of 16 rows [R / 16, K, 16] into rows [R, K].
+// Units of 1, 2 or 4 bytes out of tiles of 16 rows [R / 16, K, 16] into rows [R, K].
 template <typename Unit> __device__ __forceinline__ void untile(const Unit* from, Unit* to, int R, int K) {
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (size_t)R * K; i += (size_t)gridDim.x * blockDim.x) {
         int row = i / K, k = i % K;
@@ -9,6 +9,7 @@ template <typename Unit> __device__ __forceinline__ void untile(const Unit* from
     }
 }
 
+extern "C" __global__ void untile1(const u8* from, u8* to, int R, int K) { untile(from, to, R, K); }
 extern "C" __global__ void untile2(const u16* from, u16* to, int R, int K) { untile(from, to, R, K); }
 extern "C" __global__ void untile4(const u32* from, u32* to, int R, int K) { untile(from, to, R, K); }
 

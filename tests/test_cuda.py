@@ -26,7 +26,7 @@ from rwkv_cli.gpu.decode import Decoder
 from rwkv_cli.gpu.states import StateMemory
 from rwkv_cli.gpu.tokens import TokenPass
 from rwkv_cli.modelfile import ModelFile
-from rwkv_cli.quantize import SCALE, WeightType, layout_of
+from rwkv_cli.quantize import WeightType
 from rwkv_cli.state import Position, State
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here to emulate a GPU with")
@@ -148,13 +148,16 @@ def test_blocks_fit_into_every_gpu(weight_type, C, multiprocessors, shared):
     """Small ones have little shared memory, and few blocks, which have much to keep there."""
     config = replace(TINY, n_layer=1, n_embd=C, n_ffn=4 * C, vocab_size=65536)
     ranks = {"w": 128, "a": 128, "v": 96, "g": 480}
-    second = {name: gpu_weights.Matrix(0, 0, C, rank) for name, rank in ranks.items()}
+    low_rank = gpu_weights.LowRank(
+        gpu_weights.Matrix(0, 0, sum(ranks.values()), C),
+        {name: gpu_weights.Matrix(0, 0, C, rank) for name, rank in ranks.items()},
+    )
     square = gpu_weights.Matrix(0, 0, C, C)
     layer = gpu_weights.Layer(
         vectors=0,
         main=gpu_weights.Matrix(0, 0, 3 * C, C),
-        low=gpu_weights.Matrix(0, 0, sum(ranks.values()), C),
-        second=second,
+        low_rank=low_rank,
+        low_rank_half=low_rank,
         output=square,
         key=gpu_weights.Matrix(0, 0, 4 * C, C),
         value=gpu_weights.Matrix(0, 0, C, 4 * C),
@@ -439,10 +442,7 @@ def test_it_can_be_measured(backend, monkeypatch):
 def test_bytes_per_token(each):
     file = each.model
     embedding = file.stored("emb.weight").nbytes * (TINY.vocab_size - 1) // TINY.vocab_size
-    low_rank = [name for name in file.names if layout_of(name.removesuffix(SCALE)) == "low_rank"]
-    stored = sum(file.stored(name).nbytes for name in low_rank)
-    read = sum(2 * file.stored(name).size for name in low_rank if not name.endswith(SCALE))  # in float16
-    expected = file.weight_bytes - stored + read - embedding + 2 * TINY.state_bytes
+    expected = file.weight_bytes - embedding + 2 * TINY.state_bytes
     assert each.backend.bytes_per_token == expected
 
 

@@ -103,24 +103,22 @@ class Decoder:
         at, C, ranks = self._at, self._C, self._weights.ranks
         shift, wkv = self._states.shift_att(i) + state, self._states.wkv(i) + state
         ends, shared = self._project_blocks(layer)
-        second = [layer.second[name] for name in "wavg"]
+        low, second = layer.low_rank.first, [layer.low_rank.second[name] for name in "wavg"]
         project = (
             *(at["x"], shift, layer.vector("ln1.weight", C), layer.vector("ln1.bias", C)),
-            *(layer.vector("att.x_r", C), layer.main.weights, layer.main.scales, layer.low.weights),
+            *(layer.vector("att.x_r", C), layer.main.weights, layer.main.scales, low.weights, low.scales),
             *(at["u_att"], at["rkv"], at["hidden"], C, *ends[:-1], *(ranks[name] for name in "wavg")),
         )
         heads = (
-            *(at["rkv"], at["hidden"], *(m.weights for m in second), *(m.K for m in second)),
+            *(at["rkv"], at["hidden"]),
+            *(*(m.weights for m in second), *(m.scales for m in second), *(m.K for m in second)),
             *(layer.vector("att.w0", C), at["u_att"], shift, wkv, at["v_first"], at["y"], C, int(i == 0)),
         )
-        output = (
-            *(at["y"], layer.vector("att.ln_x.weight", C), layer.vector("att.ln_x.bias", C)),
-            *(layer.output.weights, layer.output.scales, at["x"], C),
-        )
+        output = (at["y"], layer.output.weights, layer.output.scales, at["x"], C)
         grid = C // GROUP, GROUP // HEAD_VALUES
         return [
             Launch("project", (ends[-1],), self._warps * WARP, project, shared, overlaps=True),
-            Launch("heads", grid, HEAD_THREADS, heads, 4 * layer.low.R, overlaps=True),
+            Launch("heads", grid, HEAD_THREADS, heads, 4 * low.R, overlaps=True),
             self._rows("output", layer.output, output),
         ]
 
@@ -155,24 +153,26 @@ class Decoder:
         scales = 0 if kind == "fp16" else 2 * VALUE_CHANNELS[kind]
         return 4 * GROUP + 2 * GROUP + 4 + scales
 
-    def _shared(self, rows: int) -> int:
-        """Bytes for the input in whole numbers, and a sum of every row and every warp that has a part of it."""
-        needed = self._C + self._C // 16 + 4 * rows * math.ceil(self._C / HALF_COLUMNS)
-        return max(needed, self._least_shared)
+    def _shared(self, rows: int, input_bytes: int = 0) -> int:
+        """Bytes for the input, in whole numbers if no other size is given, and a sum of every row and every warp that
+        has a part of it.
+        """
+        needed = input_bytes or self._C + self._C // 16
+        return max(needed + 4 * rows * math.ceil(self._C / HALF_COLUMNS), self._least_shared)
 
     def _project_blocks(self, layer: Layer) -> tuple[list[int], int]:
-        """Where the blocks of each matrix of `project` end, so that all read about as many bytes; and their memory."""
+        """Where the blocks of each matrix of `project` end, so that all end at the same time; and their memory."""
         width = WIDTHS[self._weights.type]
         rows = [layer.main.R // 3] * 3 + [self._weights.ranks[name] for name in "wavg"]
+        # Low-rank maps in int8 count twice: floats are more work, and the last blocks begin last.
         sizes = [n * (width if i < 3 else 2) for i, n in enumerate(rows)]
         blocks = [int(size > 0) for size in sizes]
         total = self._blocks
         while True:
             while sum(blocks) < total:
                 blocks[max(range(len(sizes)), key=lambda i: sizes[i] / max(blocks[i], 1))] += 1
-            shared = self._shared(
-                max(math.ceil(n / of_it) for n, of_it in zip(rows, blocks, strict=True) if n)
-            )
+            most_rows = max(math.ceil(n / of_it) for n, of_it in zip(rows, blocks, strict=True) if n)
+            shared = self._shared(most_rows, 4 * self._C)
             if shared <= self._most_shared:
                 return list(itertools.accumulate(blocks)), shared
             total += self._blocks

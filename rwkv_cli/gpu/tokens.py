@@ -143,9 +143,9 @@ class TokenPass:
         for name, start in starts.items():
             if not ranks[name]:
                 continue
-            weights, here = layer.low.weights + 2 * start * C, low + 2 * start
+            weights, here = layer.low_rank_half.first.weights + 2 * start * C, low + 2 * start
             firsts.append(Product(weights, mixed[name], here, T, ranks[name], C, out_stride=total, half=True))
-            matrix = layer.second[name]
+            matrix = layer.low_rank_half.second[name]
             seconds.append(Product(matrix.weights, here, second[name], T, C, matrix.K, x_stride=total))
         activate = (low, total, starts["a"], starts["g"], T * total)
         return (

@@ -43,14 +43,21 @@ class Matrix(NamedTuple):
     K: int
 
 
+class LowRank(NamedTuple):
+    """The maps of w, a, v and g."""
+
+    first: Matrix  # [the sum of ranks, C] w1, a1, v1, g1
+    second: dict[str, Matrix]  # by letter: w2, a2, v2, g2 [C, rank], scales [C, rank / 64 rounded up]
+
+
 @dataclass
 class Layer:
     """One layer on the device."""
 
     vectors: int  # address of [len(VECTORS), C] float32
     main: Matrix  # [3 C, C] receptance, key and value
-    low: Matrix  # [the sum of ranks, C] w1, a1, v1, g1, float16
-    second: dict[str, Matrix]  # "w", "a", "v", "g" -> w2, a2, v2, g2 [C, rank], float16
+    low_rank: LowRank  # as the file has them, in float16 or int8, for decoding
+    low_rank_half: LowRank  # in float16, for the tensor cores
     output: Matrix
     key: Matrix
     value: Matrix
@@ -68,17 +75,14 @@ class Weights:
         self.config = model.config
         self._gpu, self._model = gpu, model
         self.type = model.info.weight_type
+        self._scaled = self.type in quantize.INTEGERS
         self._memory = gpu.allocate(self._room())
         self._next = self._memory.address
         self._staging = gpu.allocate(max(self._staged_bytes(name) for name in model.names))
         self.ranks = {name: self._rank(name) for name in LOW_RANK}
-        self._zeros = self._take(2 * self.config.n_embd * max(self.ranks["v"], 1))
-        gpu.clear(self._zeros, 2 * self.config.n_embd * max(self.ranks["v"], 1))
         self.norms = self._vectors(NORMS)
         self.embedding = self._raw("emb.weight")
-        self.embedding_scales = (
-            self._raw("emb.weight" + SCALE) if self._kind("emb.weight") in quantize.INTEGERS else 0
-        )
+        self.embedding_scales = self._raw("emb.weight" + SCALE) if self._scaled else 0
         self.layers = [self._layer(i) for i in range(self.config.n_layer)]
         self.head = self._matrices(["head.weight"])
         gpu.synchronize()
@@ -86,24 +90,20 @@ class Weights:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that decoding a token reads of them if no hidden unit is zero: all, but of the embedding one row.
-
-        Low-rank maps are read in float16, whatever they are in the file.
-        """
+        """Bytes that decoding a token reads of them if no hidden unit is zero: all, but of the embedding one row."""
         V = self.config.vocab_size
         embedding = self._model.stored("emb.weight").nbytes * (V - 1) // V
-        return sum(map(self._device_bytes, self._model.names)) - embedding
+        return sum(self._model.stored(name).nbytes for name in self._model.names) - embedding
 
     def _room(self) -> int:
-        sizes = [self._device_bytes(name) + ALIGNMENT for name in self._model.names]
+        sizes = [self._device_bytes(name) + 2 * ALIGNMENT for name in self._model.names]
         return sum(sizes) + 8 * self.config.n_embd * 1024  # and what layer 0 lacks, as zeros
 
     def _device_bytes(self, name: str) -> int:
-        """What becomes of a stored array: low-rank maps are in float16 and have no scales."""
+        """What becomes of a stored array: low-rank maps of whole numbers are there in float16 as well."""
         array = self._model.stored(name)
-        if quantize.layout_of(name.removesuffix(SCALE)) != "low_rank":
-            return array.nbytes
-        return 0 if name.endswith(SCALE) else 2 * array.size
+        twice = quantize.layout_of(name) == "low_rank" and self._scaled
+        return array.nbytes + (2 * array.size if twice else 0)
 
     def _staged_bytes(self, name: str) -> int:
         """Those of a stored array, and of the scales that it may have to be staged with."""
@@ -116,9 +116,6 @@ class Weights:
         if self._next > self._memory.address + self._memory.nbytes:
             raise DeviceError("the model file has more weights than its sizes tell")
         return address
-
-    def _kind(self, name: str) -> str:
-        return quantize.type_of(name, self.type)
 
     def _rank(self, name: str) -> int:
         """The rank of a low-rank map as it is stored, padded."""
@@ -154,53 +151,60 @@ class Weights:
 
     def _layer(self, i: int) -> Layer:
         block = f"blocks.{i}."
-        C, ranks = self.config.n_embd, self.ranks
+        low_rank = self._low_rank(block)
         return Layer(
             vectors=self._vectors([block + name for name in VECTORS]),
             main=self._matrices([f"{block}att.{name}.weight" for name in ("receptance", "key", "value")]),
-            low=self._low(block),
-            second={
-                name: self._second(f"{block}att.{name}2", ranks[name])
-                if f"{block}att.{name}2" in self._model.names
-                else Matrix(self._zeros, 0, C, ranks[name])
-                for name in LOW_RANK
-            },
+            low_rank=low_rank,
+            low_rank_half=self._low_rank(block, half=True) if self._scaled else low_rank,
             output=self._matrices([block + "att.output.weight"]),
             key=self._matrices([block + "ffn.key.weight"]),
             value=self._by_input(block + "ffn.value.weight"),
         )
 
-    def _low(self, block: str) -> Matrix:
-        """w1, a1, v1 and g1 below each other; zeros for what layer 0 lacks."""
-        C, total = self.config.n_embd, sum(self.ranks.values())
-        address = at = self._take(2 * total * C)
-        for name in LOW_RANK:
-            size = 2 * self.ranks[name] * C
-            if f"{block}att.{name}1" in self._model.names:
-                self._untile_half(f"{block}att.{name}1", at)
-            elif size:
-                self._gpu.clear(at, size)
-            at += size
-        return Matrix(address, 0, total, C)
+    def _low_rank(self, block: str, *, half: bool = False) -> LowRank:
+        """Maps as the file has them, or in float16; zeros for what layer 0 lacks."""
+        C, row = self.config.n_embd, 0
+        first = self._reserve_low_rank(sum(self.ranks.values()), C, half)
+        second = {}
+        for name, rank in self.ranks.items():
+            self._fill_low_rank(f"{block}att.{name}1", _rows(first, row, rank), half)
+            second[name] = self._reserve_low_rank(C, rank, half)
+            self._fill_low_rank(f"{block}att.{name}2", second[name], half)
+            row += rank
+        return LowRank(first, second)
 
-    def _second(self, name: str, rank: int) -> Matrix:
-        """w2, a2, v2 or g2."""
-        address = self._take(2 * self.config.n_embd * rank)
-        self._untile_half(name, address)
-        return Matrix(address, 0, self.config.n_embd, rank)
+    def _reserve_low_rank(self, R: int, K: int, half: bool) -> Matrix:
+        if half or not self._scaled:
+            return Matrix(self._take(2 * R * K), 0, R, K)
+        return Matrix(self._take(R * K), self._take(2 * R * -(-K // GROUP)), R, K)
+
+    def _fill_low_rank(self, name: str, to: Matrix, half: bool) -> None:
+        """A map of the file, in float16 if it is to be `half`; zeros if the file has none."""
+        there = name in self._model.names
+        if there and half:
+            self._untile_half(name, to.weights)
+        elif there:
+            self._untile(name, to.weights)
+            if to.scales:
+                self._untile(name + SCALE, to.scales)
+        elif to.R * to.K:
+            self._gpu.clear(to.weights, to.R * to.K * (1 if to.scales else 2))
+            if to.scales:
+                self._gpu.clear(to.scales, 2 * to.R * -(-to.K // GROUP))
 
     def _matrices(self, names: list[str]) -> Matrix:
         """Matrices of one width below each other, row-major."""
         arrays = [self._model.stored(name) for name in names]
         rows = [array.shape[0] * TILE_ROWS for array in arrays]
-        packed = 2 if self._kind(names[0]) == "int4" else 1
+        packed = 2 if self.type == "int4" else 1
         K = arrays[0].shape[1] * arrays[0].shape[3] * packed
         weights = at = self._take(sum(array.nbytes for array in arrays))
         for name, array in zip(names, arrays, strict=True):
             self._untile(name, at)
             at += array.nbytes
         scales = 0
-        if self._kind(names[0]) in quantize.INTEGERS:
+        if self._scaled:
             scales = at = self._take(sum(rows) * K // GROUP * 2)
             for name, R in zip(names, rows, strict=True):
                 self._untile(name + SCALE, at)
@@ -217,10 +221,7 @@ class Weights:
         let_go(array)
 
     def _untile_half(self, name: str, target: int) -> None:
-        """Tiles of a low-rank map into rows in float16."""
-        if self._kind(name) not in quantize.INTEGERS:
-            self._untile(name, target)
-            return
+        """Tiles of a low-rank map in int8 into rows in float16."""
         array = self._stage(name)
         scales = self._stage(name + SCALE, aligned(array.nbytes))
         addresses = self._staging.address, self._staging.address + aligned(array.nbytes), target
@@ -232,7 +233,7 @@ class Weights:
     def _by_input(self, name: str) -> Matrix:
         """Blocks of 64 channels [R / 64, K, 64] into rows by hidden unit [K, R]."""
         addresses = []
-        parts = [name, name + SCALE] if self._kind(name) in quantize.INTEGERS else [name]
+        parts = [name, name + SCALE] if self._scaled else [name]
         for part in parts:
             array = self._stage(part)
             blocks, units, width = array.shape
@@ -242,3 +243,11 @@ class Weights:
             let_go(array)
         blocks, F = self._model.stored(name).shape[:2]
         return Matrix(addresses[0], addresses[1] if len(addresses) > 1 else 0, blocks * CHANNELS, F)
+
+
+def _rows(matrix: Matrix, begin: int, count: int) -> Matrix:
+    """Some rows of a low-rank map."""
+    weights, scales, _, K = matrix
+    if scales:
+        return Matrix(weights + begin * K, scales + 2 * begin * K // GROUP, count, K)
+    return Matrix(weights + 2 * begin * K, 0, count, K)

@@ -24,8 +24,11 @@ inline int dot4_unsigned(u32 a, u32 b, int c) {
     for (int i = 0; i < 4; i++) c += (u8)(a >> 8 * i) * (signed char)(b >> 8 * i);
     return c;
 }
-inline uint4 read_once(const void* p) { return *(const uint4*)p; }
-inline uint2 read_once2(const void* p) { return *(const uint2*)p; }
+template <class Words> Words read_once(const void* p, bool wanted = true) {
+    Words v;
+    memset(&v, 0xff, sizeof(v));
+    return wanted ? *(const Words*)p : v;
+}
 inline void wait_for_previous() {}
 inline void let_next_begin() {}
 inline void copy_in_background(void* to, const void* from) { *(uint4*)to = *(const uint4*)from; }
