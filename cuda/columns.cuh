@@ -28,7 +28,7 @@ template <int kind> struct Place {
         part = warp % parts, group = warp / parts;
         piece = part * LANES + threadIdx.x % LANES;
         active = piece < pieces && group < groups;
-        piece = min(piece, pieces - 1);
+        piece = min(piece, pieces - 1);  // so that reading needs no condition for this
     }
     // The number of the first of four columns, e = 0, 4, ..
     __device__ __forceinline__ int column(int e) const {
@@ -83,7 +83,6 @@ struct Rounded {
     u32* q;        // [K / 4] four each
     float* scale;  // [K / 64]
     __device__ __forceinline__ Rounded(float* memory, int K) : q((u32*)memory), scale(memory + K / 4) {}
-    __device__ __forceinline__ static int words(int K) { return K / 4 + K / N; }
 
     // Something that is no number, or infinite, makes the scale infinite: all products then are no numbers either.
     __device__ __forceinline__ void write(const Place<FP16>& at, const Values& x) {
@@ -105,7 +104,7 @@ struct Rounded {
     }
 };
 
-// A thread's inputs as products take them. `memory` has room for a `Rounded`, or, for SMALL, for all of them.
+// A thread's inputs as products take them. `memory` has room for x [K], or the `Rounded` of it.
 template <int kind> struct Input {
     u32 q[Piece<kind>::COLUMNS / 4];
     float scale;

@@ -8,7 +8,7 @@
 #define FP16 0
 #define INT8 1
 #define INT4 2
-#define SMALL 3  // the low-rank maps of files of whole numbers: weights in int8, inputs as they are
+#define SMALL 3  // low-rank maps of files of whole numbers: weights in int8, inputs in float32, as the CPU has them
 
 #ifndef KIND
 #define KIND FP16  // of the big matrices: a program is compiled for the type of one model file

@@ -23,7 +23,7 @@ head(const float* x,       // [C]
     let_next_begin();
     Values v(in, x);
     v.normalise(in, C, w, b, sums);
-    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums<KIND>(C));
+    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums(C));
     __syncthreads();
-    for (int r = begin + threadIdx.x; r < end; r += blockDim.x) logits[r] = row_sum(row_sums<KIND>(C), at, r - begin);
+    for (int r = begin + threadIdx.x; r < end; r += blockDim.x) logits[r] = row_sum(row_sums(C), at, r - begin);
 }

@@ -4,6 +4,9 @@
 //     w = exp(-exp(-0.5) * sigmoid(w0 + w2 tanh(..)));  a = sigmoid(a0 + a2 ..);  g = g2 sigmoid(..)
 //     v = v + (v_first - v) * sigmoid(v0 + v2 ..);  kk = k * k_k / |k * k_k|;  k = k * (1 + (a - 1) * k_a)
 //     S = S * diag(w) - (S kk) (kk * a)^T + v k^T;  y = S r
+//
+// `output` takes the group norm of y times ln_x.weight * g, and adds (ln_x.bias + bonus) * g, where the bonus is
+// (the sum of r k r_k) v: these two vectors are computed here.
 #include "common.cuh"
 
 #define VALUES 32                   // of a head, in a block
@@ -87,7 +90,7 @@ heads(const float* rkv,      // [3, C]
       float* shift,          // [C] shift_att of this layer's state
       float* wkv,            // [H, N, N] of this layer's state, key by key
       float* v_first,        // [C] v of layer 0
-      float* y,              // [3, C] what the recurrence gives; what `output` multiplies its norm with; what it adds
+      float* y,              // [3, C] what the recurrence gives; ln_x.weight * g; (ln_x.bias + bonus) * g
       int C, int is_first) {
     extern __shared__ __align__(16) float x[];  // `hidden`
     __shared__ float w[N], a[N], kk[N], b[N], k[N], r[N], v[VALUES], g[VALUES], removed[VALUES];

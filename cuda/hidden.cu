@@ -28,10 +28,10 @@ hidden(const float* x,       // [C]
     v.normalise(in, C, w, b, sums);
     if (blockIdx.x == 0) v.write(in, u);
     v.shift(last, share_of_last);
-    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums<KIND>(C));
+    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums(C));
     __syncthreads();
     for (int r = begin + threadIdx.x; r < end; r += blockDim.x) {
-        float up = fmaxf(row_sum(row_sums<KIND>(C), at, r - begin), 0.f);
+        float up = fmaxf(row_sum(row_sums(C), at, r - begin), 0.f);
         h[r] = up * up;
     }
 }

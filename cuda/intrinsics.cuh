@@ -36,7 +36,7 @@ __device__ __forceinline__ int dot4_unsigned(u32 a, u32 b, int c) {
 
 // 16 or 8 bytes that are read once in a token: they take no room in the first-level cache. If they are not `wanted`, they
 // are anything; there is no branch.
-template <typename Words> __device__ __forceinline__ Words read_once(const void* p, bool wanted = true);
+template <typename Words> __device__ __forceinline__ Words read_once(const void* p, bool wanted);
 template <> __device__ __forceinline__ uint4 read_once<uint4>(const void* p, bool wanted) {
     uint4 v;
     asm volatile("{.reg .pred q; setp.ne.u32 q, %5, 0; @q ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];}"

@@ -2,7 +2,7 @@
 //
 //     u = LN(x; ln1);  each matrix times u + (shift_att - u) * its own mix
 //
-// A block has rows of one matrix; the host gives the matrices blocks by the bytes that they have.
+// A block has rows of one matrix; the host gives the matrices blocks by the time that their rows take.
 #include "rows.cuh"
 
 enum { RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, MATRICES };
@@ -24,10 +24,10 @@ __device__ __forceinline__ void project_rows(const Matrix<kind>& m, int begin, i
     v.normalise(in, C, w, b, sums);
     if (u_out) v.write(in, u_out);
     v.shift(last, share_of_last);
-    multiply(m, at, Input<kind>(v, in, at, C, memory), batch, begin, end, row_sums<kind>(C));
+    multiply(m, at, Input<kind>(v, in, at, C, memory), batch, begin, end, row_sums(C));
     __syncthreads();
     for (int r = begin + threadIdx.x; r < end; r += blockDim.x) {
-        float total = row_sum(row_sums<kind>(C), at, r - begin);
+        float total = row_sum(row_sums(C), at, r - begin);
         out[r] = matrix == W1 ? tanhf(total) : matrix == G1 ? sigmoid(total) : total;
     }
 }

@@ -78,6 +78,4 @@ template <int kind> __device__ __forceinline__ float row_sum(const float* sums, 
 
 // Shared memory of a block: the input, then the sums of its rows.
 extern __shared__ __align__(16) float memory[];
-template <int kind> __device__ __forceinline__ float* row_sums(int K) {
-    return memory + (kind == SMALL ? K : Rounded::words(K));
-}
+__device__ __forceinline__ float* row_sums(int K) { return memory + K; }

@@ -16,7 +16,7 @@
 #define TOGETHER (KIND == FP16 ? 1 : 4)
 #define TURN (KIND == FP16 ? 8 : 4)
 #define COLUMNS (CHANNELS / LANES)    // of a thread
-#define WORDS (KIND == FP16 ? 4 : 2)  // of 4 bytes, that a thread reads of a row
+#define WORDS (KIND == FP16 ? 4 : 2)  // of 4 bytes, that a thread reads of a row: a `Piece`
 
 // The hidden units that are not zero, in order; of integers those of a group of 64 are made a multiple of four by zeros.
 struct Units {
@@ -84,17 +84,17 @@ __device__ __forceinline__ int list_units(const float* h, int groups, const Unit
 }
 
 #if KIND == FP16
-typedef uint4 Words;  // of a row, that a lane has
+typedef uint4 Piece;  // of a row, that a lane has
 #else
-typedef uint2 Words;
+typedef uint2 Piece;
 #endif
 
-// A lane's words of TOGETHER rows.
+// A lane's pieces of TOGETHER rows.
 struct Rows {
-    Words words[TOGETHER];
+    Piece pieces[TOGETHER];
     int group;
     u32 values;
-    // Number i of the list; anything from `end` on.
+    // Number i of the list; anything from `end` on. The list is read up to TURN - 1 beyond its end.
     __device__ __forceinline__ void read(const u8* weights, u32 row_bytes, const Units& units, int i, int end) {
         values = units.values[i];
         u32 numbers[TOGETHER];
@@ -107,7 +107,7 @@ struct Rows {
         group = numbers[0] / N;
 #pragma unroll
         for (int j = 0; j < TOGETHER; j++)
-            words[j] = read_once<Words>(weights + (unsigned long long)numbers[j] * row_bytes, i < end);
+            pieces[j] = read_once<Piece>(weights + (size_t)numbers[j] * row_bytes, i < end);
     }
 };
 
@@ -123,7 +123,7 @@ struct Sums {
             const float x = __uint_as_float(rows.values);
 #pragma unroll
             for (int e = 0; e < WORDS; e++) {
-                const float2 w = halves(((const u32*)&rows.words[0])[e]);
+                const float2 w = halves(((const u32*)&rows.pieces[0])[e]);
                 v[2 * e] += w.x * x, v[2 * e + 1] += w.y * x;
             }
             return;
@@ -132,7 +132,7 @@ struct Sums {
         if (KIND == INT4) offset -= dot4(rows.values, 0x08080808, 0);  // 8 was added to the weights
 #pragma unroll
         for (int e = 0; e < WORDS; e++) {  // the bytes of a channel are brought together
-            auto word = [&](int j) { return e ? rows.words[j % TOGETHER].y : rows.words[j % TOGETHER].x; };
+            auto word = [&](int j) { return e ? rows.pieces[j % TOGETHER].y : rows.pieces[j % TOGETHER].x; };
             const u32 a = word(0), b = word(1), c = word(2), d = word(3);
             const u32 ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // a0 b0 a1 b1, c0 d0 c1 d1
             const u32 ab2 = __byte_perm(a, b, 0x7362), cd2 = __byte_perm(c, d, 0x7362);

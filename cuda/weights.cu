@@ -13,18 +13,14 @@ extern "C" __global__ void untile1(const u8* from, u8* to, int R, int K) { until
 extern "C" __global__ void untile2(const u16* from, u16* to, int R, int K) { untile(from, to, R, K); }
 extern "C" __global__ void untile4(const u32* from, u32* to, int R, int K) { untile(from, to, R, K); }
 
-// W [R, K] in float16 out of tiles of whole numbers [R / 16, K, 16] with scales [R / 16, K / 64 rounded up, 16]:
-// exact, since the scales are round numbers.
-extern "C" __global__ void untile_scaled(const signed char* from, const u16* scales, u16* to, int R, int K) {
+// W [R, K] in float16 out of rows in int8 with scales [R, K / 64 rounded up]: exact, since the scales are round numbers.
+extern "C" __global__ void to_half(const signed char* from, const u16* scales, u16* to, int R, int K) {
     const int groups = (K + N - 1) / N;
-    auto value = [&](int row, int k) {
-        const size_t tile = row / 16;
-        return from[(tile * K + k) * 16 + row % 16] * bf16(scales[(tile * groups + k / N) * 16 + row % 16]);
-    };
     for (size_t i = 2 * (blockIdx.x * (size_t)blockDim.x + threadIdx.x); i < (size_t)R * K;
          i += 2 * (size_t)gridDim.x * blockDim.x) {
-        const int row = i / K, k = i % K;  // K is even
-        *(u32*)(to + i) = to_halves(value(row, k), value(row, k + 1));
+        const int k = i % K;  // K is even
+        const float scale = bf16(scales[i / K * groups + k / N]);
+        *(u32*)(to + i) = to_halves(from[i] * scale, from[i + 1] * scale);
     }
 }
 

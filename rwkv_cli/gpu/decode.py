@@ -25,6 +25,7 @@ WIDEST = ROW_WARPS * HALF_COLUMNS
 VALUE_CHANNELS = {"fp16": 256, "int8": 256, "int4": 512}  # of a block of cuda/value.cu
 VALUE_WARPS = 16
 RESERVED = 2 << 10  # bytes of a multiprocessor's shared memory that the system and small declarations take
+BEYOND_LIST = 32  # bytes that cuda/value.cu may read behind its list of hidden units, and not use
 HEAD_VALUES, HEAD_THREADS = 32, 512  # of a block of cuda/heads.cu
 EMBED_THREADS = 256
 GROUP = 64
@@ -52,7 +53,7 @@ class Decoder:
         self._value_shared = 4 * VALUE_WARPS * channels  # bytes that it declares, at least
         pieces = math.ceil(self._C / channels)
         groups = self._F // GROUP
-        room = self._most_shared - self._value_shared  # of a block of cuda/value.cu
+        room = self._most_shared - self._value_shared - BEYOND_LIST  # of a block of cuda/value.cu
         parts = max(1, gpu.multiprocessors // pieces, math.ceil(groups / (room // self._group_bytes())))
         self._value_grid = pieces, min(groups, parts)
         self._head_rows = weights.head.R
@@ -133,7 +134,7 @@ class Decoder:
             *(at["h"], layer.value.weights, layer.value.scales, at["u_ffn"], shift),
             *(at["parts"], at["arrived"], at["x"], C, F),
         )
-        shared = math.ceil(F / GROUP / self._value_grid[1]) * self._group_bytes()
+        shared = math.ceil(F / GROUP / self._value_grid[1]) * self._group_bytes() + BEYOND_LIST
         shared = max(shared, self._least_shared - self._value_shared)
         return [
             self._rows("hidden", layer.key, hidden),
@@ -153,12 +154,9 @@ class Decoder:
         scales = 0 if kind == "fp16" else 2 * VALUE_CHANNELS[kind]
         return 4 * GROUP + 2 * GROUP + 4 + scales
 
-    def _shared(self, rows: int, input_bytes: int = 0) -> int:
-        """Bytes for the input, in whole numbers if no other size is given, and a sum of every row and every warp that
-        has a part of it.
-        """
-        needed = input_bytes or self._C + self._C // 16
-        return max(needed + 4 * rows * math.ceil(self._C / HALF_COLUMNS), self._least_shared)
+    def _shared(self, rows: int) -> int:
+        """Bytes for the input, and a sum of every row and every warp that has a part of it."""
+        return max(4 * self._C + 4 * rows * math.ceil(self._C / HALF_COLUMNS), self._least_shared)
 
     def _project_blocks(self, layer: Layer) -> tuple[list[int], int]:
         """Where the blocks of each matrix of `project` end, so that all end at the same time; and their memory."""
@@ -172,7 +170,7 @@ class Decoder:
             while sum(blocks) < total:
                 blocks[max(range(len(sizes)), key=lambda i: sizes[i] / max(blocks[i], 1))] += 1
             most_rows = max(math.ceil(n / of_it) for n, of_it in zip(rows, blocks, strict=True) if n)
-            shared = self._shared(most_rows, 4 * self._C)
+            shared = self._shared(most_rows)
             if shared <= self._most_shared:
                 return list(itertools.accumulate(blocks)), shared
             total += self._blocks

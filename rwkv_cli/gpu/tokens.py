@@ -1,7 +1,7 @@
 """Many tokens at once: a prompt, or one token each of many sequences. Matrix products run on tensor cores.
 
 Tokens of a sequence are neighbours, and each sequence has its state in a slot of its own. Integer weights become
-float16 a matrix at a time, in a buffer for the largest one.
+float16 a matrix at a time, in a buffer for the largest one; low-rank maps are there in float16.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Weights:
         self._scaled = self.type in quantize.INTEGERS
         self._memory = gpu.allocate(self._room())
         self._next = self._memory.address
-        self._staging = gpu.allocate(max(self._staged_bytes(name) for name in model.names))
+        self._staging = gpu.allocate(max(model.stored(name).nbytes for name in model.names))
         self.ranks = {name: self._rank(name) for name in LOW_RANK}
         self.norms = self._vectors(NORMS)
         self.embedding = self._raw("emb.weight")
@@ -91,9 +91,9 @@ class Weights:
     @property
     def bytes_per_token(self) -> int:
         """Bytes that decoding a token reads of them if no hidden unit is zero: all, but of the embedding one row."""
-        V = self.config.vocab_size
-        embedding = self._model.stored("emb.weight").nbytes * (V - 1) // V
-        return sum(self._model.stored(name).nbytes for name in self._model.names) - embedding
+        stored = {name: self._model.stored(name).nbytes for name in self._model.names}
+        embedding = stored["emb.weight"] + stored.get("emb.weight" + SCALE, 0)
+        return sum(stored.values()) - embedding + embedding // self.config.vocab_size
 
     def _room(self) -> int:
         sizes = [self._device_bytes(name) + 2 * ALIGNMENT for name in self._model.names]
@@ -104,11 +104,6 @@ class Weights:
         array = self._model.stored(name)
         twice = quantize.layout_of(name) == "low_rank" and self._scaled
         return array.nbytes + (2 * array.size if twice else 0)
-
-    def _staged_bytes(self, name: str) -> int:
-        """Those of a stored array, and of the scales that it may have to be staged with."""
-        scales = self._model.stored(name + SCALE).nbytes if name + SCALE in self._model.names else 0
-        return aligned(self._model.stored(name).nbytes) + scales
 
     def _take(self, nbytes: int) -> int:
         address = self._next
@@ -122,11 +117,11 @@ class Weights:
         last = f"blocks.{self.config.n_layer - 1}.att.{name}1"
         return self._model.stored(last).shape[0] * TILE_ROWS if last in self._model.names else 0
 
-    def _stage(self, name: str, offset: int = 0) -> NDArray[Any]:
+    def _stage(self, name: str) -> NDArray[Any]:
         """Copy a stored array into the staging memory, as it lies in the file."""
         array = self._model.stored(name)
         self._gpu.synchronize()  # what was there is used
-        self._gpu.upload(self._staging.address + offset, array)
+        self._gpu.upload(self._staging.address, array)
         return array
 
     def _raw(self, name: str) -> int:
@@ -156,35 +151,30 @@ class Weights:
             vectors=self._vectors([block + name for name in VECTORS]),
             main=self._matrices([f"{block}att.{name}.weight" for name in ("receptance", "key", "value")]),
             low_rank=low_rank,
-            low_rank_half=self._low_rank(block, half=True) if self._scaled else low_rank,
+            low_rank_half=self._halves(low_rank),
             output=self._matrices([block + "att.output.weight"]),
             key=self._matrices([block + "ffn.key.weight"]),
             value=self._by_input(block + "ffn.value.weight"),
         )
 
-    def _low_rank(self, block: str, *, half: bool = False) -> LowRank:
-        """Maps as the file has them, or in float16; zeros for what layer 0 lacks."""
+    def _low_rank(self, block: str) -> LowRank:
+        """The maps as the file has them; zeros for what layer 0 lacks."""
         C, row = self.config.n_embd, 0
-        first = self._reserve_low_rank(sum(self.ranks.values()), C, half)
-        second = {}
+        first, second = self._reserve_low_rank(sum(self.ranks.values()), C), {}
         for name, rank in self.ranks.items():
-            self._fill_low_rank(f"{block}att.{name}1", _rows(first, row, rank), half)
-            second[name] = self._reserve_low_rank(C, rank, half)
-            self._fill_low_rank(f"{block}att.{name}2", second[name], half)
+            second[name] = self._reserve_low_rank(C, rank)
+            self._fill_low_rank(f"{block}att.{name}1", _rows(first, row, rank))
+            self._fill_low_rank(f"{block}att.{name}2", second[name])
             row += rank
         return LowRank(first, second)
 
-    def _reserve_low_rank(self, R: int, K: int, half: bool) -> Matrix:
-        if half or not self._scaled:
+    def _reserve_low_rank(self, R: int, K: int) -> Matrix:
+        if not self._scaled:
             return Matrix(self._take(2 * R * K), 0, R, K)
         return Matrix(self._take(R * K), self._take(2 * R * -(-K // GROUP)), R, K)
 
-    def _fill_low_rank(self, name: str, to: Matrix, half: bool) -> None:
-        """A map of the file, in float16 if it is to be `half`; zeros if the file has none."""
-        there = name in self._model.names
-        if there and half:
-            self._untile_half(name, to.weights)
-        elif there:
+    def _fill_low_rank(self, name: str, to: Matrix) -> None:
+        if name in self._model.names:
             self._untile(name, to.weights)
             if to.scales:
                 self._untile(name + SCALE, to.scales)
@@ -192,6 +182,20 @@ class Weights:
             self._gpu.clear(to.weights, to.R * to.K * (1 if to.scales else 2))
             if to.scales:
                 self._gpu.clear(to.scales, 2 * to.R * -(-to.K // GROUP))
+
+    def _halves(self, maps: LowRank) -> LowRank:
+        """The same maps in float16."""
+        if not self._scaled:
+            return maps
+        return LowRank(self._half(maps.first), {name: self._half(one) for name, one in maps.second.items()})
+
+    def _half(self, matrix: Matrix) -> Matrix:
+        """A low-rank map in int8, in float16."""
+        weights, scales, R, K = matrix
+        target = self._take(2 * R * K)
+        arguments = (weights, scales, target, R, K)
+        self._gpu.run([Launch("to_half", (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+        return Matrix(target, 0, R, K)
 
     def _matrices(self, names: list[str]) -> Matrix:
         """Matrices of one width below each other, row-major."""
@@ -219,16 +223,6 @@ class Weights:
         arguments = (self._staging.address, target, tiles * TILE_ROWS, K)
         self._gpu.run([Launch(kernel, (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
         let_go(array)
-
-    def _untile_half(self, name: str, target: int) -> None:
-        """Tiles of a low-rank map in int8 into rows in float16."""
-        array = self._stage(name)
-        scales = self._stage(name + SCALE, aligned(array.nbytes))
-        addresses = self._staging.address, self._staging.address + aligned(array.nbytes), target
-        arguments = (*addresses, array.shape[0] * TILE_ROWS, array.shape[1])
-        self._gpu.run([Launch("untile_scaled", (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
-        let_go(array)
-        let_go(scales)
 
     def _by_input(self, name: str) -> Matrix:
         """Blocks of 64 channels [R / 64, K, 64] into rows by hidden unit [K, R]."""

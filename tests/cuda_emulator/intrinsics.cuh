@@ -24,7 +24,7 @@ inline int dot4_unsigned(u32 a, u32 b, int c) {
     for (int i = 0; i < 4; i++) c += (u8)(a >> 8 * i) * (signed char)(b >> 8 * i);
     return c;
 }
-template <class Words> Words read_once(const void* p, bool wanted = true) {
+template <class Words> Words read_once(const void* p, bool wanted) {
     Words v;
     memset(&v, 0xff, sizeof(v));
     return wanted ? *(const Words*)p : v;
