@@ -7,7 +7,7 @@
 //
 // `output` takes the group norm of y times ln_x.weight * g, and adds (ln_x.bias + bonus) * g, where the bonus is
 // (the sum of r k r_k) v: these two vectors are computed here.
-#include "common.cuh"
+#include "state.cuh"
 
 #define VALUES 32                   // of a head, in a block
 #define THREADS (16 * VALUES)       // one for 4 values and each key
@@ -64,18 +64,10 @@ template <int lanes, int PIECES> struct Row {
 
 // The sum over all keys of v [4 values], `parts` [WARPS, VALUES] in shared memory; thread t gets that of value t % VALUES.
 __device__ __forceinline__ float sum_over_keys(float4 v, float* parts) {
-    const int t = threadIdx.x, FOURS = VALUES / 4;
-#pragma unroll
-    for (int i = FOURS; i < LANES; i *= 2) {
-        v.x += __shfl_xor_sync(ALL_LANES, v.x, i), v.y += __shfl_xor_sync(ALL_LANES, v.y, i);
-        v.z += __shfl_xor_sync(ALL_LANES, v.z, i), v.w += __shfl_xor_sync(ALL_LANES, v.w, i);
-    }
-    __syncthreads();
-    if (t % LANES < FOURS) *(float4*)(parts + t / LANES * VALUES + t % FOURS * 4) = v;
-    __syncthreads();
+    add_keys<VALUES>(v, parts);
     float total = 0;
 #pragma unroll
-    for (int i = 0; i < WARPS; i++) total += parts[i * VALUES + t % VALUES];
+    for (int i = 0; i < WARPS; i++) total += parts[i * VALUES + threadIdx.x % VALUES];
     return total;
 }
 

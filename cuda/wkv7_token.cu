@@ -2,7 +2,7 @@
 // them back, so a block has a whole head of one sequence, and asks for all of it at once.
 //
 //     S = S * diag(w) - (S kk) b^T + v k^T;  y = S r       of each head, with b = kk * a
-#include "common.cuh"
+#include "state.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / LANES)
@@ -13,15 +13,7 @@ enum { W, KK, B, K, R, V, VECTORS };
 
 // The sum over all keys of v [4 values], `parts` [WARPS, N] in shared memory; every thread gets those of its values.
 __device__ __forceinline__ float4 sum_over_keys(float4 v, float* parts) {
-    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-#pragma unroll
-    for (int i = ACROSS; i < LANES; i *= 2) {
-        v.x += __shfl_xor_sync(ALL_LANES, v.x, i), v.y += __shfl_xor_sync(ALL_LANES, v.y, i);
-        v.z += __shfl_xor_sync(ALL_LANES, v.z, i), v.w += __shfl_xor_sync(ALL_LANES, v.w, i);
-    }
-    __syncthreads();
-    if (lane < ACROSS) *(float4*)(parts + warp * N + lane * 4) = v;
-    __syncthreads();
+    add_keys<N>(v, parts);
     float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < WARPS; i++) {
