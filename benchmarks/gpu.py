@@ -74,12 +74,6 @@ class RandomModel:
         self.names = list(self._forms)
         self._begin = 0
 
-    @property
-    def weight_bytes(self) -> int:
-        return sum(
-            np.dtype(_NUMPY[kind]).itemsize * int(np.prod(shape)) for kind, shape in self._forms.values()
-        )
-
     def stored(self, name: str) -> NDArray[Any]:
         kind, shape = self._forms[name]
         self._begin = (self._begin + 64 * 977) % _POOL  # so that neighbours differ
@@ -151,7 +145,7 @@ class Bench:
         gpu.download(decoder.logits, logits)
         if not np.isfinite(logits).all() or not logits.std():
             raise SystemExit("the logits are no numbers, or all the same: this measures nothing")
-        nbytes = self.weights.bytes_per_token + 2 * self.config.state_bytes
+        nbytes = quantize.bytes_per_token(self.config, self.weights.type)
         unread = self._value_bytes() // 2  # random weights leave half of the hidden units at zero
         return {"tokens_per_second": 1 / time, "bytes": nbytes, "bytes_read": nbytes - unread}
 

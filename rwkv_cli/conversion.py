@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from rwkv_cli.lora import Merged
 from rwkv_cli.model import Reporter
 from rwkv_cli.modelfile import ModelFile, ModelInfo, is_model_file, write_model
 from rwkv_cli.quantize import WEIGHT_TYPES, WeightType
-from rwkv_cli.safetensors_map import DTYPES, remove_leftovers
+from rwkv_cli.safetensors_map import remove_leftovers
 from rwkv_cli.template import TEMPLATES
 from rwkv_cli.tokenizer import load_tokenizer
 
@@ -115,35 +113,19 @@ def convert(
 def file_bytes(source: Source, weight_type: WeightType) -> int:
     """About the size that a model file of this type will have: all weights to the byte, the header roughly."""
     info = source.info(weight_type, digest=False)
-    forms = _forms(source.config, weight_type)
+    sizes = quantize.stored_bytes(source.config, weight_type)
     vocabulary = len((info.tokenizer.data if info.tokenizer else None) or b"")
-    return sum(forms.values()) + vocabulary + _HEADER_BYTES * len(forms)
-
-
-def bytes_per_token(config: ModelConfig, weight_type: WeightType) -> int:
-    """Bytes that decoding a token moves: all weights, but of the embedding one row, and the state twice."""
-    forms = _forms(config, weight_type)
-    embedding = sum(size for name, size in forms.items() if name.startswith("emb.weight"))
-    return sum(forms.values()) - embedding + embedding // config.vocab_size + 2 * config.state_bytes
+    return sum(sizes.values()) + vocabulary + _HEADER_BYTES * len(sizes)
 
 
 def plan(source: Source, bytes_per_second: float | None) -> list[dict[str, float | int | str | None]]:
     """For each type of weights: the size of the file, and the tokens a second that this memory allows at most."""
     rows: list[dict[str, float | int | str | None]] = []
     for weight_type in WEIGHT_TYPES:
-        moved = bytes_per_token(source.config, weight_type)
+        moved = quantize.bytes_per_token(source.config, weight_type)
         speed = bytes_per_second / moved if bytes_per_second else None
         size = file_bytes(source, weight_type)
         rows.append(
             {"type": weight_type, "file_bytes": size, "bytes_per_token": moved, "tokens_per_second": speed}
         )
     return rows
-
-
-def _forms(config: ModelConfig, weight_type: WeightType) -> Mapping[str, int]:
-    """The bytes of every stored array."""
-    sizes = {}
-    for name, shape in config.tensor_shapes().items():
-        for part, (dtype, stored) in quantize.stored_form(name, shape, weight_type).items():
-            sizes[part] = math.prod(stored) * DTYPES[dtype].itemsize
-    return sizes

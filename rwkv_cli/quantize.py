@@ -26,6 +26,7 @@ Two int4 weights share a byte. Of the 64 columns of a group in a tile, the low h
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli import machine
-from rwkv_cli.config import HEAD_SIZE, Shape
+from rwkv_cli.config import HEAD_SIZE, ModelConfig, Shape
 from rwkv_cli.errors import UnsupportedModelError
+from rwkv_cli.safetensors_map import DTYPES
 
 WeightType = Literal["int8", "int4", "fp16", "fp32"]
 WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
@@ -52,9 +54,7 @@ GROUP = 64  # values that share a scale
 INT4_OFFSET = 8
 TILE_ROWS = 16
 CHANNELS = 64  # of a block of ffn.value
-SCALE_ZEROS = (
-    4  # low bits of the scales of low-rank maps that are zero: so their weights are exact in float16 too
-)
+SCALE_ZEROS = 4  # of the low bits of low-rank maps' scales, so that float16 has their weights exactly
 SCALE = ".scale"  # follows the name of the tensor that it scales
 
 _LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
@@ -111,6 +111,25 @@ def stored_form(name: str, shape: Shape, weight_type: WeightType) -> dict[str, t
     if kind in INTEGERS:
         form[name + SCALE] = ("BF16", _arranged_shape(layout, R, -(-K // GROUP), 1))
     return form
+
+
+def stored_bytes(config: ModelConfig, weight_type: WeightType) -> dict[str, int]:
+    """The bytes of every array of a model."""
+    return {
+        part: math.prod(form) * DTYPES[dtype].itemsize
+        for name, shape in config.tensor_shapes().items()
+        for part, (dtype, form) in stored_form(name, shape, weight_type).items()
+    }
+
+
+def bytes_per_token(config: ModelConfig, weight_type: WeightType) -> int:
+    """Bytes that decoding a token moves if no hidden unit is zero.
+
+    All weights, but of the embedding one row, and the state, which is read and written.
+    """
+    sizes = stored_bytes(config, weight_type)
+    embedding = sizes["emb.weight"] + sizes.get("emb.weight" + SCALE, 0)
+    return sum(sizes.values()) - embedding + embedding // config.vocab_size + 2 * config.state_bytes
 
 
 def store(name: str, tensor: Array, weight_type: WeightType) -> Stored:

@@ -79,14 +79,8 @@ class CpuBackend:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that decoding a token moves if no hidden unit is zero: all stored weights, but of the embedding one row
-        only, and the state, which is read and written.
-        """
-        embedding = self._model.stored("emb.weight").nbytes
-        if quantize.type_of("emb.weight", self._model.info.weight_type) in quantize.INTEGERS:
-            embedding += self._model.stored("emb.weight" + SCALE).nbytes
-        row = embedding // self.config.vocab_size
-        return self._model.weight_bytes - embedding + row + 2 * self.config.state_bytes
+        """Bytes that decoding a token moves if no hidden unit is zero."""
+        return quantize.bytes_per_token(self.config, self._model.info.weight_type)
 
     def memory_reader(self) -> Callable[[], int]:
         """A function that reads `PROBE_BYTES` of memory once, with the same threads, and gives their number."""

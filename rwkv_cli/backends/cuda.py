@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli import quantize
 from rwkv_cli.backends.base import Progress
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.gpu import driver
@@ -94,8 +95,8 @@ class CudaBackend:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that decoding a token moves if no hidden unit is zero: weights, and the state, read and written."""
-        return self._weights.bytes_per_token + 2 * self.config.state_bytes
+        """Bytes that decoding a token moves if no hidden unit is zero."""
+        return quantize.bytes_per_token(self.config, self._weights.type)
 
     def memory_reader(self) -> Callable[[], int]:
         """A function that copies `PROBE_BYTES` of the GPU's memory once, and gives the bytes read and written."""

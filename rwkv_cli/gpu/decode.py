@@ -56,6 +56,7 @@ class Decoder:
         room = self._most_shared - self._value_shared - BEYOND_LIST  # of a block of cuda/value.cu
         parts = max(1, gpu.multiprocessors // pieces, math.ceil(groups / (room // self._group_bytes())))
         self._value_grid = pieces, min(groups, parts)
+        self._project_ends, self._project_shared = self._project_blocks()
         self._head_rows = weights.head.R
         ranks = sum(weights.ranks.values())
         sizes = {
@@ -103,7 +104,7 @@ class Decoder:
     def _time_mix(self, i: int, layer: Layer, state: int) -> list[Step]:
         at, C, ranks = self._at, self._C, self._weights.ranks
         shift, wkv = self._states.shift_att(i) + state, self._states.wkv(i) + state
-        ends, shared = self._project_blocks(layer)
+        ends = self._project_ends
         low, second = layer.low_rank.first, [layer.low_rank.second[name] for name in "wavg"]
         project = (
             *(at["x"], shift, layer.vector("ln1.weight", C), layer.vector("ln1.bias", C)),
@@ -118,7 +119,7 @@ class Decoder:
         output = (at["y"], layer.output.weights, layer.output.scales, at["x"], C)
         grid = C // GROUP, GROUP // HEAD_VALUES
         return [
-            Launch("project", (ends[-1],), self._warps * WARP, project, shared, overlaps=True),
+            Launch("project", (ends[-1],), self._warps * WARP, project, self._project_shared, overlaps=True),
             Launch("heads", grid, HEAD_THREADS, heads, 4 * low.R, overlaps=True),
             self._rows("output", layer.output, output),
         ]
@@ -158,10 +159,10 @@ class Decoder:
         """Bytes for the input, and a sum of every row and every warp that has a part of it."""
         return max(4 * self._C + 4 * rows * math.ceil(self._C / HALF_COLUMNS), self._least_shared)
 
-    def _project_blocks(self, layer: Layer) -> tuple[list[int], int]:
+    def _project_blocks(self) -> tuple[list[int], int]:
         """Where the blocks of each matrix of `project` end, so that all end at the same time; and their memory."""
         width = WIDTHS[self._weights.type]
-        rows = [layer.main.R // 3] * 3 + [self._weights.ranks[name] for name in "wavg"]
+        rows = [self._C] * 3 + [self._weights.ranks[name] for name in "wavg"]
         # Low-rank maps in int8 count twice: floats are more work, and the last blocks begin last.
         sizes = [n * (width if i < 3 else 2) for i, n in enumerate(rows)]
         blocks = [int(size > 0) for size in sizes]

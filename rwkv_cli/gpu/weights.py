@@ -88,13 +88,6 @@ class Weights:
         gpu.synchronize()
         del self._staging
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that decoding a token reads of them if no hidden unit is zero: all, but of the embedding one row."""
-        stored = {name: self._model.stored(name).nbytes for name in self._model.names}
-        embedding = stored["emb.weight"] + stored.get("emb.weight" + SCALE, 0)
-        return sum(stored.values()) - embedding + embedding // self.config.vocab_size
-
     def _room(self) -> int:
         sizes = [self._device_bytes(name) + 2 * ALIGNMENT for name in self._model.names]
         return sum(sizes) + 8 * self.config.n_embd * 1024  # and what layer 0 lacks, as zeros
@@ -163,25 +156,31 @@ class Weights:
         first, second = self._reserve_low_rank(sum(self.ranks.values()), C), {}
         for name, rank in self.ranks.items():
             second[name] = self._reserve_low_rank(C, rank)
-            self._fill_low_rank(f"{block}att.{name}1", _rows(first, row, rank))
+            self._fill_low_rank(f"{block}att.{name}1", self._rows(first, row, rank))
             self._fill_low_rank(f"{block}att.{name}2", second[name])
             row += rank
         return LowRank(first, second)
 
+    def _low_rank_bytes(self, R: int, K: int) -> tuple[int, int]:
+        """Of the weights and the scales of a map as the file has it."""
+        return (R * K, 2 * R * -(-K // GROUP)) if self._scaled else (2 * R * K, 0)
+
     def _reserve_low_rank(self, R: int, K: int) -> Matrix:
-        if not self._scaled:
-            return Matrix(self._take(2 * R * K), 0, R, K)
-        return Matrix(self._take(R * K), self._take(2 * R * -(-K // GROUP)), R, K)
+        weights, scales = self._low_rank_bytes(R, K)
+        return Matrix(self._take(weights), self._take(scales) if scales else 0, R, K)
+
+    def _rows(self, matrix: Matrix, begin: int, count: int) -> Matrix:
+        """Some rows of a map."""
+        weights, scales = self._low_rank_bytes(begin, matrix.K)
+        return Matrix(matrix.weights + weights, matrix.scales + scales, count, matrix.K)
 
     def _fill_low_rank(self, name: str, to: Matrix) -> None:
-        if name in self._model.names:
-            self._untile(name, to.weights)
-            if to.scales:
-                self._untile(name + SCALE, to.scales)
-        elif to.R * to.K:
-            self._gpu.clear(to.weights, to.R * to.K * (1 if to.scales else 2))
-            if to.scales:
-                self._gpu.clear(to.scales, 2 * to.R * -(-to.K // GROUP))
+        sizes = self._low_rank_bytes(to.R, to.K)
+        for part, target, size in zip((name, name + SCALE), (to.weights, to.scales), sizes, strict=True):
+            if part in self._model.names:
+                self._untile(part, target)
+            elif size:
+                self._gpu.clear(target, size)
 
     def _halves(self, maps: LowRank) -> LowRank:
         """The same maps in float16."""
@@ -237,11 +236,3 @@ class Weights:
             let_go(array)
         blocks, F = self._model.stored(name).shape[:2]
         return Matrix(addresses[0], addresses[1] if len(addresses) > 1 else 0, blocks * CHANNELS, F)
-
-
-def _rows(matrix: Matrix, begin: int, count: int) -> Matrix:
-    """Some rows of a low-rank map."""
-    weights, scales, _, K = matrix
-    if scales:
-        return Matrix(weights + begin * K, scales + 2 * begin * K // GROUP, count, K)
-    return Matrix(weights + 2 * begin * K, 0, count, K)
