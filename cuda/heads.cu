@@ -14,30 +14,23 @@
 #define WARPS (THREADS / LANES)
 #define OF_A_CHANNEL (THREADS / N)  // threads that have a row of w2 and a2
 
-// The second half of a low-rank map, [.., rank]: in float16, or in int8 with a bfloat16 scale for 64 columns.
-struct Map {
-    const u8* weights;
-    const u16* scales;  // [.., rank / 64, rounded up]
-    int rank;
-};
-
 #if KIND == FP16
 typedef uint4 Eight;  // weights of a map
 #else
 typedef uint2 Eight;
 #endif
 
-// Row `row` of a map, shared by `lanes` neighbouring threads: the first PIECES pieces of each, 8 columns, are read ahead of
-// the inputs.
+// Row `row` of the second half of a low-rank map [.., rank], shared by `lanes` neighbouring threads: the first PIECES pieces
+// of each, 8 columns, are read ahead of the inputs. In int8 the map has bfloat16 scales [.., rank / 64, rounded up].
 template <int lanes, int PIECES> struct Row {
     const Eight* weights;
     const u16* scales;
     int rank;
     Eight held[PIECES];
     u32 scale[PIECES];
-    __device__ __forceinline__ Row(const Map& map, int row)
-        : weights((const Eight*)map.weights + (size_t)row * (map.rank / 8)),
-          scales(map.scales + (size_t)row * ((map.rank + N - 1) / N)), rank(map.rank) {
+    __device__ __forceinline__ Row(const u8* map, const u16* map_scales, int rank, int row)
+        : weights((const Eight*)map + (size_t)row * (rank / 8)),
+          scales(map_scales + (size_t)row * ((rank + N - 1) / N)), rank(rank) {
 #pragma unroll
         for (int j = 0; j < PIECES; j++) {
             held[j] = read_once<Eight>(weights + piece(j), piece(j) < rank / 8);
@@ -93,10 +86,10 @@ heads(const float* rkv,      // [3, C]
     float* S = wkv + ((size_t)c0 + key) * N + own + value;
     float4 s = *(const float4*)S;
     // What is read ahead reaches up to ranks of 128, and of 512 for the gate; larger ones take longer.
-    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_w({w2, scales_w, rank_w}, c0 + t / OF_A_CHANNEL);
-    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_a({a2, scales_a, rank_a}, c0 + t / OF_A_CHANNEL);
-    const Row<16, 1> row_v({v2, scales_v, rank_v}, c0 + own + t / 16);
-    const Row<16, 4> row_g({g2, scales_g, rank_g}, c0 + own + t / 16);
+    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_w(w2, scales_w, rank_w, c0 + t / OF_A_CHANNEL);
+    const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_a(a2, scales_a, rank_a, c0 + t / OF_A_CHANNEL);
+    const Row<16, 1> row_v(v2, scales_v, rank_v, c0 + own + t / 16);
+    const Row<16, 4> row_g(g2, scales_g, rank_g, c0 + own + t / 16);
     const float w0 = vectors[c], a0 = vectors[C + c], v0 = vectors[2 * C + mine];
     const float k_k = vectors[3 * C + c], k_a = vectors[4 * C + c], r_k = vectors[5 * C + c];
     const float weight = vectors[6 * C + mine], bias = vectors[7 * C + mine];

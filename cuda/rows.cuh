@@ -34,7 +34,7 @@ template <int kind> struct Batch {
 template <int n> __device__ __forceinline__ float transposed_sum(const float* v) {
     if constexpr (n == 1) return v[0];
     else {
-        const int distance = n == AHEAD ? LANES / 2 : LANES / 2 * n / AHEAD;
+        const int distance = LANES / 2 * n / AHEAD;
         const bool upper = threadIdx.x & distance;
         float half[n / 2];
 #pragma unroll

@@ -15,8 +15,14 @@
 // warp has on their way: 4 KB, of a multiprocessor 64 KB. Twice as much was slower, and half as much with INT8.
 #define TOGETHER (KIND == FP16 ? 1 : 4)
 #define TURN (KIND == FP16 ? 8 : 4)
-#define COLUMNS (CHANNELS / LANES)    // of a thread
-#define WORDS (KIND == FP16 ? 4 : 2)  // of 4 bytes, that a thread reads of a row: a `Piece`
+#define COLUMNS (CHANNELS / LANES)  // of a thread
+
+#if KIND == FP16
+typedef uint4 Piece;  // of a row, that a lane has
+#else
+typedef uint2 Piece;
+#endif
+#define WORDS ((int)sizeof(Piece) / 4)
 
 // The hidden units that are not zero, in order; of integers those of a group of 64 are made a multiple of four by zeros.
 struct Units {
@@ -83,17 +89,13 @@ __device__ __forceinline__ int list_units(const float* h, int groups, const Unit
     return total;
 }
 
-#if KIND == FP16
-typedef uint4 Piece;  // of a row, that a lane has
-#else
-typedef uint2 Piece;
-#endif
-
 // A lane's pieces of TOGETHER rows.
 struct Rows {
     Piece pieces[TOGETHER];
     int group;
     u32 values;
+    // Word e of row j; the compiler looks at j = 1 .. 3 where TOGETHER is 1, too.
+    __device__ __forceinline__ u32 word(int j, int e) const { return ((const u32*)&pieces[j % TOGETHER])[e]; }
     // Number i of the list; anything from `end` on. The list is read up to TURN - 1 beyond its end.
     __device__ __forceinline__ void read(const u8* weights, u32 row_bytes, const Units& units, int i, int end) {
         values = units.values[i];
@@ -123,7 +125,7 @@ struct Sums {
             const float x = __uint_as_float(rows.values);
 #pragma unroll
             for (int e = 0; e < WORDS; e++) {
-                const float2 w = halves(((const u32*)&rows.pieces[0])[e]);
+                const float2 w = halves(rows.word(0, e));
                 v[2 * e] += w.x * x, v[2 * e + 1] += w.y * x;
             }
             return;
@@ -132,8 +134,7 @@ struct Sums {
         if (KIND == INT4) offset -= dot4(rows.values, 0x08080808, 0);  // 8 was added to the weights
 #pragma unroll
         for (int e = 0; e < WORDS; e++) {  // the bytes of a channel are brought together
-            auto word = [&](int j) { return e ? rows.pieces[j % TOGETHER].y : rows.pieces[j % TOGETHER].x; };
-            const u32 a = word(0), b = word(1), c = word(2), d = word(3);
+            const u32 a = rows.word(0, e), b = rows.word(1, e), c = rows.word(2, e), d = rows.word(3, e);
             const u32 ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // a0 b0 a1 b1, c0 d0 c1 d1
             const u32 ab2 = __byte_perm(a, b, 0x7362), cd2 = __byte_perm(c, d, 0x7362);
             const u32 four[4] = {__byte_perm(ab, cd, 0x5410), __byte_perm(ab, cd, 0x7632), __byte_perm(ab2, cd2, 0x5410),
@@ -168,6 +169,32 @@ struct Sums {
         offset = 0;
     }
 };
+
+// Whether this block is the last of n to come here: then it sees what the others have written before. `arrived` counts them,
+// `is_last` is shared memory for this alone.
+__device__ __forceinline__ bool is_last_of(int n, int* arrived, bool* is_last) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();  // speaks for all threads, on both sides of the barriers
+        *is_last = atomicAdd(arrived, 1) == n - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return *is_last;
+}
+
+// `total` and channel c of parts [n, C], added up in this order.
+__device__ __forceinline__ float sum_of_parts(const float* parts, int C, int n, int c, float total) {
+    const int AT_ONCE = 16;
+    for (int first = 0; first < n; first += AT_ONCE) {
+        float v[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) v[i] = first + i < n ? __ldcg(parts + (size_t)(first + i) * C + c) : 0.f;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) total += v[i];
+    }
+    return total;
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 value(const float* h,       // [F]
@@ -227,25 +254,7 @@ value(const float* h,       // [F]
         for (int i = 0; i < WARPS; i++) total += sums[i][t];
         parts[(size_t)part * C + c] = total;
     }
-    __syncthreads();
-    if (t == 0) {
-        __threadfence();  // speaks for all threads, on both sides of the barriers
-        is_last = atomicAdd(&arrived[blockIdx.x], 1) == n_parts - 1;
-        __threadfence();
-    }
-    __syncthreads();
-    if (!is_last) return;
-    if (t < channels) {
-        const int AT_ONCE = 16;
-        float total = x[c];
-        for (int first = 0; first < n_parts; first += AT_ONCE) {
-            float v[AT_ONCE];
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) v[i] = first + i < n_parts ? __ldcg(parts + (size_t)(first + i) * C + c) : 0.f;
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) total += v[i];
-        }
-        x[c] = total;
-    }
+    if (!is_last_of(n_parts, &arrived[blockIdx.x], &is_last)) return;
+    if (t < channels) x[c] = sum_of_parts(parts, C, n_parts, c, x[c]);
     if (t == 0) arrived[blockIdx.x] = 0;
 }
