@@ -24,9 +24,9 @@ import results
 from memory import draw_samples, mb, resident
 
 import rwkv_cli
-from rwkv_cli.conversation import Conversation
 from rwkv_cli.errors import RwkvError
-from rwkv_cli.snapshots import BUDGET
+from rwkv_cli.sessions.conversation import Conversation
+from rwkv_cli.sessions.snapshots import BUDGET
 
 MORE_BYTES, MORE_TIME = 8_000_000, 0.1
 SAMPLES = 200

@@ -27,7 +27,7 @@ from typing import Any
 
 import results
 
-from rwkv_cli import registry
+from rwkv_cli.catalog import registry
 from rwkv_cli.errors import RwkvError
 
 MOST_IMPORTS = 12
@@ -41,24 +41,24 @@ PHASES = {
         command = typer.main.get_command(rwkv_cli.cli.main.app).commands["generate"]
         command.make_context("generate", ["--model", path, "--prompt", prompt, "--quiet"])""",
     "imports: NumPy": "import numpy",
-    "imports: output and progress": "import rwkv_cli.cli.output, rwkv_cli.cli.progress, rwkv_cli.cli.prompt",
+    "imports: output and progress": "from rwkv_cli.cli.terminal import output, progress\nimport rwkv_cli.cli.prompt",
     "imports: our Python API": "import rwkv_cli.model",
     "imports: llvmlite": "import llvmlite.binding",
-    "imports: our kernels": "import rwkv_cli.backends.cpu",
+    "imports: our kernels": "import rwkv_cli.engine.backends.cpu",
     "mapping the model": """
         from pathlib import Path
-        from rwkv_cli.modelfile import ModelFile
+        from rwkv_cli.files.model_file import ModelFile
         model = ModelFile(Path(path))""",
     "loading the tokenizer": """
-        from rwkv_cli.tokenizer import load_tokenizer
+        from rwkv_cli.text.tokenizer import load_tokenizer
         tokenizer = load_tokenizer(model.info.tokenizer, model.config.vocab_size)""",
-    "loading compiled kernels": "backend = rwkv_cli.backends.cpu.CpuBackend(model)",
+    "loading compiled kernels": "backend = rwkv_cli.engine.backends.cpu.CpuBackend(model)",
     "prompt to tokens": "tokens = tokenizer.encode(prompt)",
     "first pass": """
-        from rwkv_cli.state import State
+        from rwkv_cli.engine.state import State
         logits = backend.forward(tokens, State.zeros(model.config))""",
     "first token": """
-        from rwkv_cli.sampling import Sampler, SamplingSettings
+        from rwkv_cli.engine.sampling import Sampler, SamplingSettings
         Sampler(SamplingSettings()).sample(logits)""",
 }
 """What `rwkv generate` does, in its order, one after another in one process."""

@@ -32,18 +32,18 @@ import results
 from numpy.typing import NDArray
 from synthetic import SHAPES, VOCAB_SIZE
 
-from rwkv_cli import quantize
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.gpu.batch import Batch
+from rwkv_cli.engine.gpu.batched_pass import TokenPass
+from rwkv_cli.engine.gpu.decode import Decoder
+from rwkv_cli.engine.gpu.device import Gpu
+from rwkv_cli.engine.gpu.launch_plan import Product
+from rwkv_cli.engine.gpu.state_slots import StateMemory
+from rwkv_cli.engine.gpu.weights import WIDTHS, Weights
+from rwkv_cli.engine.sampling import Sampler, SamplingSettings
 from rwkv_cli.errors import DeviceError
-from rwkv_cli.gpu.batch import Batch
-from rwkv_cli.gpu.decode import Decoder
-from rwkv_cli.gpu.device import Gpu
-from rwkv_cli.gpu.states import StateMemory
-from rwkv_cli.gpu.steps import Product
-from rwkv_cli.gpu.tokens import TokenPass
-from rwkv_cli.gpu.weights import WIDTHS, Weights
-from rwkv_cli.quantize import WeightType
-from rwkv_cli.sampling import Sampler, SamplingSettings
+from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.weight_layouts import WeightType
 
 MODELS = SHAPES | {
     "2.9b": ModelConfig(32, 2560, 10240, VOCAB_SIZE, rank_w=96, rank_a=96, rank_v=64, rank_g=320),
@@ -69,7 +69,7 @@ class RandomModel:
         self._forms = {
             part: form
             for name, shape in shapes
-            for part, form in quantize.stored_form(name, shape, weight_type).items()
+            for part, form in weight_layouts.stored_form(name, shape, weight_type).items()
         }
         self.names = list(self._forms)
         self._begin = 0
@@ -145,7 +145,7 @@ class Bench:
         gpu.download(decoder.logits, logits)
         if not np.isfinite(logits).all() or not logits.std():
             raise SystemExit("the logits are no numbers, or all the same: this measures nothing")
-        nbytes = quantize.bytes_per_token(self.config, self.weights.type)
+        nbytes = weight_layouts.bytes_per_token(self.config, self.weights.type)
         unread = self._value_bytes() // 2  # random weights leave half of the hidden units at zero
         return {"tokens_per_second": 1 / time, "bytes": nbytes, "bytes_read": nbytes - unread}
 

@@ -19,15 +19,15 @@ from typing import Any, get_args
 import numpy as np
 import results
 
-from rwkv_cli.backends.base import Backend
-from rwkv_cli.backends.cpu import CpuBackend
-from rwkv_cli.backends.reference import ReferenceBackend
-from rwkv_cli.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.backends.cpu import CpuBackend
+from rwkv_cli.engine.backends.reference import ReferenceBackend
+from rwkv_cli.engine.perplexity import perplexity
 from rwkv_cli.errors import RwkvError
+from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.files.model_file import ModelFile
+from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.model import convert
-from rwkv_cli.modelfile import ModelFile
-from rwkv_cli.perplexity import perplexity
-from rwkv_cli.quantize import WeightType
 
 REFERENCE = "reference"
 KINDS = (*get_args(WeightType), REFERENCE)

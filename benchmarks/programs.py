@@ -40,8 +40,8 @@ class RwkvCli:
 
     def __init__(self, path: Path, threads: int) -> None:
         from rwkv_cli import __version__
-        from rwkv_cli.backends.cpu import CpuBackend
-        from rwkv_cli.modelfile import ModelFile
+        from rwkv_cli.engine.backends.cpu import CpuBackend
+        from rwkv_cli.files.model_file import ModelFile
 
         model = ModelFile(path)
         self._backend = CpuBackend(model, threads)
@@ -51,7 +51,7 @@ class RwkvCli:
         self.reset()
 
     def reset(self) -> None:
-        from rwkv_cli.state import State
+        from rwkv_cli.engine.state import State
 
         self._state = State.zeros(self._backend.config)
 
@@ -129,13 +129,13 @@ class Probe:
     TIMES = 8
 
     def __init__(self, threads: int) -> None:
-        from cpu_kernels import compiled, layout, team
+        from cpu_kernels import abi, aot, thread_team
 
-        self._kernel = compiled.kernel("bandwidth.passes")
-        self._n_blocks = self.BYTES // layout.PROBE_BLOCK
+        self._kernel = aot.kernel("bandwidth.passes")
+        self._n_blocks = self.BYTES // abi.PROBE_BLOCK
         self._memory = np.ones(self.BYTES // 4, np.float32)
-        self._sums = np.zeros((threads, layout.LANES), np.float32)
-        self._team = team.Team(threads)
+        self._sums = np.zeros((threads, abi.LANES), np.float32)
+        self._team = thread_team.Team(threads)
         self.description = f"reads {self.BYTES >> 20} MiB {self.TIMES} times, {threads} threads"
 
     def read(self) -> int:

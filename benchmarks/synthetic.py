@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from writers import Tensors, gguf_tensors, random_weights, write_pth
+from helpers.writers import Tensors, gguf_tensors, random_weights, write_pth
 
-from rwkv_cli.checkpoints import open_checkpoint
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.export.gguf import add_sizes, add_tokenizer
+from rwkv_cli.files.checkpoints import open_checkpoint
+from rwkv_cli.files.export.gguf import add_sizes, add_tokenizer
+from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.model import convert, is_usable
-from rwkv_cli.quantize import WeightType
-from rwkv_cli.tokenizer import TokenizerSpec
+from rwkv_cli.text.tokenizer import TokenizerSpec
 
 VOCAB_SIZE = 65_536
 SHAPES = {

@@ -3,10 +3,10 @@
 import numpy as np
 from numba import njit
 
+from cpu_kernels.abi import LANES, PROBE_BLOCK
 from cpu_kernels.elementwise import FLOAT, VECTOR
-from cpu_kernels.layout import LANES, PROBE_BLOCK
 from cpu_kernels.simd import load, splat, store
-from cpu_kernels.tickets import (
+from cpu_kernels.work_queue import (
     begin_pass,
     end_items,
     end_pass,
@@ -32,9 +32,9 @@ def _read(address, n_bytes):
 
 
 def passes(address, n_blocks, sums, team, job, thread):
-    """Read n_blocks blocks once, as `cpu_kernels.team.Team.run` wants it; sums: float32 [threads, 16].
+    """Read n_blocks blocks once, as `cpu_kernels.thread_team.Team.run` wants it; sums: float32 [threads, 16].
 
-    An entry point, see `cpu_kernels.compiled`.
+    An entry point, see `cpu_kernels.aot`.
     """
     if thread == 0:
         begin_pass(team, job)

@@ -6,7 +6,7 @@ All lengths are multiples of 64, so that no loop has a remainder. Addresses are 
 import numpy as np
 from numba import njit
 
-from cpu_kernels.layout import GROUP
+from cpu_kernels.abi import GROUP
 from cpu_kernels.simd import (
     absolute,
     fma,

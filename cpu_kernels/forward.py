@@ -1,13 +1,12 @@
 """The forward pass of a chunk of tokens: phases, each a list of independent items, that a team of threads goes through.
 
-See `cpu_kernels.layers` for the items, `cpu_kernels.tickets` and `cpu_kernels.team` for the threads.
+See `cpu_kernels.layers` for the items, `cpu_kernels.work_queue` and `cpu_kernels.thread_team` for the threads.
 """
 
 from numba import njit
 
 from cpu_kernels import layers
-from cpu_kernels.layers import at, n_low_rank_tiles, n_wanted, output_rows
-from cpu_kernels.layout import (
+from cpu_kernels.abi import (
     ACTIVATION,
     BLOCK,
     FFN_KEY,
@@ -22,8 +21,9 @@ from cpu_kernels.layout import (
     OUTPUT,
     RUN,
 )
+from cpu_kernels.layers import at, n_low_rank_tiles, n_wanted, output_rows
 from cpu_kernels.simd import table
-from cpu_kernels.tickets import (
+from cpu_kernels.work_queue import (
     begin_pass,
     end_items,
     end_pass,
@@ -112,8 +112,8 @@ def do_item(run, matrices, inputs, phase, item, thread):
 
 
 def passes(runs, matrices, inputs, team, job, thread):
-    """Forward passes of a record RUN, as `cpu_kernels.team.Team.run` wants them; an entry point, see
-    `cpu_kernels.compiled`.
+    """Forward passes of a record RUN, as `cpu_kernels.thread_team.Team.run` wants them; an entry point, see
+    `cpu_kernels.aot`.
 
     Each reads the tokens of the record and leaves the logits and the new state. All arguments but the last two are
     addresses; runs: RUN [1]; matrices: MATRIX [L * N_MATRICES + 1], the head last; inputs: ACTIVATION [N_INPUTS].

@@ -1,18 +1,15 @@
 """What a layer computes, one item of work at a time.
 
-The formulas are those of `rwkv_cli.backends.reference`; dimension letters are those of `rwkv_cli.config`. T tokens are
+The formulas are those of `engine.backends.reference`; dimension letters are those of `rwkv_cli.config`. T tokens are
 read together: T = 1 when text is generated, more when a prompt is read. Everything lies in buffers that the caller
-allocated once, and that the tables of `cpu_kernels.layout` name; all addresses are int64.
+allocated once, and that the tables of `cpu_kernels.abi` name; all addresses are int64.
 """
 
 from numba import njit
 
 from cpu_kernels import elementwise as el
 from cpu_kernels import wkv7
-from cpu_kernels.elementwise import FLOAT, GROUP
-from cpu_kernels.hidden import dense_rows, find_active_f32, find_active_i8, sparse_rows
-from cpu_kernels.integer import SCALE_BYTES
-from cpu_kernels.layout import (
+from cpu_kernels.abi import (
     A0,
     BLOCK,
     FFN_X_K,
@@ -41,8 +38,11 @@ from cpu_kernels.layout import (
     W2,
     X_R,
 )
+from cpu_kernels.dot_int import SCALE_BYTES
+from cpu_kernels.elementwise import FLOAT, GROUP
 from cpu_kernels.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
 from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
+from cpu_kernels.sparse_ffn import dense_rows, find_active_f32, find_active_i8, sparse_rows
 
 TILES = BLOCK // LANES
 

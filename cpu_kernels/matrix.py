@@ -2,7 +2,7 @@
 
 A tile stores its rows interleaved, so that one vector holds 16 rows and no sum over lanes is ever needed:
 
-    int8      [K/4, 16, 4] bytes, see `cpu_kernels.integer`; bfloat16 scales [K/64, 16]
+    int8      [K/4, 16, 4] bytes, see `cpu_kernels.dot_int`; bfloat16 scales [K/64, 16]
     int4      [K/8, 16, 4] bytes of two weights; the same scales
     float16   [K, 16]
     float32   [K, 16]
@@ -10,17 +10,17 @@ A tile stores its rows interleaved, so that one vector holds 16 rows and no sum 
               rank is low, and rounds nothing
 
 Each kernel has a form for one token (decode) and one for four (prefill), which reads a weight once for all of them.
-ffn.value is stored the other way round: see `cpu_kernels.hidden`.
+ffn.value is stored the other way round: see `cpu_kernels.sparse_ffn`.
 """
 
 from numba import njit
 
-from cpu_kernels import floating, integer
+from cpu_kernels import dot_float, dot_int
+from cpu_kernels.abi import FLOAT16, FLOAT32, INT4, INT8
 from cpu_kernels.elementwise import VECTOR
-from cpu_kernels.layout import FLOAT16, FLOAT32, INT4, INT8
 
-_int8, _int4, _float16, _float32 = integer.int8, integer.int4, floating.float16, floating.float32
-_small_x1, _small_x4 = floating.small.x1, floating.small.x4
+_int8, _int4, _float16, _float32 = dot_int.int8, dot_int.int4, dot_float.float16, dot_float.float32
+_small_x1, _small_x4 = dot_float.small.x1, dot_float.small.x4
 _int8_x1, _int8_x4 = _int8.x1, _int8.x4
 _int4_x1, _int4_x4 = _int4.x1, _int4.x4
 _float16_x1, _float16_x4 = _float16.x1, _float16.x4

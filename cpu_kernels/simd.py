@@ -17,8 +17,8 @@ from llvmlite import ir
 from numba import from_dtype, types
 from numba.extending import intrinsic, models, overload, register_model
 
+from cpu_kernels.abi import LANES
 from cpu_kernels.instructions import call as _call
-from cpu_kernels.layout import LANES
 
 _features = llvm.get_host_cpu_features()
 HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))

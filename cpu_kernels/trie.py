@@ -5,14 +5,14 @@ addressing and linear probing: a row of `edges` (int32 [S, 2], S a power of two,
 * 256 + byte, child), or (EMPTY, anything). `tokens` (int32 [nodes]) holds the id whose byte string ends at a node, 0
 where none does: id 0 is the end of a document and has no byte string.
 
-The entry points, see `cpu_kernels.compiled`, are `build`, `pack` and `longest_matches`; arrays are given by their
+The entry points, see `cpu_kernels.aot`, are `build`, `pack` and `longest_matches`; arrays are given by their
 addresses, `edges` followed by S.
 """
 
 import numpy as np
 from numba import njit
 
-from cpu_kernels.layout import EMPTY
+from cpu_kernels.abi import EMPTY
 from cpu_kernels.simd import get_i32, get_i64, get_u8, put_i32
 
 EDGE, ID = 8, 4  # bytes of a row of edges, and of an id

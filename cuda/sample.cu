@@ -1,4 +1,4 @@
-// The choice of the next token, by the rules of `Sampler` in rwkv_cli/sampling.py.
+// The choice of the next token, by the rules of `Sampler` in rwkv_cli/engine/sampling.py.
 //
 // One block does it for one sequence: the logits are a quarter of a megabyte in the second-level cache, and blocks that
 // wait for each other would take longer than to read them a few times. Every sum has a fixed order, so that the same
@@ -15,7 +15,7 @@
 #define DEPTHS 3
 #define DEPTH 5.f
 
-// What the host says anew for every token; rwkv_cli/gpu/sampling.py has the same.
+// What the host says anew for every token; rwkv_cli/engine/gpu/device_sampler.py has the same.
 struct Change {
     int token;
     float amount;  // added to its logit

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rwkv_cli.engine.generate import Generation, Step
+    from rwkv_cli.engine.sampling import SamplingSettings
+    from rwkv_cli.engine.state import Position, State
     from rwkv_cli.errors import RwkvError
-    from rwkv_cli.generate import Generation, Step
     from rwkv_cli.model import Model, load
-    from rwkv_cli.sampling import SamplingSettings
-    from rwkv_cli.state import Position, State
 
 __version__ = "0.1.0"
 
@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Generation": "generate",
+    "Generation": "engine.generate",
     "Model": "model",
-    "Position": "state",
+    "Position": "engine.state",
     "RwkvError": "errors",
-    "SamplingSettings": "sampling",
-    "State": "state",
-    "Step": "generate",
+    "SamplingSettings": "engine.sampling",
+    "State": "engine.state",
+    "Step": "engine.generate",
     "load": "model",
 }
 

@@ -91,10 +91,10 @@ def memory() -> Memory:
 
 def gpus() -> list[str]:
     """NVIDIA GPUs: name, compute capability, memory and driver of each."""
-    from rwkv_cli.gpu import driver
+    from rwkv_cli.engine.gpu import probe
 
     try:
-        return [str(gpu) for gpu in driver.gpus()]
+        return [str(gpu) for gpu in probe.gpus()]
     except DeviceError:
         return []
 

@@ -13,20 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli import modelstore, paths, registry
-from rwkv_cli.backends import auto
-from rwkv_cli.backends.base import Backend, Progress, check_tokens
-from rwkv_cli.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli import paths
+from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.backends import registry as backends
+from rwkv_cli.engine.backends.base import Backend, Progress, check_tokens
+from rwkv_cli.engine.generate import Generation
+from rwkv_cli.engine.sampling import Sampler, SamplerMemory, SamplingSettings, exempt_tokens
+from rwkv_cli.engine.state import Position, State
 from rwkv_cli.errors import MissingModelError, ModelFileError, UsageError
-from rwkv_cli.generate import Generation
-from rwkv_cli.modelfile import ModelFile, ModelInfo, is_model_file, write_model
-from rwkv_cli.quantize import WeightType
-from rwkv_cli.safetensors_map import storage_error
-from rwkv_cli.sampling import Sampler, SamplerMemory, SamplingSettings, exempt_tokens
-from rwkv_cli.state import Position, State
-from rwkv_cli.template import TEMPLATES, Template, find_template, get_template
-from rwkv_cli.tokenizer import Tokenizer, load_tokenizer
+from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write_model
+from rwkv_cli.files.safetensors import storage_error
+from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.text.template import TEMPLATES, Template, find_template, get_template
+from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
 Array = NDArray[np.float32]
 
@@ -210,12 +211,12 @@ def load(
     reporter = reporter or Reporter()
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"--threads is {threads}: it must be between 1 and {MOST_THREADS}")
-    auto.check(device)
+    backends.check(device)
     try:
         path = registry.locate(path_or_name)
     except MissingModelError as error:
         path = reporter.missing(error)
-    modelstore.note_use(path)
+    model_store.note_use(path)
     source: ModelFile | Checkpoint
     if is_model_file(path):
         source, info = _opened(path)
@@ -226,7 +227,7 @@ def load(
         else:
             source, info = _opened(_cached(checkpoint, reporter))
     tokenizer = load_tokenizer(info.tokenizer, info.config.vocab_size) if info.tokenizer else None
-    backend, _, failure = auto.create(device, source, threads, reporter.compiling)
+    backend, _, failure = backends.create(device, source, threads, reporter.compiling)
     if failure:
         reporter.note(f"computing on the CPU: {failure}")
     return Model(info, path, tokenizer, backend)

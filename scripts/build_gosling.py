@@ -12,7 +12,7 @@ import hashlib
 from pathlib import Path
 
 from rwkv_cli import paths
-from rwkv_cli.checkpoints import open_checkpoint
+from rwkv_cli.files.checkpoints import open_checkpoint
 from rwkv_cli.model import convert
 
 CHECKPOINT_SHA256 = "3430cd75b9987dcd2c9404995f91f2ced89f2cc86433bc8deef0882042ac2c7e"

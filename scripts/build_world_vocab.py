@@ -9,7 +9,7 @@ The text is part of the RWKV-LM repository (Apache-2.0). The result is rwkv_cli/
 import argparse
 from pathlib import Path
 
-from rwkv_cli.tokenizer import WorldVocabulary
+from rwkv_cli.text.tokenizer import WorldVocabulary
 
 TARGET = Path(__file__).parent.parent / "rwkv_cli" / "data" / "world_vocabulary.bin"
 

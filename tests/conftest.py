@@ -13,13 +13,13 @@ os.environ.setdefault(
 )  # its threads and those of the kernels would wait for each other
 
 import pytest
-from engine import write_file
+from helpers.models import write_file
+from helpers.writers import random_weights
 from hypothesis import settings
-from writers import random_weights
 
+from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError
-from rwkv_cli.gpu import driver
-from rwkv_cli.tokenizer import TokenizerSpec
+from rwkv_cli.text.tokenizer import TokenizerSpec
 
 # A busy machine is no failure. The examples are the same every time, so that a failure is the change's and not the
 # dice's; with RWKV_RANDOM_TESTS set they are new ones.
@@ -58,9 +58,9 @@ def no_gpu(monkeypatch):
     """Commands compute on the CPU, whatever this machine has."""
 
     def gpus():
-        raise DeviceError(driver.NO_GPU)
+        raise DeviceError(probe.NO_GPU)
 
-    monkeypatch.setattr(driver, "gpus", gpus)
+    monkeypatch.setattr(probe, "gpus", gpus)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for other processes
 
 
@@ -162,11 +162,11 @@ def terminal():
 @pytest.fixture
 def local_hub(tmp_path, monkeypatch):
     """A hub on this machine, instead of the one in the world; all folders are new and empty."""
-    from hub_server import Hub
+    from helpers.hub_server import Hub
     from huggingface_hub import constants
 
-    from rwkv_cli.hub import failures
-    from rwkv_cli.registry import entries
+    from rwkv_cli.catalog.hub import failures
+    from rwkv_cli.catalog.registry import entries
 
     server = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine import SHAPES, some_tokens
+from helpers.models import SHAPES, some_tokens
+from helpers.writers import random_weights, write_pth
 from numpy.typing import NDArray
-from writers import random_weights, write_pth
 
-from rwkv_cli.modelfile import ModelFile
+from rwkv_cli.engine.state import State
+from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.paths import EMBEDDED_MODEL
-from rwkv_cli.state import State
-from rwkv_cli.tokenizer import load_tokenizer
+from rwkv_cli.text.tokenizer import load_tokenizer
 
 Array = NDArray[np.float32]
 

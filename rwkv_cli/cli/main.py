@@ -12,15 +12,16 @@ from typing import Annotated
 import typer
 
 from rwkv_cli import __version__
-from rwkv_cli.cli import models, ui
-from rwkv_cli.cli.bench import bench
-from rwkv_cli.cli.chat import chat
-from rwkv_cli.cli.export import export
-from rwkv_cli.cli.generate import generate
-from rwkv_cli.cli.info import info
-from rwkv_cli.cli.pull import pull
-from rwkv_cli.cli.quantize import quantize
-from rwkv_cli.cli.state import app as state
+from rwkv_cli.cli.commands import models
+from rwkv_cli.cli.commands.bench import bench
+from rwkv_cli.cli.commands.chat import chat
+from rwkv_cli.cli.commands.export import export
+from rwkv_cli.cli.commands.generate import generate
+from rwkv_cli.cli.commands.info import info
+from rwkv_cli.cli.commands.pull import pull
+from rwkv_cli.cli.commands.quantize import quantize
+from rwkv_cli.cli.commands.state import app as state
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import RwkvError
 
 TERMINATED = 128 + signal.SIGTERM

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rwkv_cli.cli import complete
+from rwkv_cli.cli import completion
 from rwkv_cli.errors import UsageError
 
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to go on from.")]
@@ -42,7 +42,7 @@ Model = Annotated[
         metavar="PATH|NAME",
         help="A model file, a published checkpoint (.pth, .gguf, Hugging Face folder) or a name.",
         show_default="the one that comes with rwkv",
-        autocompletion=complete.models,
+        autocompletion=completion.models,
     ),
 ]
 Device = Annotated[
@@ -93,7 +93,7 @@ Name = Annotated[
         "--name",
         metavar="NAME",
         help="Save the conversation under this name, or go on with it.",
-        autocompletion=complete.states,
+        autocompletion=completion.states,
     ),
 ]
 Think = Annotated[
@@ -127,7 +127,7 @@ State = Annotated[
         "--state",
         metavar="NAME|FILE",
         help="Go on from a saved state; see rwkv state.",
-        autocompletion=complete.states,
+        autocompletion=completion.states,
     ),
 ]
 SaveState = Annotated[
@@ -202,7 +202,7 @@ def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **give
 
     Raises UsageError for what cannot be right: that should not be said only after a large model was loaded.
     """
-    from rwkv_cli.sampling import SamplingSettings
+    from rwkv_cli.engine.sampling import SamplingSettings
 
     banned = frozenset(ban) if ban else None
     fields = {**given, "logit_bias": _parse_logit_bias(logit_bias), "banned": banned}

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from rwkv_cli.cli import ui
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}

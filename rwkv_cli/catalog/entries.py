@@ -1,0 +1,239 @@
+"""Reads and checks models.toml; an error names the file and the line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rwkv_cli.errors import RegistryError, UsageError
+
+DEFAULT_REVISION = "main"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST = 1 << 50  # bytes and weights beyond this are a slip
+_MAX_FILE = 1 << 20
+# Names that Windows gives to devices.
+_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the registry; repository and url are None for the model that comes with the program."""
+
+    name: str
+    description: str = ""
+    repository: str | None = None  # owner/name on the hub
+    file: str | None = None  # in the repository; None for its whole folder
+    url: str | None = None  # of a file elsewhere, instead of a repository
+    revision: str = DEFAULT_REVISION
+    bytes: int | None = None
+    sha256: str | None = None
+    parameters: int | None = None
+    template: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    license: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+Tables = dict[str, dict[str, Any]]
+
+
+def read_tables(path: Path) -> Tables:
+    """The tables of a models.toml, each field checked by itself. Raises RegistryError."""
+    try:
+        if path.stat().st_size > _MAX_FILE:
+            raise RegistryError(f"{path} is larger than any list of models")
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except UnicodeDecodeError:
+        raise RegistryError(f"{path} is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        where = f"at line {len(text.splitlines())}, the last"
+        shown = str(error).replace("at end of document", where)[:200]
+        raise RegistryError(f"{path} is not TOML: {shown}") from None
+    except RecursionError:
+        raise RegistryError(f"{path} is nested too deeply") from None
+    except OSError as error:
+        raise RegistryError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    for name, fields in tables.items():
+        _check_table(path, text, name, fields)
+    _check_aliases(path, text, tables)
+    return tables
+
+
+def make_entries(path: Path, tables: Tables) -> dict[str, Entry]:
+    """Name -> entry of merged tables. Raises RegistryError for fields that do not fit together."""
+    entries = {}
+    for name, fields in tables.items():
+        entry = Entry(name=name, **(fields | {"aliases": tuple(fields.get("aliases", ()))}))
+        if entry.url and (entry.repository or entry.file):
+            raise RegistryError(f"{path}: [{name}] has both a url and a repository or file: keep one")
+        if entry.file and not entry.repository:
+            raise RegistryError(f"{path}: [{name}] has a file but no repository that holds it")
+        entries[name] = entry
+    return entries
+
+
+def is_name(text: str) -> bool:
+    """Whether a model may be called this: also a name of a file, on every system, in one folder."""
+    sound = bool(_NAME.fullmatch(text)) and ".." not in text and not text.endswith(".")
+    return sound and text.split(".")[0] not in _DEVICES
+
+
+def is_repository(text: str) -> bool:
+    """Whether this is an owner/name on the hub."""
+    return bool(_REPOSITORY.fullmatch(text)) and ".." not in text and "--" not in text
+
+
+def is_relative_file(text: str) -> bool:
+    """Whether this is the name of a file inside a repository, which leads out of no folder."""
+    parts = text.split("/")
+    sound = all(part not in ("", ".", "..") and not part.endswith((" ", ".")) for part in parts)
+    return sound and len(text) <= 400 and text.isprintable() and not set(text) & set('\\:*?"<>|')
+
+
+def is_revision(text: str) -> bool:
+    """Whether this may be a branch, a tag or a commit."""
+    return is_relative_file(text) and not set(text) & set("@#%& ")
+
+
+def is_url(text: str) -> bool:
+    """Whether this is an address on the web."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and text.isprintable()
+            and " " not in text
+        )
+    except ValueError:
+        return False
+
+
+def _string(check: Callable[[str], bool], demand: str) -> Callable[[Any], str | None]:
+    """A check of a field: what it must be, or None for a value that is."""
+    return lambda value: None if isinstance(value, str) and check(value) else demand
+
+
+def _count(value: Any) -> str | None:
+    return None if type(value) is int and 0 < value < _LARGEST else "a whole number above 0"
+
+
+def _aliases(value: Any) -> str | None:
+    sound = isinstance(value, list) and all(isinstance(item, str) and is_name(item) for item in value)
+    return None if sound else 'a list of names, such as ["small"]'
+
+
+def _template(value: Any) -> str | None:
+    from rwkv_cli.text.template import TEMPLATES
+
+    known = isinstance(value, str) and value in TEMPLATES
+    return None if known else f"one of {', '.join(TEMPLATES)}"
+
+
+def _sampling(value: Any) -> str | None:
+    from rwkv_cli.engine.sampling import SamplingSettings
+
+    demand = "a table of sampling settings, such as { temperature = 1.0, top_p = 0.5 }"
+    if not isinstance(value, dict) or not all(type(item) in (int, float) for item in value.values()):
+        return demand
+    try:
+        SamplingSettings(**value)
+    except (TypeError, UsageError, OverflowError) as error:
+        return f"{demand} ({str(error)[:80]})"
+    return None
+
+
+def _text(value: str) -> bool:
+    return 0 < len(value) <= 500 and value.isprintable()
+
+
+_FIELDS: Mapping[str, Callable[[Any], str | None]] = {
+    "description": _string(_text, "a line of text"),
+    "repository": _string(is_repository, "owner/name of a repository"),
+    "file": _string(is_relative_file, "the name of a file in the repository"),
+    "url": _string(is_url, "an address, https://..."),
+    "revision": _string(is_revision, "a branch, a tag or a commit"),
+    "bytes": _count,
+    "sha256": _string(lambda value: bool(_SHA256.fullmatch(value)), "64 hexadecimal digits in lower case"),
+    "parameters": _count,
+    "template": _template,
+    "sampling": _sampling,
+    "license": _string(_text, "a line of text"),
+    "aliases": _aliases,
+}
+
+
+def _check_table(path: Path, text: str, name: str, fields: Any) -> None:
+    if not is_name(name):
+        raise _refusal(
+            path,
+            text,
+            name,
+            None,
+            f"{name[:80]!r} cannot be the name of a model: use a-z, 0-9, '.', '_' and '-'",
+        )
+    if not isinstance(fields, dict):
+        raise _refusal(path, text, name, None, f"{name} must be a table, [{name}]")
+    for key, value in fields.items():
+        check = _FIELDS.get(key)
+        if check is None:
+            known = ", ".join(_FIELDS)
+            raise _refusal(
+                path, text, name, key, f"[{name}] has the unknown field {key[:40]!r}; there are {known}"
+            )
+        if (demand := check(value)) is not None:
+            raise _refusal(
+                path, text, name, key, f"{key} of [{name}] is {str(value)[:60]!r}; it must be {demand}"
+            )
+
+
+def _check_aliases(path: Path, text: str, tables: Tables) -> None:
+    taken = dict.fromkeys(tables, "a model")
+    for name, fields in tables.items():
+        for alias in fields.get("aliases", ()):
+            if alias in taken:
+                raise _refusal(path, text, name, "aliases", f"the name {alias} is given twice")
+            taken[alias] = name
+
+
+def _refusal(path: Path, text: str, table: str, key: str | None, problem: str) -> RegistryError:
+    return RegistryError(f"{path}, line {line_of(text, table, key)}: {problem}")
+
+
+def line_of(text: str, table: str, key: str | None = None) -> int:
+    """The line of a table's header, or of a key in it: `tomllib` does not tell. The header's where it is not found."""
+    header, inside = 1, False
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if line.startswith("["):
+            inside = _is_header(line, table)
+            if inside:
+                header = number
+                if key is None:
+                    return number
+        elif inside and key and re.match(rf"""["']?{re.escape(key)}["']?\s*(=|\.)""", line):
+            return number
+        elif header == 1 and re.match(rf"""["']?{re.escape(table)}["']?\s*[=.]""", line):
+            header = number
+    return header
+
+
+def _is_header(line: str, table: str) -> bool:
+    """Whether a line opens a table, or one inside it."""
+    try:
+        opened = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return False
+    return table in opened

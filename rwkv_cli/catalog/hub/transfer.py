@@ -1,0 +1,253 @@
+"""One file over a connection that may break at any time: continued where it stopped, never mixed from two files.
+
+What has arrived lies in a file of its own, beside notes of the server's validator (its ETag or date). An attempt asks
+for the rest under the condition that the file is still the same (`If-Range`); a server that says otherwise, or that
+knows no ranges, sends all of it, and the beginning is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx2
+from huggingface_hub import constants
+
+from rwkv_cli.catalog.hub import failures
+from rwkv_cli.catalog.hub.failures import TryAgainError
+from rwkv_cli.errors import DownloadError
+from rwkv_cli.files.safetensors import storage_error
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are here, and their total, if it is known."""
+
+MOST_CHANGES = 3  # of the file on the server while it is read
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class Transfer:
+    """A download into `part`; what is there of an earlier run is used, if it can be trusted."""
+
+    def __init__(
+        self,
+        url: str,
+        part: Path,
+        what: str,
+        size: int | None,
+        has_checksum: bool,
+        size_is_certain: bool,
+        headers: Mapping[str, str],
+        progress: Progress,
+        note: Callable[[str], None],
+    ) -> None:
+        """`what` names the file in messages. Without a checksum, only a validator makes it safe to continue.
+
+        A size that is not certain is that of the file as it was, and may be another if the file has changed since.
+        """
+        self.url, self.part, self.what = url, part, what
+        self.size, self.has_checksum, self.size_is_certain = size, has_checksum, size_is_certain
+        self._headers = {**headers, "Accept-Encoding": "identity"}
+        self._progress, self._note = progress, note
+        self._notes = part.with_name(f"{part.name}.json")
+        self._changes = 0
+        self._knows_ranges = True
+        self.resumed = False  # whether it is put together from more than one response
+
+    def run(self) -> None:
+        """Bring the whole file here. Raises DownloadError, StorageError; what has arrived then stays for next time."""
+        reached, failed = self.present(), 0
+        while True:
+            try:
+                if failures.guarded(self.what, self._attempt):
+                    return
+                raise TryAgainError("the server sends less than it has announced")
+            except TryAgainError as failure:
+                here = self.present()
+                failed = 0 if here > reached else failed + 1
+                reached = max(reached, here)
+                if failed >= failures.TRIES:
+                    raise DownloadError(
+                        f"cannot download {self.what}: {failure.reason}; what has arrived is kept, try again later"
+                    ) from None
+                failures.pause(failed, failure, self._note)
+
+    def forget(self) -> None:
+        """Drop what has arrived."""
+        for file in (self.part, self._notes):
+            file.unlink(missing_ok=True)
+
+    def finish(self, target: Path) -> None:
+        """Give the whole file its name. Raises StorageError."""
+        try:
+            self.part.replace(target)
+            self._notes.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(target, error) from None
+
+    def _attempt(self) -> bool:
+        """Ask for what is missing and write it: whether all is here now."""
+        start, condition = self._start()
+        if self.size is not None and start == self.size and start > 0:
+            return True
+        headers = dict(self._headers)
+        if start:
+            headers |= {"Range": f"bytes={start}-"} | ({"If-Range": condition} if condition else {})
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with failures.session().stream(
+            "GET", self.url, headers=headers, timeout=timeout, follow_redirects=True
+        ) as response:
+            start = self._check(response, start)
+            if start == self.size:
+                return True
+            self._write(response, start)
+            return self._is_end(response) if self.size is None else self.present() == self.size
+
+    def _is_end(self, response: httpx2.Response) -> bool:
+        """Whether a response of unknown length was whole: if only its end says so, the rest is asked for to be sure."""
+        is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+        is_certain = is_chunked or "Content-Length" in response.headers
+        may_go_on = self.has_checksum or self._condition() is not None
+        return is_certain or not (self._knows_ranges and may_go_on)
+
+    def _start(self) -> tuple[int, str | None]:
+        """Where to go on, and the validator under which that is right."""
+        present = self.present()
+        if not present:
+            return 0, None
+        condition = self._condition()
+        may_go_on = condition is not None or self.has_checksum
+        if not may_go_on or (self.size is not None and present > self.size):
+            self.forget()
+            return 0, None
+        return present, condition
+
+    def _condition(self) -> str | None:
+        """The validator of what has arrived, if its server gave one."""
+        try:
+            notes = json.loads(self._notes.read_text(encoding="utf-8"))
+            is_same = None in (self.size, notes["size"]) or self.size == notes["size"]
+            condition = notes["validator"] if is_same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return condition if isinstance(condition, str) else None
+
+    def _check(self, response: httpx2.Response, start: int) -> int:
+        """Where this response goes on; drops what is here if it is of another file. Raises what the status means."""
+        if response.status_code == 416 and start:
+            found = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+            if self.size is None and (not found or int(found[1]) == start):
+                self.size = start
+                return start
+            self._restart("the file on the server is shorter than before")
+        if response.status_code not in (200, 206):
+            raise failures.refusal(self.what, response.status_code, response.headers)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise DownloadError(
+                f"cannot download {self.what}: the server sends it compressed, though not asked to"
+            )
+        if response.status_code == 200:
+            self._knows_ranges = self._knows_ranges and not start
+            self._check_length(response.headers.get("Content-Length"), is_whole=True)
+            self._begin(response)
+            return 0
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        if not found or int(found[1]) != start:
+            self._restart("the server sends another part than it was asked for")
+        if found and found[3] != "*":
+            self._check_length(found[3], is_whole=False)
+        validator = _validator(response)
+        if start and validator and (before := self._condition()) and before != validator:
+            self._restart("the file on the server has changed")
+        if not start:
+            self._begin(response)
+        self.resumed = self.resumed or start > 0
+        return start
+
+    def _check_length(self, announced: str | None, is_whole: bool) -> None:
+        """Compare the length that the server announces with the one that is expected, or learn it."""
+        if announced is None or not announced.isdigit():
+            return
+        if self.size is None or (is_whole and not self.size_is_certain):
+            self.size = int(announced)
+        elif int(announced) != self.size and not self.size_is_certain:
+            self._restart("the file on the server has changed")
+        elif int(announced) != self.size:
+            raise DownloadError(
+                f"cannot download {self.what}: it should have {self.size:,} bytes, and the server has {announced}"
+            )
+
+    def _begin(self, response: httpx2.Response) -> None:
+        """Start anew, with this response."""
+        self.forget()
+        notes = {"validator": _validator(response), "size": self.size}
+        try:
+            self._notes.write_text(json.dumps(notes), encoding="utf-8")
+        except OSError as error:
+            raise storage_error(self.part, error, self.size) from None
+
+    def _restart(self, reason: str) -> None:
+        """Drop what is here and try again, a few times. Always raises."""
+        self.forget()
+        self._changes += 1
+        if self._changes > MOST_CHANGES:
+            raise DownloadError(f"cannot download {self.what}: {reason}, again and again")
+        raise TryAgainError(reason)
+
+    def _write(self, response: httpx2.Response, start: int) -> None:
+        """Append a response to what is here; each piece as it comes, so that a cut loses nothing."""
+        total = start
+        with self._opened() as file:
+            self._progress(total, self.size)
+            try:
+                for piece in response.iter_raw():
+                    if self.size is not None and total + len(piece) > self.size:
+                        raise DownloadError(
+                            f"cannot download {self.what}: the server sends more than {self.size:,} bytes"
+                        )
+                    self._store(file, piece)
+                    total += len(piece)
+                    self._progress(total, self.size)
+            finally:
+                with contextlib.suppress(OSError):
+                    file.flush()
+            self._flush(file)
+
+    def _opened(self) -> BinaryIO:
+        try:
+            return self.part.open("ab")
+        except OSError as error:
+            raise storage_error(self.part, error, self.size) from None
+
+    def _store(self, file: BinaryIO, piece: bytes) -> None:
+        try:
+            file.write(piece)
+        except OSError as error:
+            raise storage_error(self.part, error, self.size) from None
+
+    def _flush(self, file: BinaryIO) -> None:
+        try:
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(self.part, error, self.size) from None
+
+    def present(self) -> int:
+        """The bytes that are here."""
+        try:
+            return self.part.stat().st_size
+        except OSError:
+            return 0
+
+
+def _validator(response: httpx2.Response) -> str | None:
+    """What tells this version of the file from others: a strong ETag, or else its date."""
+    etag: str = response.headers.get("ETag", "").strip()
+    if etag and not etag.startswith("W/"):
+        return etag
+    return response.headers.get("Last-Modified") or None

@@ -1,0 +1,192 @@
+"""From a name to a model file in the store: download, check, quantize, in one go."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rwkv_cli import model
+from rwkv_cli.catalog import model_store, registry
+from rwkv_cli.catalog.model_store import Stored
+from rwkv_cli.catalog.reference import Reference
+from rwkv_cli.errors import CheckpointError
+from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.files.safetensors import format_size, remove_leftovers, storage_error
+from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.model import Reporter
+from rwkv_cli.text.template import find_template
+
+if TYPE_CHECKING:
+    from rwkv_cli.catalog.hub import Fetched, Remote
+
+# Bytes of a stored weight, with scales, and with what stays a float in a small model.
+_BYTES_A_WEIGHT = {"int8": 1.2, "int4": 0.8, "fp16": 2.1, "fp32": 4.1}
+_PUBLISHED_BYTES = 2  # of a weight in most published files
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull has brought."""
+
+    stored: Stored
+    reference: Reference
+    is_new: bool  # False if it was in the store already
+    checked_by: str | None = None  # in words; None for a file without any checksum
+    downloaded: int = 0  # bytes
+    original: Path | None = None  # what was downloaded, if it was kept
+
+
+def pull(
+    wanted: str,
+    weight_type: WeightType = "int8",
+    *,
+    keep: bool = False,
+    force: bool = False,
+    sha256: str | None = None,
+    reporter: Reporter | None = None,
+) -> Pulled:
+    """Bring a published model into the store; one that is there already is left as it is, unless `force` is set.
+
+    `keep` leaves the download in its cache. `sha256` is that of the file, where a user knows it. Raises DownloadError,
+    VerificationError, CheckpointError, UsageError and StorageError; the store never has anything that is not whole.
+    """
+    reporter = reporter or Reporter()
+    reference = registry.resolve(wanted)
+    name = f"{reference.name}-{weight_type}"
+    target = model_store.path_of(name)
+    with _locked(target, reporter):
+        if target.is_file() and not force and model.is_usable(target):
+            return Pulled(Stored(name, target), reference, is_new=False)
+        return _pull(reference, Stored(name, target), weight_type, keep, sha256, reporter)
+
+
+def _pull(
+    reference: Reference,
+    stored: Stored,
+    weight_type: WeightType,
+    keep: bool,
+    sha256: str | None,
+    reporter: Reporter,
+) -> Pulled:
+    from rwkv_cli.catalog import hub
+
+    remote = hub.find(reference, reporter.note, sha256)
+    _require_room(remote, stored.path, weight_type)
+    size = f" ({format_size(remote.size)})" if remote.size else ""
+    reporter.note(f"downloading {reference.text}{size}")
+    fetched = hub.fetch(remote, reporter.downloading, reporter.note)
+    if fetched.checked_by is None:
+        reporter.note(
+            "neither models.toml nor the server has a checksum of this file: only its size could be checked"
+        )
+    try:
+        _convert(remote, fetched, stored.path, weight_type, reporter)
+    except CheckpointError:
+        if not keep:
+            hub.discard(fetched)  # it is what was asked for, and of no use
+        raise
+    if keep:
+        hub.keep(fetched)
+    else:
+        hub.discard(fetched)
+    return Pulled(
+        stored,
+        reference,
+        True,
+        fetched.checked_by,
+        fetched.downloaded,
+        fetched.path if fetched.is_here() else None,
+    )
+
+
+def _convert(
+    remote: Remote, fetched: Fetched, target: Path, weight_type: WeightType, reporter: Reporter
+) -> None:
+    """Quantize what was fetched into the store."""
+    reference, entry = remote.reference, remote.reference.entry
+    with open_checkpoint(fetched.path) as checkpoint:
+        published = _published_name(reference, checkpoint)
+        template = entry.template if entry else None
+        source = {
+            "name": published,
+            "format": checkpoint.format,
+            "origin": reference.text,
+            "pulled": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "checked_by": fetched.checked_by or "nothing but the size",
+        }
+        if remote.commit:
+            source["commit"] = remote.commit
+        if entry:
+            source["registry"] = entry.name
+            source |= {"license": entry.license} if entry.license else {}
+        if len(remote.files) == 1 and remote.files[0].sha256:
+            source["sha256"] = remote.files[0].sha256  # checked a moment ago
+        model.convert(
+            checkpoint,
+            target,
+            weight_type,
+            reporter,
+            template=template or find_template(published, checkpoint.config.vocab_size),
+            sampling=entry.sampling if entry and entry.sampling else None,
+            source=source,
+        )
+
+
+def _published_name(reference: Reference, checkpoint: Checkpoint) -> str:
+    """What the publisher calls it: the folder of the cache is named after a commit."""
+    if reference.repository and not reference.file:
+        return reference.repository.partition("/")[2]
+    return checkpoint.path.name
+
+
+def _require_room(remote: Remote, target: Path, weight_type: WeightType) -> None:
+    """Refuse what cannot fit, before it is fetched."""
+    from rwkv_cli.catalog.hub import cache
+
+    missing = cache.missing_bytes(remote)
+    weights = (remote.size or 0) / _PUBLISHED_BYTES
+    entry = remote.reference.entry
+    if entry and entry.parameters:
+        weights = entry.parameters
+        missing = missing or (0 if remote.size is not None else entry.parameters * _PUBLISHED_BYTES)
+    made = int(weights * _BYTES_A_WEIGHT[weight_type])
+    download = cache.folder_of(remote)
+    if _device(download) == _device(target):
+        cache.require_room(download, missing + made, "the download and the model")
+    else:
+        cache.require_room(download, missing, "the download")
+        cache.require_room(target.parent, made, "the model")
+
+
+def _device(path: Path) -> int | None:
+    """The disk that a path is on, or would be."""
+    for folder in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            return folder.stat().st_dev
+    return None
+
+
+@contextlib.contextmanager
+def _locked(target: Path, reporter: Reporter) -> Iterator[None]:
+    """Around a pull: a second one of the same model waits, and then finds it there."""
+    from filelock import FileLock, Timeout
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.stem}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            reporter.note(f"another program is pulling {target.stem}: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise storage_error(target, error) from None
+    remove_leftovers(target.parent)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,127 @@
+"""The models that are known by name, from models.toml, and the way from what a user types to a file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import shlex
+from pathlib import Path
+
+from rwkv_cli import paths
+from rwkv_cli.catalog import model_store, reference
+from rwkv_cli.catalog.entries import Entry, Tables, make_entries, read_tables
+from rwkv_cli.catalog.reference import Reference
+from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
+
+DEFAULT = "gosling"
+
+# Where a model lies; the user's word on one of them makes those of ours void, and what we know of the file.
+_PLACE = ("repository", "file", "url", "revision")
+_CONTENT = ("bytes", "sha256", "parameters")
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """Every name and alias -> its entry: models.toml, and the user's own merged over it. Raises RegistryError."""
+    ours, own_file = read_tables(paths.registry_file()), paths.user_registry_file()
+    own = read_tables(own_file) if own_file.exists() else {}
+    by_name = make_entries(own_file if own else paths.registry_file(), _merged(ours, own))
+    for name in own:
+        if name != DEFAULT and not (by_name[name].repository or by_name[name].url):
+            raise RegistryError(f"{own_file}: [{name}] says neither in which repository it is, nor its url")
+    found = dict(by_name)
+    for name in (*(name for name in by_name if name not in own), *own):  # the user's aliases win
+        for alias in by_name[name].aliases:
+            if alias not in by_name:
+                found[alias] = by_name[name]
+    return found
+
+
+def names() -> list[str]:
+    """All names and aliases, sorted; the completion of shells shows them."""
+    return sorted(entries())
+
+
+def _merged(ours: Tables, own: Tables) -> Tables:
+    merged = dict(ours)
+    for name, fields in own.items():
+        base = dict(ours.get(name, {}))
+        if any(field in fields for field in _PLACE):
+            dropped = _CONTENT + (_PLACE if "url" in fields or "repository" in fields else ("url",))
+            base = {field: value for field, value in base.items() if field not in dropped}
+        merged[name] = base | fields
+    return merged
+
+
+def resolve(text: str) -> Reference:
+    """Where a published model lies that is meant by a name, hf:owner/repo/file or an address.
+
+    Raises UsageError for what is none of them, or a name that nothing has.
+    """
+    if reference.is_reference(text):
+        found = reference.parse(text)
+        return next((known for known in _references() if _is_same(known, found)), found)
+    entry = entries().get(text.lower())
+    if entry is None:
+        raise _unknown(text)
+    if entry.repository is None and entry.url is None:
+        raise UsageError(f"{entry.name} comes with rwkv: there is nothing to download")
+    return reference.of_entry(entry)
+
+
+def locate(path_or_name: str | Path | None) -> Path:
+    """The file or directory that a user means by --model; None is the model that comes with the program.
+
+    A path comes first, then a name in the store, then one in the registry. Raises UsageError for a name that nothing
+    has, MissingModelError for a known model that is not on this machine.
+    """
+    if path_or_name is None:
+        return paths.EMBEDDED_MODEL
+    wanted = str(path_or_name)
+    if not wanted.strip():
+        raise UsageError("the name of the model is empty")
+    if reference.is_reference(wanted):
+        return _pulled(resolve(wanted), wanted)
+    path = Path(path_or_name).expanduser()
+    if path.is_file() or path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is neither a file nor a folder")
+    if stored := model_store.find(wanted.lower()):
+        return stored.path
+    if entry := entries().get(wanted.lower()):
+        if entry.repository is None and entry.url is None:
+            return paths.EMBEDDED_MODEL
+        return _pulled(reference.of_entry(entry), entry.name)
+    if path.name != wanted or path.suffix[1:].isalpha():  # a name may end in ".1b"
+        raise CheckpointError(f"there is no file {wanted}")
+    raise _unknown(wanted)
+
+
+def _pulled(reference: Reference, shown: str) -> Path:
+    """The file of a published model in the store. Raises MissingModelError with the command that brings it there."""
+    if stored := model_store.find_pulled(reference.name):
+        return stored.path
+    raise MissingModelError(
+        f"the model {shown} is not on this machine: download it with `rwkv pull {shlex.quote(shown)}`", shown
+    )
+
+
+def _unknown(wanted: str) -> UsageError:
+    known = [*entries(), *(stored.name for stored in model_store.listed())]
+    near = difflib.get_close_matches(wanted.lower(), known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ": give a path or one of " + ", ".join(sorted(known))
+    return UsageError(f"there is no model named {wanted}{hint}")
+
+
+def _references() -> list[Reference]:
+    return [reference.of_entry(entry) for entry in set_of(entries()) if entry.repository or entry.url]
+
+
+def set_of(named: dict[str, Entry]) -> list[Entry]:
+    """Every entry once, in the order of models.toml."""
+    return list({entry.name: entry for entry in named.values()}.values())
+
+
+def _is_same(a: Reference, b: Reference) -> bool:
+    return (a.repository, a.file, a.revision, a.url) == (b.repository, b.file, b.revision, b.url)

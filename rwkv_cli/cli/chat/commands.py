@@ -1,0 +1,337 @@
+"""The slash commands of a chat, as a table: what they are called, what they take, what they do."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkv_cli.errors import UsageError
+from rwkv_cli.files.safetensors import format_size, storage_error
+from rwkv_cli.sessions import state_store, transcript
+from rwkv_cli.sessions.autosave import Choices, counted
+from rwkv_cli.sessions.conversation import SAMPLING
+
+if TYPE_CHECKING:
+    from rwkv_cli.cli.chat.loop import Chat
+
+
+@dataclass(frozen=True)
+class Command:
+    """A slash command."""
+
+    name: str
+    arguments: str
+    help: str
+    run: Callable[[Chat, str], None]
+    completions: Callable[[Chat], Iterable[str]] = lambda _: ()
+
+
+def dispatch(chat: Chat, line: str) -> None:
+    """Run a line that begins with a slash. Raises UsageError for a command that there is not, with the nearest one."""
+    name, _, argument = line[1:].partition(" ")
+    command = COMMANDS.get(name.strip())
+    if command is None:
+        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
+        hint = f"; did you mean /{near[0]}?" if near else ""
+        raise UsageError(f"there is no command /{name[:40]}{hint} (/help lists them; // sends a slash)")
+    if argument.strip() and not command.arguments:
+        raise UsageError(f"/{name} takes nothing after it")
+    command.run(chat, argument.strip())
+
+
+def words(chat: Chat, line: str) -> Iterable[str]:
+    """What a line may go on with; see `chat_input.Words`."""
+    if not line.startswith("/") or "\n" in line:
+        return ()
+    name, space, argument = line[1:].partition(" ")
+    if not space:
+        return [f"/{each}" for each in COMMANDS]
+    if name == "set" and " " in argument:
+        return _values(argument.split(" ")[0])
+    return COMMANDS[name].completions(chat) if name in COMMANDS else ()
+
+
+# ------------------------------------------------------------------------------------------------ what they do
+
+
+def _help(chat: Chat, _: str) -> None:
+    usages = {f"/{each.name} {each.arguments}".strip(): each.help for each in COMMANDS.values()}
+    chat.say_table(usages)
+    chat.say_text(
+        'Alt-Enter or a \\ at the end: another line. """ around a message: several lines. Tab completes. '
+        "Ctrl-C stops an answer, Ctrl-D leaves. // sends a message that begins with a slash."
+    )
+
+
+def _save(chat: Chat, target: str) -> None:
+    had_name = chat.session.path is not None
+    path = chat.session.save(target or None)
+    also = ", and after every answer from now on" if chat.session.path == path and not had_name else ""
+    chat.view.say(f"saved {_shown(path)}{also}")
+
+
+def _load(chat: Chat, target: str) -> None:
+    if not target:
+        raise UsageError("say which: /load NAME or /load FILE; /list shows the names")
+    warning = chat.session.load(target, Choices())
+    if warning:
+        chat.view.say(warning)
+    chat.greet()
+
+
+def _list(chat: Chat, _: str) -> None:
+    rows = {}
+    for name in state_store.names():
+        path = state_store.resolve(name)
+        try:
+            status = path.stat()
+        except OSError:  # gone since
+            continue
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.st_mtime))
+        here = ", this one" if name == chat.session.name else ""
+        rows[name] = f"{when}, {format_size(status.st_size)}{here}"
+    if rows:
+        chat.say_table(rows)
+    else:
+        chat.view.say("nothing is saved yet: /save NAME")
+
+
+def _fork(chat: Chat, name: str) -> None:
+    if not name:
+        raise UsageError("give the branch a name: /fork NAME")
+    before = chat.session.name
+    path = chat.session.fork(name)
+    kept = f"; {before} stays as it is" if before else ""
+    chat.view.say(f"this is {state_store.name_of(path)} now{kept}")
+
+
+def _undo(chat: Chat, argument: str) -> None:
+    if not argument and chat.session.restore():
+        chat.view.say("the conversation before is back")
+    else:
+        number = _number("/undo", argument or "1")
+        with chat.rereading() as progress:
+            chat.conversation.undo(number, progress)
+        left = len(chat.conversation.turns)
+        chat.view.say(
+            f"took back {counted(number, 'turn')}; " + (f"{left:,} left" if left else "none is left")
+        )
+    chat.keep()
+    chat.show_last()
+
+
+def _retry(chat: Chat, _: str) -> None:
+    if chat.conversation.settings.greedy:
+        chat.view.say("(the temperature is 0: the answer will be the same)")
+    chat.answer(lambda progress: chat.conversation.retry(progress))
+
+
+def _edit(chat: Chat, text: str) -> None:
+    if text:
+        chat.answer(lambda progress: chat.conversation.edit(text, progress))
+    else:
+        chat.edit_last()
+
+
+def _reset(chat: Chat, _: str) -> None:
+    chat.session.reset(chat.conversation.system)
+    chat.view.say("a new conversation; /undo brings the old one back")
+
+
+def _system(chat: Chat, text: str) -> None:
+    if not text:
+        chat.view.say(chat.conversation.system or "there is no system text: /system TEXT")
+        return
+    chat.session.reset(text)
+    chat.view.say("a new conversation with this system text; /undo brings the old one back")
+
+
+def _set(chat: Chat, argument: str) -> None:
+    if not argument:
+        chat.say_table(_settings(chat))
+        return
+    name, _, value = argument.partition(" ")
+    key, value = name.replace("-", "_"), value.strip()
+    if key not in _SETTINGS:
+        near = difflib.get_close_matches(key, _SETTINGS, n=1)
+        hint = f" (did you mean {near[0].replace('_', '-')}?)" if near else ""
+        raise UsageError(f"there is no setting {name!r}{hint}: /set lists them")
+    if not value:
+        raise UsageError(f"give it a value: /set {name} {'|'.join(_values(name)) or 'NUMBER'}")
+    if key in _SWITCHES:
+        chat.switch(key, _choice(name, value, _SWITCHES[key]))
+    elif value == "default":
+        chat.conversation.set(key, None)
+    elif key == "think":
+        chat.conversation.set(key, value)
+    else:
+        chat.conversation.set(key, _parsed(name, value, _SETTINGS[key]))
+    if chat.conversation.turns:
+        chat.keep()
+    chat.view.say(f"{name}: {_settings(chat)[key.replace('_', '-')]}")
+
+
+def _show(chat: Chat, _: str) -> None:
+    conversation, session = chat.conversation, chat.session
+    rows = {
+        "model": f"{conversation.model.path} ({conversation.model.backend.description})",
+        "template": f"{conversation.template.name}: {conversation.template.description}",
+        "name": session.name or "none: /save NAME keeps it",
+        "turns": f"{len(conversation.turns):,}",
+        "tokens": f"{conversation.position.tokens:,} read",
+        "state": f"{format_size(conversation.position.state.nbytes)}, however long it gets",
+        "undo": f"{counted(len(conversation.snapshots), 'snapshot')}, {format_size(conversation.snapshots.nbytes)}",
+    }
+    if conversation.system:
+        rows["system"] = conversation.system
+    chat.say_table(rows | _settings(chat))
+
+
+def _stats(chat: Chat, _: str) -> None:
+    totals, rows = chat.totals, {}
+    if last := chat.last_usage:
+        rows["last answer"] = (
+            f"{last.generated_tokens} tokens, {last.decode_speed:.0f}/s; message {last.prompt_tokens} tokens, "
+            f"{last.prefill_speed:.0f}/s"
+        )
+    rows["since the start"] = (
+        f"{counted(totals.answers, 'answer')}, {totals.generated_tokens:,} tokens written, "
+        f"{totals.prompt_tokens:,} read"
+    )
+    rows["conversation"] = (
+        f"{counted(len(chat.conversation.turns), 'turn')}, {chat.conversation.position.tokens:,} tokens"
+    )
+    chat.say_table(rows)
+
+
+def _export(chat: Chat, target: str) -> None:
+    formats = {".md": transcript.as_markdown, ".json": transcript.as_json}
+    path = Path(_unquoted(target)).expanduser()
+    make = formats.get(path.suffix.lower())
+    if make is None:
+        raise UsageError("give a file that ends in .md or .json: /export talk.md")
+    record = chat.conversation.record()
+    try:
+        path.write_text(make(record, chat.conversation.model.path.stem), encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise storage_error(path, error) from None
+    chat.view.say(f"wrote {path}: {counted(len(record.turns), 'turn')}")
+
+
+def _quit(_: Chat, __: str) -> None:
+    raise EOFError
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+
+_SWITCHES: dict[str, tuple[str, ...]] = {
+    "show_thinking": ("on", "off"),
+    "markdown": ("on", "off"),
+    "editing": ("emacs", "vi"),
+}
+_WHOLE = ("top_k", "seed", "max_tokens")
+_SETTINGS: dict[str, type] = {
+    **{name: int if name in _WHOLE else float for name in SAMPLING if name not in ("logit_bias", "banned")},
+    "max_tokens": int,
+    "think": str,
+    **dict.fromkeys(_SWITCHES, str),
+}
+
+
+def _settings(chat: Chat) -> dict[str, str]:
+    """All settings for people; those that were chosen are marked."""
+    conversation = chat.conversation
+    settings = conversation.settings
+    rows = {}
+    for name in _SETTINGS:
+        if name in SAMPLING:
+            value: Any = getattr(settings, name)
+            text = "a new one each time" if value is None else f"{value:g}" if name != "seed" else str(value)
+            text += " (chosen)" if name in conversation.chosen else ""
+        elif name in _SWITCHES:
+            text = chat.switched(name)
+        elif name == "think":
+            text = conversation.think or ("off" if conversation.template.thinking else "not in this template")
+        else:
+            text = str(conversation.max_tokens)
+        rows[name.replace("_", "-")] = text
+    return rows
+
+
+def _values(name: str) -> Sequence[str]:
+    if name == "think":
+        return ("off", "fast", "on", "long")
+    return _SWITCHES.get(name.replace("-", "_"), ())
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}: it must be one of {', '.join(choices)}")
+    return value
+
+
+def _parsed(name: str, value: str, kind: type) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{name} is {value!r}: it must be {wanted}, or default") from None
+
+
+def _number(command: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{command} takes a number, not {text[:40]!r}") from None
+
+
+def _unquoted(text: str) -> str:
+    try:
+        parts = shlex.split(text)
+    except ValueError:
+        return text
+    return parts[0] if len(parts) == 1 else text
+
+
+def _shown(path: Path) -> str:
+    return state_store.name_of(path) if path.parent == state_store.folder() else str(path)
+
+
+def _names(_: Chat) -> Iterable[str]:
+    return state_store.names()
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command("help", "", "these commands", _help),
+        Command("save", "[NAME|FILE]", "keep the conversation; with a new name, from now on", _save, _names),
+        Command("load", "NAME|FILE", "go on with another conversation, or a saved state", _load, _names),
+        Command("list", "", "what is saved", _list),
+        Command("fork", "NAME", "go on in a copy; the saved one stays as it is", _fork, _names),
+        Command("undo", "[N]", "take back the last turn, or N", _undo),
+        Command("retry", "", "another answer to the last message", _retry),
+        Command("edit", "[TEXT]", "replace the last message, and have it answered", _edit),
+        Command("reset", "", "begin again", _reset),
+        Command("system", "[TEXT]", "begin again with a system text, or show it", _system),
+        Command(
+            "set",
+            "[KEY VALUE]",
+            "change a setting, or list them",
+            _set,
+            lambda _: [name.replace("_", "-") for name in _SETTINGS],
+        ),
+        Command("show", "", "the model, the conversation and the settings", _show),
+        Command("stats", "", "tokens and speeds", _stats),
+        Command(
+            "export", "FILE.md|FILE.json", "write the conversation for reading, or for programs", _export
+        ),
+        Command("quit", "", "leave, as Ctrl-D does", _quit),
+    )
+}
+"""By name, in the order of the help."""

@@ -1,0 +1,267 @@
+"""The loop of a chat: a message or a command, an answer, the file."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from rwkv_cli.cli.chat import commands
+from rwkv_cli.cli.chat.input import PROMPT, PipeReader, Reader, TerminalReader, unechoed
+from rwkv_cli.cli.chat.view import PlainView, TerminalView, View
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
+from rwkv_cli.engine.backends.base import Progress
+from rwkv_cli.engine.generate import Usage
+from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.sessions import resume
+from rwkv_cli.sessions.answer_stream import Answer
+from rwkv_cli.sessions.autosave import Choices, Session, counted, open_session
+from rwkv_cli.sessions.conversation import Conversation
+from rwkv_cli.text.thinking import Part
+
+_LEAST_COLUMN = 20  # characters beside a name, or it goes above
+_REPEATED = 2000  # characters of the last exchange that are shown again
+
+Asking = Callable[[Progress | None], Answer]
+
+
+@dataclass
+class Request:
+    """What a command line asks for."""
+
+    choices: Choices = field(default_factory=Choices)
+    name: str | None = None
+    state: str | None = None
+    model: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    keep_text: bool = True
+    markdown: bool = True
+    show_thinking: bool = True
+    vi: bool = False
+    quiet: bool = False
+
+
+@dataclass
+class Totals:
+    """Of all answers since the chat began."""
+
+    answers: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+
+
+def run(request: Request) -> int:
+    """Chat until the user leaves, or the pipe ends; gives the exit code."""
+    with TerminalReporter(request.quiet) as reporter:
+        session = open_session(
+            lambda saved: resume.load_model(request.model, saved, request.device, request.threads, reporter),
+            request.choices,
+            request.name,
+            request.state,
+            request.keep_text,
+        )
+    try:
+        if not ui.is_terminal(sys.stdin):
+            return Chat(session, PipeReader(), PlainView()).run()
+        is_shown = ui.is_terminal(sys.stdout)
+        view = TerminalView(request.show_thinking, request.markdown) if is_shown else PlainView()
+        chat = Chat(session, None, view, request.quiet)
+        chat.reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
+        return chat.run()
+    finally:
+        session.close()
+
+
+class Chat:
+    """A session, where messages come from and where answers go."""
+
+    def __init__(self, session: Session, reader: Reader | None, view: View, quiet: bool = False) -> None:
+        self.session = session
+        self.reader = reader
+        self.view = view
+        self.quiet = quiet  # no greeting, no hints
+        self.totals = Totals()
+        self.last_usage: Usage | None = None
+        self._default = ""  # what the next line begins with
+        self._edits = False  # the next message replaces the last one
+        self._failed = False
+
+    @property
+    def conversation(self) -> Conversation:
+        """The one that goes on."""
+        return self.session.conversation
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether a person types."""
+        return not isinstance(self.reader, PipeReader)
+
+    def run(self) -> int:
+        """Read and answer; gives the exit code."""
+        with unechoed() if self.is_interactive else nullcontext():
+            if self.is_interactive and not self.quiet:
+                self.greet()
+            with contextlib.suppress(EOFError):
+                while True:
+                    self._next()
+        if not self.session.is_kept:
+            self.keep()
+        if self.is_interactive and not self.quiet and not self.session.path and self.conversation.turns:
+            ui.note("(this conversation was not saved; /save NAME or --name NAME would have)")
+        return 1 if self._failed and not self.is_interactive else 0
+
+    def _next(self) -> None:
+        """Take one line, and do what it says."""
+        assert self.reader
+        default, self._default = self._default, ""
+        try:
+            self.handle(self.reader.read(default))
+        except KeyboardInterrupt:
+            if not self.is_interactive:
+                raise
+            ui.note("(Ctrl-D or /quit leaves)")
+        except RwkvError as error:  # a line that is no message
+            self._fail(error)
+
+    def handle(self, line: str) -> None:
+        """A message or a command. Raises EOFError for one that ends the chat."""
+        edits, self._edits = self._edits, False
+        if not line.strip():
+            return
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                commands.dispatch(self, line)
+                return
+            text = line[1:] if line.startswith("//") else line
+            ask = self.conversation.edit if edits else self.conversation.ask
+            self.answer(lambda progress: ask(text, progress), text)
+        except RwkvError as error:
+            self._fail(error)
+
+    def answer(self, ask: Asking, message: str = "") -> None:
+        """Have something answered, show it and save it. `message` can be edited if it is interrupted."""
+        answer = None
+        try:
+            with self.rereading() as progress:
+                answer = ask(progress)
+            self.view.show(answer)
+        except KeyboardInterrupt:
+            if not self.is_interactive:
+                raise
+            was_read = answer is not None and answer.usage.generated_tokens > 0
+            print()
+            ui.note("(interrupted: this answer is forgotten)" if was_read else "(interrupted)")
+            self._default = message
+            return
+        finally:
+            self._count(answer)
+        self.keep()
+        if not (answer.text.strip() or answer.stopped or self.quiet):
+            ui.note("(the answer is empty: the model ended it at once)")
+        if isinstance(self.view, TerminalView):
+            print(flush=True)
+        if answer.stopped and not self.is_interactive:
+            raise KeyboardInterrupt
+
+    def keep(self) -> None:
+        """Save a named conversation; what prevents it is shown, and the chat goes on."""
+        try:
+            self.session.keep()
+        except RwkvError as error:
+            self._fail(error)
+
+    def rereading(self) -> AbstractContextManager[Progress | None]:
+        """Around something that may have to read a part of the conversation again."""
+        return counting("reading again", self.conversation.position.tokens)
+
+    def edit_last(self) -> None:
+        """Have the last message edited, and answered in place of it."""
+        if not self.is_interactive:
+            raise UsageError("say what it should be: /edit TEXT")
+        if not self.conversation.turns:
+            raise UsageError("nothing was said yet")
+        self._default, self._edits = self.conversation.turns[-1].user, True
+
+    # ------------------------------------------------------------------------------------------- shown
+
+    def greet(self) -> None:
+        """Say who talks, and where the conversation stands."""
+        model, session = self.session.model, self.session
+        about = f"{model.path.stem} ({model.info.weight_type}, {model.backend.name})"
+        self._note(
+            f"{about}, template {self.conversation.template.name}. /help lists commands, Ctrl-D leaves."
+        )
+        turns, tokens = len(self.conversation.turns), self.conversation.position.tokens
+        stands = f"{counted(turns, 'turn')}, {tokens:,} tokens" if tokens else "it begins"
+        if session.name:
+            self._note(f"{session.name}: {stands}. It is saved after every answer.")
+        elif tokens:
+            self._note(f"It goes on from a state: {stands}.")
+        self.show_last()
+
+    def show_last(self) -> None:
+        """Show the last exchange again."""
+        if not isinstance(self.view, TerminalView):
+            return
+        if not self.conversation.turns:
+            return
+        turn = self.conversation.turns[-1]
+        _, answer = self.conversation.parts_of(turn)
+        print(ui.styled(ui.printable(PROMPT + _clipped(turn.user)), ui.BOLD, sys.stdout))
+        self.view.show_parts([Part(_clipped(answer))])
+        print(flush=True)
+
+    def say_table(self, rows: Mapping[str, str]) -> None:
+        """Show names and texts, one below the other where the terminal is narrow."""
+        columns = shutil.get_terminal_size().columns
+        indent = max(map(len, rows)) + 2
+        if columns - indent < _LEAST_COLUMN:
+            lines = [f"{name}\n" + textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="  ")
+                     for name, text in rows.items()]  # fmt: skip
+        else:
+            around = {"width": columns, "break_on_hyphens": False, "subsequent_indent": " " * indent}
+            lines = [textwrap.fill(f"{name:{indent}}{text}", **around) for name, text in rows.items()]  # type: ignore[arg-type]
+        self.view.say("\n".join(lines))
+
+    def say_text(self, text: str) -> None:
+        """Show sentences, wrapped."""
+        self.view.say(textwrap.fill(text, max(shutil.get_terminal_size().columns, 20)))
+
+    def switched(self, name: str) -> str:
+        """The value of a setting of the screen."""
+        if name == "editing":
+            return "vi" if isinstance(self.reader, TerminalReader) and self.reader.vi else "emacs"
+        return "on" if getattr(self.view, name) else "off"
+
+    def switch(self, name: str, value: str) -> None:
+        """Change a setting of the screen."""
+        if name == "editing":
+            if isinstance(self.reader, TerminalReader):
+                self.reader.vi = value == "vi"
+        else:
+            setattr(self.view, name, value == "on")
+
+    def _note(self, text: str) -> None:
+        for line in textwrap.wrap(text, max(shutil.get_terminal_size().columns, 20)):
+            ui.note(line)
+
+    def _count(self, answer: Answer | None) -> None:
+        if answer:
+            self.last_usage = answer.usage
+            self.totals.answers += 1
+            self.totals.generated_tokens += answer.usage.generated_tokens
+            self.totals.prompt_tokens += answer.usage.prompt_tokens
+
+    def _fail(self, error: RwkvError) -> None:
+        ui.error(str(error))
+        self._failed = True
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _REPEATED else "…" + text[-_REPEATED:]

@@ -1,0 +1,156 @@
+"""How an answer is shown while it comes. What was written is never changed: no cursor is moved."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+from collections.abc import Iterable
+from typing import Protocol
+
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal.interrupts import Interrupts
+from rwkv_cli.cli.terminal.markdown import MarkdownStream, PlainStream, Stream
+from rwkv_cli.cli.terminal.progress import reading
+from rwkv_cli.sessions.answer_stream import Answer
+from rwkv_cli.text.thinking import Part
+
+
+class View(Protocol):
+    """Where answers go."""
+
+    show_thinking: bool
+    markdown: bool
+
+    def show(self, answer: Answer) -> None:
+        """Show an answer to its end. Ctrl-C stops it; KeyboardInterrupt means that there is none."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show what a command has to tell."""
+        ...
+
+
+class PlainView:
+    """Answers alone, as they are, on stdout: for pipes and files. All else goes to stderr."""
+
+    show_thinking = False
+    markdown = False
+
+    def show(self, answer: Answer) -> None:
+        """See `View`."""
+        text, is_seen = "", ui.is_terminal(sys.stdout)
+        for part in _watched(answer):
+            if not part.thought:
+                written = part.text if text else part.text.lstrip()
+                _write(ui.printable(written) if is_seen else written)
+                text += written
+        _write("" if text.endswith("\n") else "\n")
+
+    def say(self, text: str) -> None:
+        """See `View`."""
+        print(ui.printable(text), file=sys.stderr)
+
+
+class TerminalView:
+    """Answers for a person: Markdown, thoughts dimmed or folded to a line, control characters as pictures."""
+
+    def __init__(self, show_thinking: bool = True, markdown: bool = True) -> None:
+        self.show_thinking = show_thinking
+        self.markdown = markdown
+
+    def show(self, answer: Answer) -> None:
+        """See `View`."""
+        self.show_parts(_watched(answer), answer)
+        if answer.finish == "length":
+            ui.note(
+                f"(stopped after {answer.usage.generated_tokens} tokens; /set max-tokens changes the limit)"
+            )
+        elif answer.finish == "stopped":
+            ui.note("(stopped)")
+
+    def show_parts(self, parts: Iterable[Part], answer: Answer | None = None) -> None:
+        """Show a thought and an answer; `answer` knows how long the thought is."""
+        thought, said = _Block(self._thought()), _Block(self._answer())
+        folded = False
+        for part in parts:
+            if part.thought and self.show_thinking:
+                thought.write(part.text)
+            elif part.thought:
+                if not folded:
+                    _write(ui.styled("(thinking…", ui.DIM, sys.stdout))
+                folded = True
+            elif part.text.strip() or said.has_begun:
+                if thought.has_begun:
+                    thought.end()
+                    _write("\n")
+                    thought = _Block(self._thought())
+                if folded:
+                    folded = self._unfold(answer)
+                said.write(part.text)
+        if folded:
+            self._unfold(answer)
+        for block in (thought, said):
+            if block.has_begun:
+                block.end()
+        if not (thought.has_begun or said.has_begun):
+            ui.note("(no answer)")
+
+    def _unfold(self, answer: Answer | None) -> bool:
+        count = f" {answer.thought_tokens} tokens" if answer else ""
+        _write(ui.styled(f"{count})", ui.DIM, sys.stdout) + "\n")
+        return False
+
+    def say(self, text: str) -> None:
+        """See `View`."""
+        print(ui.printable(text), flush=True)
+
+    def _thought(self) -> Stream:
+        return PlainStream(_width, ui.is_styled(sys.stdout), ui.DIM)
+
+    def _answer(self) -> Stream:
+        if self.markdown and ui.is_styled(sys.stdout):
+            return MarkdownStream(_width)
+        return PlainStream(_width, styling=False)
+
+
+class _Block:
+    """A text that ends with one newline and has no blank space around it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._space = ""  # may be the end of the text
+        self.has_begun = False
+
+    def write(self, text: str) -> None:
+        text = self._space + ui.printable(text)
+        if not self.has_begun:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self._space = text[len(kept) :]
+        self.has_begun = self.has_begun or bool(kept)
+        _write(self._stream.feed(kept))
+
+    def end(self) -> None:
+        _write(self._stream.end() + "\n")
+
+
+def _watched(answer: Answer) -> Iterable[Part]:
+    """The parts of an answer; Ctrl-C ends it after the present token, or at once while the message is read."""
+    with Interrupts() as interrupts:
+        with reading(answer.generation, quiet=False):
+            first = next(answer, None)
+        interrupts.hold()
+        for part in itertools.chain([first] if first else [], answer):
+            if interrupts.asked:
+                answer.stop()
+            yield part
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

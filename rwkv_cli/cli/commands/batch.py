@@ -1,0 +1,107 @@
+"""`rwkv generate --batch`: a file of prompts, to one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import IO
+
+from rwkv_cli.cli.commands.one_generation import Request
+from rwkv_cli.cli.prompt import read_prompt
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal.interrupts import Interrupts
+from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
+from rwkv_cli.errors import UsageError
+from rwkv_cli.model import load
+from rwkv_cli.sessions.batch import AT_ONCE, Answer, Prompt, answers
+from rwkv_cli.sessions.prompt_cache import with_cache
+from rwkv_cli.text.template_file import open_template
+
+
+def run(request: Request, file: str, at_once: int | None) -> int:
+    """Answer the prompts of a file, in their order; gives the exit code. Raises UsageError for a file that is wrong."""
+    prompts = read_prompts(file, request.system)
+    with TerminalReporter(request.quiet) as reporter:
+        model = load(request.model, request.device, threads=request.threads, reporter=reporter)
+    if request.cache:
+        model.backend = with_cache(model)
+    found = answers(
+        model,
+        prompts,
+        at_once=at_once or AT_ONCE,
+        max_tokens=request.max_tokens,
+        template=open_template(request.template) if request.template else None,
+        stop=request.stops,
+        **request.sampling,
+    )
+    out = sys.stdout  # a bar on stderr takes the name, and what is written to it
+    with counting("answering", len(prompts), request.quiet or ui.is_terminal(out)) as progress:
+        waiting: dict[int, Answer] = {}  # for those before them
+        written = 0
+        for answer in found:
+            waiting[answer.index] = answer
+            while written in waiting:
+                _write(out, prompts[written], waiting.pop(written))
+                written += 1
+            if progress:
+                progress(1)
+    return 0
+
+
+def read_prompts(file: str, system: str | None = None) -> list[Prompt]:
+    """The prompts of a file, "-" for standard input: a line each, or a JSON object a line in a .jsonl file.
+
+    `system` is for those without a text of their own. Raises UsageError, with the number of the line.
+    """
+    is_json = file.lower().endswith(".jsonl")
+    name = "standard input" if file in ("", "-") else file
+    prompts = []
+    for number, line in enumerate(read_prompt(None, file).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        if is_json:
+            text, own = _parsed(line, where)
+            prompts.append(Prompt(text, system if own is None else own, where))
+        else:
+            prompts.append(Prompt(line.removesuffix("\r"), system, where))
+    if not prompts:
+        raise UsageError(f"there are no prompts in {name}")
+    return prompts
+
+
+def _parsed(line: str, where: str) -> tuple[str, str | None]:
+    """The prompt and the system text of a line of JSON."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise UsageError(f'{where}: it must be a JSON object, such as {{"prompt": "Once upon a time"}}')
+    prompt, system = fields.get("prompt"), fields.get("system")
+    if not isinstance(prompt, str) or not prompt:
+        raise UsageError(f'{where}: there must be a "prompt", and it must be a text')
+    if not isinstance(system, str | None):
+        raise UsageError(f'{where}: "system" must be a text')
+    for text in (prompt, system or ""):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UsageError(f"{where}: it has half of a surrogate pair, which is no text")
+    return prompt, system
+
+
+def _write(out: IO[str], prompt: Prompt, answer: Answer) -> None:
+    """A whole line, even at Ctrl-C."""
+    fields = {
+        "index": answer.index,
+        "prompt": prompt.text,
+        "text": answer.text,
+        "finish": answer.finish,
+        "prompt_tokens": answer.prompt_tokens,
+        "generated_tokens": answer.generated_tokens,
+    }
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        out.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        out.flush()
+    if interrupts.asked:
+        raise KeyboardInterrupt

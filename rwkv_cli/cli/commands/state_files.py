@@ -1,0 +1,88 @@
+"""States that come and go as files: copied, exported, taken in, removed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rwkv_cli.catalog import registry
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.engine.state import Position
+from rwkv_cli.errors import StateError, UsageError
+from rwkv_cli.sessions import resume, state_file, state_store
+from rwkv_cli.sessions.model_identity import identify_file
+from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.sessions.state_file.state_tuned import trained_state
+
+_ZIP = b"PK\x03\x04"
+
+
+def copy(
+    source: str,
+    target: str,
+    *,
+    force: bool,
+    new: bool = False,
+    compact: bool | None = None,
+    keep_text: bool = True,
+) -> str:
+    """Copy a state to another name or file, with the date of now if it is `new`: a line that says so.
+
+    `compact` is None to keep the form that it has.
+    """
+    path = state_store.resolve(target)
+    with state_store.lock(path):
+        found = resume.open_state(source)
+        if path.exists() and path.samefile(found.path):
+            raise UsageError(f"{source} and {target} are the same state")
+        resume.check_target(target, force)
+        saved = found.saved
+        if not keep_text:
+            saved.text = saved.conversation = None
+        if new:
+            saved.created = ""
+        resume.keep(path, saved, state_file.peek(found.path).compact if compact is None else compact)
+    return resume.described(path, saved)
+
+
+def export_target(name: str, file: Path) -> str:
+    """The path for an exported state: a folder gets a file of its name."""
+    if file.is_dir():
+        file = file / f"{state_store.name_of(state_store.find(name))}{state_store.SUFFIX}"
+    return str(file.absolute())
+
+
+def remove(names: Sequence[str], yes: bool) -> None:
+    """Remove states, after asking. Raises UsageError where nobody can be asked."""
+    paths = {name: state_store.find(name) for name in names}
+    for name, path in paths.items():
+        if not yes:
+            if not ui.is_terminal(sys.stdin):
+                raise UsageError(f"to remove {name} without being asked, use --yes")
+            print(f"remove {ui.printable(str(path))}? [y/N] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                continue
+        state_store.remove(name)
+
+
+def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
+    """Make a state of a file: ours, or a trained one. A line that says so. Raises StateError, CheckpointError."""
+    file = file.expanduser()
+    if not file.is_file():
+        raise StateError(f"{file} is no regular file" if file.exists() else f"there is no file {file}")
+    with file.open("rb") as opened:
+        is_trained = opened.read(4) == _ZIP
+    if not is_trained:
+        return copy(str(file.absolute()), name, force=force)
+    path = state_store.resolve(name)
+    with ExitStack() as stack:
+        stack.enter_context(state_store.lock(path))
+        resume.check_target(name, force)
+        model_path = registry.locate(model)
+        identity, config = identify_file(model_path)
+        state = trained_state(file, config, identity.name)
+        saved = SavedState(Position(state), identity)
+        resume.keep(path, saved)
+    return f"{resume.described(path, saved)}; a trained state"

@@ -1,0 +1,63 @@
+"""What `rwkv bench` has measured, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.files.safetensors import format_size
+
+_NOTE = "over 100 %: weights of hidden units that are zero are not read, and caches may hold a small model"
+
+
+def show(facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    """Tables of what was run, as texts or numbers by name, and of what `rwkv_cli.engine.bench.summary` gives."""
+    ui.table("run", {name.replace("_", " "): str(value or "-") for name, value in facts.items()})
+    rows = {f"prefill {each['tokens']:,}": _spread(each["tokens_per_second"]) for each in measured["prefill"]}
+    decode, memory, long = measured["decode"], measured["memory"], measured["long"]
+    if decode:
+        rows[f"decode {decode['tokens']:,}"] = _spread(decode["tokens_per_second"])
+        rows["memory"] = _limit(memory) if memory else "-"
+    if memory and memory["share_of_dense_limit"] > 1:
+        rows["note"] = _NOTE
+    if rows:
+        ui.table("speed", rows)
+    if long:
+        ui.table("position", _positions(long))
+
+
+def _spread(speed: Mapping[str, float | None]) -> str:
+    text = f"{speed['mean']:,.1f} tokens/s"
+    if speed["standard_deviation"] is None:
+        return text
+    return f"{text}, deviation {speed['standard_deviation']:,.1f}, {speed['min']:,.1f} to {speed['max']:,.1f}"
+
+
+def _limit(memory: Mapping[str, Any]) -> str:
+    share, speed = memory["share_of_dense_limit"], memory["bytes_per_second"]["mean"]
+    return (
+        f"{format_size(memory['bytes_per_token'])} a token, read at {format_size(round(speed))}/s: "
+        f"{_percent(share)} of the dense limit"
+    )
+
+
+def _positions(long: Mapping[str, Any]) -> dict[str, str]:
+    """The first and the last stretch of a long run, and the first one of another run."""
+    rows = {_tokens(each): _at(each) for each in (long["stretches"][0], long["stretches"][-1])}
+    if again := long["first_again"]:
+        rows[f"{_tokens(again)}, again"] = f"{_at(again)}, in turns with the last"
+        rows["last / first"] = _percent(long["last_relative_to_first_again"], 1)
+    return rows
+
+
+def _tokens(stretch: Mapping[str, float]) -> str:
+    return f"tokens {stretch['from']:,} to {stretch['to']:,}"
+
+
+def _at(stretch: Mapping[str, float]) -> str:
+    return f"{stretch['tokens_per_second']:,.1f} tokens/s"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"

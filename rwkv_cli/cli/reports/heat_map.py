@@ -1,0 +1,185 @@
+"""A picture of a state: how large the memory of each head of each layer is, for a terminal or as a PNG.
+
+Layers go from left to right and heads from top to bottom. The colour stands for the logarithm of the norm, since
+norms differ by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.engine.state import State
+from rwkv_cli.errors import UsageError
+from rwkv_cli.files.safetensors import storage_error
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+Array = NDArray[np.float64]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+_SHADES = " ░▒▓█"
+# Dark to light, and in that order for eyes that do not tell colours apart: five points of matplotlib's viridis.
+_COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
+
+
+def norms(state: State) -> Array:
+    """The Frobenius norm of each head's memory, [L, H]."""
+    found: Array = np.sqrt(np.square(state.wkv.astype(np.float64)).sum((2, 3)))
+    return found
+
+
+def print_map(values: Array, console: Console | None = None) -> None:
+    """Print norms [L, H] with a scale: in colours where the terminal has them, otherwise in shades."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console(highlight=False, soft_wrap=True)
+    from rich.text import Text
+
+    L, H = values.shape
+    label = len(str(H)) + 1
+    room = max(console.width - label - 1, 8)
+    times = min(room // L, 2) or 1  # columns a layer
+    levels = np.repeat(_narrowed(_levels(values), room), times, axis=0)
+    in_colour = console.color_system is not None and not console.no_color
+    step = 2 if in_colour else 1  # heads a line
+    for line, row in enumerate(_coloured(levels) if in_colour else _shaded(levels)):
+        console.print(Text(f"{line * step:>{label - 1}} ") + row)
+    low, high = _range(values)
+    console.print(
+        f"{' ' * label}{L} layers from left to right, {H} heads; norms from {low:.3g} to {high:.3g}"
+    )
+
+
+def write_png(path: Path, values: Array, title: str) -> None:
+    """Draw norms [L, H] into a PNG file. Raises UsageError for a file of another kind, StorageError if it cannot."""
+    if path.exists() and not _is_png(path):
+        raise UsageError(f"{path} exists and is no PNG: it is not replaced")
+    data = _drawn(values, title)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise storage_error(path, error, len(data)) from None
+
+
+def _is_png(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PNG)) == PNG
+    except OSError:
+        return False
+
+
+def _range(values: Array) -> tuple[float, float]:
+    """The smallest norm that is not zero, and the largest."""
+    positive = values[values > 0]
+    return (float(positive.min()), float(positive.max())) if positive.size else (0.0, 0.0)
+
+
+def _levels(values: Array) -> Array:
+    """From 0, the smallest, to 1, the largest norm; heads that hold nothing are 0."""
+    low, high = _range(values)
+    if low == high:
+        return np.where(values > 0, 1.0, 0.0)
+    with np.errstate(divide="ignore"):
+        scaled: Array = (np.log(values) - np.log(low)) / (np.log(high) - np.log(low))
+    return scaled.clip(0, 1)
+
+
+def _narrowed(levels: Array, width: int) -> Array:
+    """At most `width` layers: neighbours are averaged where there are more."""
+    if len(levels) <= width:
+        return levels
+    return np.stack([part.mean(0) for part in np.array_split(levels, width)])
+
+
+def _colour(level: float) -> tuple[int, int, int]:
+    at = level * (len(_COLOURS) - 1)
+    low = min(int(at), len(_COLOURS) - 2)
+    r, g, b = np.rint(_COLOURS[low] + (at - low) * (_COLOURS[low + 1] - _COLOURS[low])).astype(int)
+    return int(r), int(g), int(b)
+
+
+def _coloured(levels: Array) -> list[Text]:
+    """Two heads a line: the upper half of each block is one, the lower half the next."""
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    rows = []
+    for head in range(0, levels.shape[1], 2):
+        row = Text()
+        for layer in levels:
+            upper = Color.from_rgb(*_colour(layer[head]))
+            lower = Color.from_rgb(*_colour(layer[head + 1])) if head + 1 < len(layer) else None
+            row.append("▀", Style(color=upper, bgcolor=lower))
+        rows.append(row)
+    return rows
+
+
+def _shaded(levels: Array) -> list[Text]:
+    from rich.text import Text
+
+    indices = np.rint(levels * (len(_SHADES) - 1)).astype(int)
+    return [Text("".join(_SHADES[index] for index in indices[:, head])) for head in range(levels.shape[1])]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# PNG
+# ------------------------------------------------------------------------------------------------------------
+
+_CELL, _MARGIN, _LEFT, _TOP, _BOTTOM = 14, 16, 48, 36, 56
+_BAR = 160  # the colour scale, in pixels
+_INK, _PAPER = (32, 32, 32), (255, 255, 255)
+
+
+def _drawn(values: Array, title: str) -> bytes:
+    from PIL import Image, ImageDraw
+
+    L, H = values.shape
+    width = max(_LEFT + L * _CELL + _MARGIN, _LEFT + _BAR + 120)
+    image = Image.new("RGB", (width, _TOP + H * _CELL + _BOTTOM), _PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text(
+        (_MARGIN, 10), title.encode("latin-1", "replace").decode("latin-1"), fill=_INK
+    )  # what any font has
+    for layer, row in enumerate(_levels(values)):
+        for head, level in enumerate(row):
+            x, y = _LEFT + layer * _CELL, _TOP + head * _CELL
+            draw.rectangle((x, y, x + _CELL - 2, y + _CELL - 2), fill=_colour(level))
+    _draw_axes(draw, L, H)
+    _draw_scale(draw, _range(values), _TOP + H * _CELL + 30)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _draw_axes(draw: Any, L: int, H: int) -> None:
+    bottom = _TOP + H * _CELL
+    for layer in _ticks(L):
+        draw.text((_LEFT + layer * _CELL, bottom + 2), str(layer), fill=_INK)
+    for head in _ticks(H):
+        draw.text((_LEFT - 22, _TOP + head * _CELL), str(head), fill=_INK)
+    draw.text((_MARGIN - 12, _TOP - 14), "head", fill=_INK)
+    draw.text((_LEFT - 40, bottom + 2), "layer", fill=_INK)
+
+
+def _ticks(count: int) -> Sequence[int]:
+    return range(0, count, 4 if count > 8 else 1)
+
+
+def _draw_scale(draw: Any, span: tuple[float, float], y: int) -> None:
+    for x in range(_BAR):
+        draw.line((_LEFT + x, y, _LEFT + x, y + 8), fill=_colour(x / (_BAR - 1)))
+    draw.text((_LEFT, y + 10), f"{span[0]:.3g}", fill=_INK)
+    draw.text((_LEFT + _BAR - 24, y + 10), f"{span[1]:.3g}", fill=_INK)
+    draw.text((_LEFT + _BAR + 8, y - 2), "norm, logarithmic", fill=_INK)

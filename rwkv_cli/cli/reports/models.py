@@ -1,0 +1,133 @@
+"""What `rwkv models` tells, as JSON values and as texts."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rwkv_cli import paths
+from rwkv_cli.catalog import model_store, reference, registry
+from rwkv_cli.catalog.model_store import Stored
+from rwkv_cli.cli.reports.info import model_facts
+from rwkv_cli.errors import ModelFileError, UsageError
+from rwkv_cli.files.model_file import ModelFile
+from rwkv_cli.files.safetensors import format_size
+
+STORED = ("name", "type", "size", "parameters", "last use")
+KNOWN = ("name", "also", "download", "parameters", "description")
+INTACT, UNKNOWN = "intact", "readable, but it has no digest to check by"
+GOOD = (INTACT, UNKNOWN)
+
+
+def stored() -> list[dict[str, Any]]:
+    """The models of the store."""
+    return [_stored_row(each) for each in model_store.listed()]
+
+
+def _stored_row(each: Stored) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": each.name,
+        "weight_type": None,
+        "file_bytes": each.bytes,
+        "parameters": None,
+    }
+    try:
+        info = ModelFile(each.path).info
+        row |= {"weight_type": info.weight_type, "parameters": info.config.n_params}
+        row["origin"] = info.source.get("origin")
+    except ModelFileError as error:
+        row["error"] = str(error)
+    row["last_used"] = _iso(each.last_used)
+    row["path"] = str(each.path)
+    return row
+
+
+def known() -> list[dict[str, Any]]:
+    """The models of the registry that can be pulled, in its order."""
+    return [_known_row(name) for name in dict.fromkeys(entry.name for entry in registry.entries().values())]
+
+
+def _known_row(name: str) -> dict[str, Any]:
+    entry = registry.entries()[name]
+    row: dict[str, Any] = {
+        "name": entry.name,
+        "aliases": list(entry.aliases),
+        "description": entry.description,
+    }
+    row |= {"parameters": entry.parameters, "bytes": entry.bytes, "sha256": entry.sha256}
+    row |= {"template": entry.template, "sampling": dict(entry.sampling), "license": entry.license}
+    is_remote = entry.repository is not None or entry.url is not None
+    row["origin"] = reference.of_entry(entry).text if is_remote else None
+    here = model_store.find_pulled(entry.name) if is_remote else Stored(entry.name, paths.EMBEDDED_MODEL)
+    row["path"] = str(here.path) if here else None
+    return row
+
+
+def texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row for people."""
+    parameters = f"{row['parameters'] / 1e6:,.0f} M" if row["parameters"] else ""
+    if "aliases" in row:
+        size = row["bytes"] or 2 * (row["parameters"] or 0)
+        about = "" if row["bytes"] or not size else "about "
+        shown = about + format_size(size) if size else ""
+        return row["name"], ", ".join(row["aliases"]), shown, parameters, row["description"]
+    used = row["last_used"][:16].replace("T", " ") if row["last_used"] else "never"
+    kind = row["weight_type"] or "damaged"
+    return row["name"], kind, format_size(row["file_bytes"]), parameters, used
+
+
+def facts(name: str) -> dict[str, Any]:
+    """All about a model, by a name of the store or of the registry, or a reference. Raises UsageError for a path."""
+    entry = registry.entries().get(name.lower())
+    if model_store.find(name.lower()) is None and entry is not None:
+        row = _known_row(entry.name)
+        found = model_store.find_pulled(entry.name)
+        return row | ({"file": model_facts(found.path)} if found else {})
+    path = registry.locate(name)
+    if path.parent != model_store.folder():
+        raise UsageError(f"{name} is no model of the store: `rwkv info {name}` tells about files")
+    return {"name": path.stem, "last_used": _iso(Stored(path.stem, path).last_used)} | model_facts(path)
+
+
+def text(key: str, value: Any) -> str:
+    """A fact for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text(name, item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return format_size(value) if key.endswith("bytes") else f"{value:,}"
+    return str(value)
+
+
+def chosen(name: str) -> Stored:
+    """A model of the store by its own name or by that which it was pulled under. Raises UsageError."""
+    found = model_store.find(name.lower())
+    if found is None and (reference.is_reference(name) or name.lower() in registry.entries()):
+        pulled_as = registry.resolve(name).name
+        there = [each for each in model_store.listed() if each.name.rpartition("-")[0] == pulled_as]
+        if len(there) > 1:
+            raise UsageError(
+                f"{name} is here in several types: name one of {', '.join(each.name for each in there)}"
+            )
+        found = there[0] if there else None
+    return found or model_store.get(name.lower())
+
+
+def verdict(path: Path) -> str:
+    """Whether a model file is still what was written: one of GOOD, or what is wrong."""
+    try:
+        intact = ModelFile(path).is_intact()
+    except ModelFileError as error:
+        return str(error)
+    if intact is None:
+        return UNKNOWN
+    return INTACT if intact else "damaged: its weights are not those that were written"
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().isoformat(timespec="seconds")

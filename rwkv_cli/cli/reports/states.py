@@ -1,0 +1,129 @@
+"""What `rwkv state list` and `show` tell: facts as JSON values, and tables for people."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.errors import StateError
+from rwkv_cli.files.safetensors import format_size
+from rwkv_cli.sessions import state_file, state_store
+from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.sessions.state_file.fields import plain_settings
+
+_LAST = 300  # characters of a text that are shown
+
+
+def listed() -> list[dict[str, Any]]:
+    """A row for every state in the store; of a damaged one, what is wrong with it."""
+    return [_row(name, state_store.resolve(name)) for name in state_store.names()]
+
+
+def _row(name: str, path: Path) -> dict[str, Any]:
+    try:
+        status = path.stat()
+        row = {"name": name, "bytes": status.st_size, "modified": _date(status.st_mtime)}
+        summary = state_file.peek(path)
+    except (OSError, StateError) as error:
+        return {"name": name, "error": str(error)}
+    return row | {
+        "model": summary.model.name,
+        "weight_type": summary.model.weight_type,
+        "tokens": summary.tokens,
+        "created": summary.created,
+        "template": summary.template,
+        "compact": summary.compact,
+        "conversation": summary.has_conversation,
+    }
+
+
+def show_list(rows: Sequence[dict[str, Any]]) -> None:
+    """The rows as a table, cut to the width of a terminal."""
+    table = [("NAME", "MODEL", "TOKENS", "SIZE", "MODIFIED")]
+    for row in rows:
+        if "error" in row:
+            table.append((row["name"], "damaged: see rwkv state show", "-", "-", "-"))
+            continue
+        modified = datetime.fromisoformat(row["modified"]).astimezone()
+        size, tokens = format_size(row["bytes"]), f"{row['tokens']:,}"
+        table.append((row["name"], row["model"], tokens, size, f"{modified:%Y-%m-%d %H:%M}"))
+    widths = [max(len(line[column]) for line in table) for column in range(5)]
+    limit = shutil.get_terminal_size().columns if ui.is_terminal(sys.stdout) else None
+    for line in table:
+        name, model, tokens, size, modified_at = (
+            f"{cell:>{width}}" if column in (2, 3) else f"{cell:{width}}"
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        text = ui.printable("  ".join((name, model, tokens, size, modified_at))).rstrip()
+        print(text[:limit])
+
+
+def facts(path: Path, saved: SavedState) -> dict[str, Any]:
+    """What can be said of a state, as JSON values by name."""
+    status = path.stat()
+    turns = (saved.conversation or {}).get("turns")
+    return {
+        "name": state_store.name_of(path),
+        "path": str(path),
+        "model": saved.model.name,
+        "model_sha256": saved.model.weights,
+        "weight_type": saved.model.weight_type or None,
+        "model_location": saved.model.location or None,
+        "tokens": saved.position.tokens,
+        "bytes": status.st_size,
+        "compact": state_file.peek(path).compact,
+        "can_go_on_without_prompt": saved.position.logits is not None,
+        "template": saved.template,
+        "settings": plain_settings(saved.settings),
+        "created": saved.created,
+        "modified": _date(status.st_mtime),
+        "turns": len(turns) if isinstance(turns, list) else None,
+        "characters": None if saved.text is None else len(saved.text),
+        "last_text": None if saved.text is None else saved.text[-_LAST:],
+    }
+
+
+def show_facts(facts: dict[str, Any]) -> None:
+    """The facts as a table; those that are not known are left out."""
+    weights = f", {facts['weight_type']} weights" if facts["weight_type"] else ""
+    rounded = "compact (float16)" if facts["compact"] else "exact (float32)"
+    rows = {
+        "file": facts["path"],
+        "model": f"{facts['model']}{weights}, sha256 {facts['model_sha256'][:8]}…",
+        "read": f"{facts['tokens']:,} tokens",
+        "size": f"{format_size(facts['bytes'])}, {rounded}",
+        "template": facts["template"] or "",
+        "turns": "" if facts["turns"] is None else str(facts["turns"]),
+        "settings": ", ".join(f"{name} {json.dumps(value)}" for name, value in facts["settings"].items()),
+        "created": _local(facts["created"]),
+        "modified": _local(facts["modified"]),
+        "text": "not kept" if facts["characters"] is None else f"{facts['characters']:,} characters",
+    }
+    ui.table(ui.printable(facts["name"]), {name: text for name, text in rows.items() if text})
+    if facts["last_text"]:
+        cut = "…" if facts["characters"] > len(facts["last_text"]) else ""
+        show_title("last text")
+        print(ui.printable(cut + facts["last_text"]))
+
+
+def show_title(title: str) -> None:
+    """The line above a part of what is shown."""
+    print(ui.styled(title, ui.BOLD, sys.stdout), flush=True)
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _local(date: str) -> str:
+    """A date of a file, which may be anything, in local time."""
+    try:
+        return f"{datetime.fromisoformat(date).astimezone():%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):
+        return date

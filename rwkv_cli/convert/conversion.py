@@ -1,0 +1,132 @@
+"""From any readable model to a model file: a published checkpoint, or one of our own in another type."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli import model
+from rwkv_cli.config import ModelConfig
+from rwkv_cli.convert.lora import Merged
+from rwkv_cli.engine.backends.base import WeightSource
+from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write_model
+from rwkv_cli.files.safetensors import remove_leftovers
+from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, WeightType
+from rwkv_cli.model import Reporter
+from rwkv_cli.text.template import TEMPLATES
+from rwkv_cli.text.tokenizer import load_tokenizer
+
+Array = NDArray[np.float32]
+
+_HEADER_BYTES = 110  # of a tensor, about
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be converted: its weights, and what is known of it."""
+
+    path: Path
+    files: tuple[Path, ...]
+    dtype: str  # of most weights, as its own format calls it
+    weights: WeightSource
+    origin: Checkpoint | ModelFile
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the LoRA that is merged, if one is."""
+        return self.weights.path.name if isinstance(self.weights, Merged) else None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The sizes of the model."""
+        return self.weights.config
+
+    @property
+    def bytes(self) -> int:
+        """The size of its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights were rounded to integers before, so that converting them rounds a second time."""
+        return self.dtype in weight_layouts.INTEGERS or self.dtype.startswith(("q", "iq"))
+
+    def tensor(self, name: str) -> Array:
+        """One tensor in float32, by its official name."""
+        return self.weights.tensor(name)
+
+    def info(self, weight_type: WeightType, template: str | None = None, digest: bool = True) -> ModelInfo:
+        """What a model file made of it will say of itself; `digest` reads a checkpoint for its sha256."""
+        if isinstance(self.origin, ModelFile):
+            info = replace(self.origin.info, weight_type=weight_type)
+            info = replace(info, source={**info.source, "converted_from": self.dtype})
+            if template:
+                info = replace(info, template=template, sampling=TEMPLATES[template].sampling)
+        else:
+            info = model.describe(self.origin, weight_type, digest, template)
+        if isinstance(self.weights, Merged):
+            source = {**info.source, "lora": self.weights.path.name, "lora_alpha": repr(self.weights.alpha)}
+            if digest and "sha256" in source:  # it is another model now, and states of the base do not fit it
+                parts = (source["sha256"], self.weights.sha256(), source["lora_alpha"])
+                source |= {
+                    "base_sha256": source["sha256"],
+                    "sha256": hashlib.sha256(" ".join(parts).encode()).hexdigest(),
+                }
+            info = replace(info, source=source)
+        return info
+
+
+def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Source:
+    """Open a model of any format, with a LoRA adapter merged into it if one is given.
+
+    Raises CheckpointError, ModelFileError, UsageError.
+    """
+    origin: Checkpoint | ModelFile
+    files: tuple[Path, ...]
+    if is_model_file(path):
+        origin = ModelFile(path)
+        files, dtype = (path,), str(origin.info.weight_type)
+    else:
+        origin = open_checkpoint(path)
+        files, dtype = origin.files, origin.dtype
+    if lora is None:
+        return Source(path, files, dtype, origin, origin)
+    return Source(path, (*files, lora), dtype, Merged(origin, lora, alpha), origin)
+
+
+def convert(
+    source: Source, target: Path, weight_type: WeightType, reporter: Reporter, template: str | None = None
+) -> None:
+    """Write a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError."""
+    info = source.info(weight_type, template)
+    if info.tokenizer:
+        load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
+    remove_leftovers(target.parent)
+    write_model(target, source.weights, info, reporter.quantizing)
+
+
+def file_bytes(source: Source, weight_type: WeightType) -> int:
+    """About the size that a model file of this type will have: all weights to the byte, the header roughly."""
+    info = source.info(weight_type, digest=False)
+    sizes = weight_layouts.stored_bytes(source.config, weight_type)
+    vocabulary = len((info.tokenizer.data if info.tokenizer else None) or b"")
+    return sum(sizes.values()) + vocabulary + _HEADER_BYTES * len(sizes)
+
+
+def plan(source: Source, bytes_per_second: float | None) -> list[dict[str, float | int | str | None]]:
+    """For each type of weights: the size of the file, and the tokens a second that this memory allows at most."""
+    rows: list[dict[str, float | int | str | None]] = []
+    for weight_type in WEIGHT_TYPES:
+        moved = weight_layouts.bytes_per_token(source.config, weight_type)
+        speed = bytes_per_second / moved if bytes_per_second else None
+        size = file_bytes(source, weight_type)
+        rows.append(
+            {"type": weight_type, "file_bytes": size, "bytes_per_token": moved, "tokens_per_second": speed}
+        )
+    return rows

@@ -1,0 +1,171 @@
+"""LoRA adapters: small matrices that were trained beside a model, and become part of its weights here.
+
+A file holds pairs A [r, in] and B [out, r] for some of the big matrices W [out, in]; merged, W becomes
+
+    W + (alpha / r) B A
+
+where alpha is what the adapter was trained with. It may also hold whole tensors, which take the place of the model's:
+RWKV-PEFT trains norms and token shifts that way. Names that are understood, where X is a name of the model without
+`.weight`, official or that of flash-linear-attention:
+
+    X.lora_A, X.lora_B                        RWKV-PEFT, .pth
+    X.lora_A.weight, X.lora_A.default.weight  the package peft, .pth or .safetensors; base_model.model. may precede
+
+Everything in the file has to find its place in the model: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli.engine.backends.base import WeightSource
+from rwkv_cli.errors import CheckpointError, UsageError
+from rwkv_cli.files.checkpoints.base import LazyTensor, mapped_tensor
+from rwkv_cli.files.checkpoints.hf import official_name
+from rwkv_cli.files.checkpoints.pth import read_state_dict
+from rwkv_cli.files.safetensors import map_safetensors
+
+Array = NDArray[np.float32]
+
+_PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<side>[AB])(\.default)?(\.weight)?")
+_PREFIX = "base_model.model."
+_ZIP = b"PK\x03\x04"
+_LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
+_MOST_ALPHA = 1e6
+
+
+@dataclass(frozen=True)
+class _Pair:
+    A: LazyTensor  # [r, in]
+    B: LazyTensor  # [out, r]
+
+
+class Merged:
+    """A model with an adapter merged into it: a source of weights like the model itself."""
+
+    def __init__(self, base: WeightSource, path: Path, alpha: float) -> None:
+        """Raises CheckpointError for a file that does not fit the model, UsageError for a senseless alpha."""
+        if not (math.isfinite(alpha) and 0 < abs(alpha) <= _MOST_ALPHA):
+            raise UsageError(
+                f"--lora-alpha is {alpha}: it must be the number that the adapter was trained with"
+            )
+        self.config: ModelConfig = base.config
+        self._base, self.path, self.alpha = base, path, alpha
+        self._pairs, self._whole = _read(path, base.config.tensor_shapes())
+
+    @property
+    def merged(self) -> int:
+        """How many tensors of the model the adapter changes."""
+        return len(self._pairs) + len(self._whole)
+
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the adapter's file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def tensor(self, name: str) -> Array:
+        """One tensor, with what the adapter adds to it. Raises CheckpointError for a NaN or an infinity."""
+        if name in self._whole:
+            shape = self.config.tensor_shapes()[name]
+            return self._finite(name, self._whole[name].read().reshape(shape))
+        tensor = self._base.tensor(name)
+        if name not in self._pairs:
+            return tensor
+        pair = self._pairs[name]
+        A, B = self._finite(name, pair.A.read()), self._finite(name, pair.B.read())
+        delta = B @ (A * np.float32(self.alpha / A.shape[0]))
+        delta += tensor.T if _LOW_RANK.search(name) else tensor
+        return self._finite(name, np.ascontiguousarray(delta.T) if _LOW_RANK.search(name) else delta)
+
+    def _finite(self, name: str, array: Array) -> Array:
+        if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise CheckpointError(
+                f"{self.path} leads to a NaN or an infinity in the tensor {name}: get it again"
+            )
+        return array
+
+
+def _read(path: Path, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Pair], dict[str, LazyTensor]]:
+    """The pairs and the whole tensors of a file, by official names, checked against the model's shapes."""
+    sides: dict[str, dict[str, LazyTensor]] = {}
+    whole: dict[str, LazyTensor] = {}
+    for raw, tensor in _open(path).items():
+        found = _PAIR.fullmatch(raw.removeprefix(_PREFIX))
+        if found is None:
+            name = official_name(raw.removeprefix(_PREFIX))
+            if name not in shapes or math.prod(tensor.shape) != math.prod(shapes[name]):
+                raise CheckpointError(
+                    f"{path} holds {_shown(raw)} of {list(tensor.shape)}, which has no place in the model"
+                )
+            whole[name] = tensor.transposed() if _is_turned(raw, name) else tensor
+            continue
+        matrix = _matrix(found["name"], shapes)
+        if matrix is None:
+            raise CheckpointError(f"{path} adapts {_shown(found['name'])}, which is no matrix of the model")
+        if found["side"] in sides.setdefault(matrix, {}):
+            raise CheckpointError(f"{path} adapts {matrix} twice")
+        sides[matrix][found["side"]] = tensor
+    if not sides:
+        raise CheckpointError(f"{path} holds no LoRA adapter: there is no lora_A and lora_B in it")
+    if twice := next((name for name in sides if name in whole), None):
+        raise CheckpointError(f"{path} both adapts and replaces {twice}")
+    return {name: _pair(path, name, pair, shapes[name]) for name, pair in sides.items()}, whole
+
+
+def _open(path: Path) -> dict[str, LazyTensor]:
+    """All tensors of a .pth or safetensors file."""
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == _ZIP
+        if is_zip:
+            return read_state_dict(path)
+        mapped = map_safetensors(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError:
+        raise CheckpointError(f"{path} is no LoRA adapter: neither a .pth nor a .safetensors file") from None
+    floats = {"BF16", "F16", "F32", "F64"}
+    if strange := next((name for name, found in mapped.tensors.items() if found.dtype not in floats), None):
+        raise CheckpointError(f"{path} holds {_shown(strange)} in a type that no weights have")
+    return {name: mapped_tensor(found.array, found.dtype.lower()) for name, found in mapped.tensors.items()}
+
+
+def _matrix(name: str, shapes: Mapping[str, Shape]) -> str | None:
+    """The official name of the matrix that is meant, with or without `.weight`."""
+    for candidate in (name, f"{name}.weight"):
+        official = official_name(candidate)
+        if len(shapes.get(official, ())) == 2 and not official.endswith(".r_k"):
+            return official
+    return None
+
+
+def _is_turned(raw: str, name: str) -> bool:
+    """Whether flash-linear-attention stores this tensor with its axes exchanged."""
+    return bool(_LOW_RANK.search(name)) and raw.removeprefix(_PREFIX) != name
+
+
+def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape) -> _Pair:
+    if set(sides) != {"A", "B"}:
+        raise CheckpointError(f"{path} has only one of lora_A and lora_B for {name}: it is incomplete")
+    A, B = sides["A"], sides["B"]
+    n_out, n_in = shape[::-1] if _LOW_RANK.search(name) else shape
+    fits = len(A.shape) == len(B.shape) == 2 and A.shape[0] == B.shape[1]
+    if not fits or (B.shape[0], A.shape[1]) != (n_out, n_in) or A.shape[0] == 0:
+        raise CheckpointError(
+            f"{path} does not fit the model: it adapts {name} of {list(shape)} with lora_A of {list(A.shape)} "
+            f"and lora_B of {list(B.shape)}"
+        )
+    return _Pair(A, B)
+
+
+def _shown(name: str) -> str:
+    return repr("".join(character for character in name[:80] if character.isprintable()))

@@ -1,0 +1,114 @@
+"""What a conversion has cost: the perplexity of a text before and after, and how far each tensor is off."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rwkv_cli.convert.conversion import Source, convert
+from rwkv_cli.engine.backends import registry
+from rwkv_cli.engine.backends.base import Backend, WeightSource
+from rwkv_cli.engine.perplexity import perplexity
+from rwkv_cli.errors import UnsupportedModelError, UsageError
+from rwkv_cli.files.model_file import ModelFile
+from rwkv_cli.files.weight_layouts import WeightType, type_of
+from rwkv_cli.model import Reporter
+from rwkv_cli.text.tokenizer import load_tokenizer
+
+WINDOWS = 4
+LENGTH = 512
+"""At most so many predictions in each of so many windows, spread over the text."""
+
+_LARGE = 1_000_000_000  # weights; before this, the original is measured in float32, beyond in float16
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far a tensor is off: the length of the difference, by the length of the original."""
+
+    name: str
+    weight_type: WeightType
+    relative: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Before and after."""
+
+    tokens: int  # that were predicted
+    before: float  # perplexity
+    after: float
+    tensors: list[TensorError]  # the worst first
+
+
+def tokens_of(source: Source, text: str) -> list[int]:
+    """The tokens of a text. Raises UsageError for a model without a tokenizer, or too short a text."""
+    spec = source.info("int8", digest=False).tokenizer
+    if spec is None:
+        raise UsageError(f"{source.path} has no tokenizer, so that no text can be compared")
+    tokens = load_tokenizer(spec, source.config.vocab_size).encode(text)
+    if len(tokens) < 2:
+        raise UsageError("the text to compare with is too short: it must have two tokens at least")
+    return tokens
+
+
+def compare(source: Source, target: Path, tokens: list[int], reporter: Reporter) -> Comparison:
+    """Measure a model file against what it was made of. Raises StorageError where there is no room for that."""
+    after = ModelFile(target)
+    length = min(LENGTH, len(tokens) - 1)
+    windows = max(1, min(WINDOWS, len(tokens) // (length + 1)))
+    with _original(source, target.parent, reporter) as original:
+        before = perplexity(_backend(original, reporter), tokens, windows, length)
+    return Comparison(
+        tokens=windows * length,
+        before=before,
+        after=perplexity(_backend(after, reporter), tokens, windows, length),
+        tensors=tensor_errors(source.weights, after),
+    )
+
+
+def tensor_errors(original: WeightSource, made: ModelFile) -> list[TensorError]:
+    """How far each tensor is off, the worst first; one at a time is in memory."""
+    errors = []
+    for name in made.config.tensor_shapes():
+        before = original.tensor(name).reshape(-1)
+        difference = made.tensor(name).reshape(-1) - before
+        # In float64: squares of tiny or huge weights are no float32.
+        length, off = (math.sqrt(_square(vector)) for vector in (before, difference))
+        relative = off / length if length else (0.0 if off == 0 else math.inf)
+        errors.append(TensorError(name, type_of(name, made.info.weight_type), relative))
+    return sorted(errors, key=lambda error: -error.relative)
+
+
+def _square(vector: np.ndarray[tuple[int], np.dtype[np.float32]]) -> float:
+    step = 1 << 20
+    parts = (vector[i : i + step].astype(np.float64) for i in range(0, vector.size, step))
+    return float(sum(np.dot(part, part) for part in parts))
+
+
+@contextmanager
+def _original(source: Source, folder: Path, reporter: Reporter) -> Iterator[ModelFile]:
+    """The model as it was, in a file that the CPU backend can run: its own, or a temporary one beside the target."""
+    if isinstance(source.weights, ModelFile):
+        yield source.weights
+        return
+    kind: WeightType = "fp16" if source.config.n_params > _LARGE else "fp32"
+    with tempfile.TemporaryDirectory(prefix=".rwkv-compare-", dir=folder) as temporary:
+        path = Path(temporary) / "original.safetensors"
+        reporter.note(f"writing the original in {kind} for the comparison, which is removed afterwards")
+        try:
+            convert(source, path, kind, reporter)
+        except UnsupportedModelError:  # values beyond float16
+            convert(source, path, "fp32", reporter)
+        yield ModelFile(path)
+
+
+def _backend(file: ModelFile, reporter: Reporter) -> Backend:
+    # The CPU runs all types: both sides of the comparison are computed alike.
+    return registry.create("cpu", file, None, reporter.compiling).backend

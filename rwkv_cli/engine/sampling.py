@@ -1,0 +1,354 @@
+"""The choice of the next token from the model's logits.
+
+The order is that of the published `rwkv` package (rwkv/utils.py, PIPELINE.generate and .sample_logits):
+repetition penalties, logit bias and bans; softmax; top-p, top-k and min-p on those probabilities; only then
+the temperature, p ** (1 / temperature); and one draw. Where that package lets a token that is exempt from
+counting pay the presence penalty, here it pays nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.text.tokenizer import Tokenizer
+
+Logits = NDArray[np.float32]
+
+# Sorting the whole vocabulary would cost more than the rest of sampling. Candidates are the tokens whose
+# logits are less than this below the highest; where they do not suffice, the next depth lets more in, and in
+# the end all.
+_DEPTHS = (3.0, 5.0, 7.0, 9.0, 11.0, 14.0)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to choose; the defaults are those of the published `rwkv` package, without its penalties.
+
+    Raises UsageError for a value that cannot be right, named by its command-line option.
+    """
+
+    temperature: float = 1.0  # above 1 flattens, below 1 sharpens, 0 always takes the likeliest token
+    top_p: float = 0.85  # keep the likeliest tokens that together reach this probability; 1 keeps all
+    top_k: int = 0  # keep this many of the likeliest tokens; 0 keeps all
+    min_p: float = 0.0  # keep the tokens with at least this part of the highest probability; 0 keeps all
+    presence_penalty: float = 0.0  # taken from the logit of every token seen
+    frequency_penalty: float = 0.0  # taken from it once more for each count
+    penalty_decay: float = 0.996  # factor on all counts, each token
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
+    banned: frozenset[int] = frozenset()  # tokens never to choose
+    seed: int | None = None  # same seed, same tokens; None takes one from the operating system
+
+    def __post_init__(self) -> None:
+        _check("--temperature", self.temperature, 0)
+        _check("--top-p", self.top_p, 0, 1)
+        _check("--top-k", self.top_k, 0)
+        if self.top_k != int(self.top_k):
+            raise UsageError(f"--top-k is {self.top_k:g}: it must be a whole number")
+        _check("--min-p", self.min_p, 0, 1)
+        _check("--presence-penalty", self.presence_penalty)
+        _check("--frequency-penalty", self.frequency_penalty)
+        _check("--penalty-decay", self.penalty_decay, 0, 1)
+        for token, bias in self.logit_bias.items():
+            _check(f"--logit-bias of token {token}", bias)
+        for token in {*self.logit_bias, *self.banned}:
+            _check("the id of a biased or banned token", token, 0)
+        if self.seed is not None:
+            _check("--seed", self.seed, 0)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether only the likeliest token can be chosen."""
+        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it matters how many tokens are likelier than another."""
+        return self.top_k > 0 and not self.greedy
+
+
+def _check(option: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise UsageError unless value is finite and between low and high, both included."""
+    if math.isfinite(value) and low <= value <= high:
+        return
+    if high < math.inf:
+        wanted = f"be between {low:g} and {high:g}"
+    elif math.isfinite(value):
+        wanted = f"be at least {low:g}"
+    else:
+        wanted = "be a finite number"
+    raise UsageError(f"{option} is {value:g}: it must {wanted}")
+
+
+class Choice(NamedTuple):
+    """A chosen token and the natural logarithm of the probability that the model itself gave it."""
+
+    token: int
+    logprob: float
+
+
+NOT_A_NUMBER, NOTHING_LEFT = -1, -2
+"""In place of a token: why none could be chosen."""
+
+
+class Draw(NamedTuple):
+    """What it takes to choose a token where the logits are."""
+
+    tokens: NDArray[np.int64]  # each once
+    amounts: NDArray[np.float64]  # added to their logits; minus infinity for those that are banned
+    random: float  # in [0, 1): what the inverse distribution function is taken of
+    temperature: float
+    top_p: float
+    min_p: float
+
+
+@dataclass(frozen=True)
+class SamplerMemory:
+    """What changes in a sampler from token to token."""
+
+    counts: Mapping[int, float]  # of every token that is penalised
+    generator: Mapping[str, Any]  # the state of NumPy's PCG64: {"state": {"state": ..., "inc": ...}, ...}
+
+
+class Sampler:
+    """Chooses tokens and remembers them for the repetition penalties.
+
+    `rng` is the random generator; it gives one double a token, and none for greedy choices. Together with
+    `counts` it is everything that changes from token to token.
+    """
+
+    def __init__(
+        self, settings: SamplingSettings, exempt: Callable[[int], bool] | Collection[int] = frozenset()
+    ) -> None:
+        """exempt are the tokens that are never penalised; see `exempt_tokens`."""
+        self.settings = settings
+        self.rng = np.random.Generator(np.random.PCG64(settings.seed))
+        self._exempt = exempt if callable(exempt) else exempt.__contains__
+        self._counts = _DecayingCounts(settings.penalty_decay)
+        named = {**settings.logit_bias, **dict.fromkeys(settings.banned, -math.inf)}
+        self._named = np.array(list(named), np.int64)
+        self._bias = np.array(list(named.values()), np.float64)
+
+    @property
+    def counts(self) -> dict[int, float]:
+        """Token -> its decayed count, of every token that is penalised. A copy; assign to replace them."""
+        return self._counts.as_dict()
+
+    @counts.setter
+    def counts(self, counts: Mapping[int, float]) -> None:
+        self._counts = _DecayingCounts(self.settings.penalty_decay, counts)
+
+    @property
+    def memory(self) -> SamplerMemory:
+        """What a sampler with the same settings needs to go on exactly as this one would. Assign to go on from it.
+
+        Raises ValueError when what is assigned was never the memory of a sampler.
+        """
+        return SamplerMemory(self.counts, self.rng.bit_generator.state)
+
+    @memory.setter
+    def memory(self, memory: SamplerMemory) -> None:
+        try:
+            self.rng.bit_generator.state = dict(memory.generator)
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError("that is no state of the random generator PCG64") from error
+        self.counts = memory.counts
+
+    def sample(self, logits: Logits) -> Choice:
+        """Choose from the logits, float32 [V], which stay as they are, and record the choice.
+
+        Raises RwkvError if the model computed something else than numbers, and UsageError if the settings
+        leave no token or name one that the model does not have.
+        """
+        own = _Softmax(logits)
+        if not math.isfinite(own.peak):
+            _check_token(NOT_A_NUMBER)
+        adjusted = self._adjust(logits)
+        softmax = own if adjusted is logits else _Softmax(adjusted)
+        if not math.isfinite(softmax.peak):
+            _check_token(NOTHING_LEFT)
+        token = int(adjusted.argmax()) if self.settings.greedy else self._draw(softmax)
+        self.observe(token)
+        return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
+
+    def draw(self, vocab_size: int) -> Draw | None:
+        """What somebody else needs to choose in place of `sample`; `take` is to follow. None if settings rank.
+
+        Raises UsageError if the settings name a token that the model does not have.
+        """
+        settings = self.settings
+        tokens, amounts = self._adjustments(vocab_size)
+        if settings.greedy:  # the first of those as likely as the likeliest
+            return Draw(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
+        if settings.ranks:
+            return None
+        number = self.rng.random()
+        return Draw(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)
+
+    def take(self, choice: Choice) -> Choice:
+        """Record what was chosen elsewhere. Raises what `sample` does if it is no token but a reason."""
+        _check_token(choice.token)
+        self.observe(choice.token)
+        return choice
+
+    def observe(self, token: int) -> None:
+        """Record a token that was not sampled here, such as one of a prompt."""
+        self._counts.decay()
+        if not self._exempt(token):
+            self._counts.add(token)
+
+    def _adjust(self, logits: Logits) -> Logits:
+        """The logits after penalties, bias and bans; the very same array if there are none."""
+        tokens, amounts = self._adjustments(logits.size)
+        if not tokens.size:
+            return logits
+        adjusted = logits.copy()
+        with np.errstate(over="ignore"):
+            adjusted[tokens] += amounts
+        return adjusted
+
+    def _adjustments(self, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Tokens, each once, and what penalties, bias and bans add to their logits."""
+        settings, tokens, amounts = self.settings, self._named, self._bias
+        if settings.presence_penalty or settings.frequency_penalty:
+            counted, counts = self._counts.arrays()
+            penalties = -settings.presence_penalty - counts * settings.frequency_penalty
+            if tokens.size:
+                tokens, places = np.unique(np.concatenate([counted, tokens]), return_inverse=True)
+                each = np.concatenate([penalties, amounts])
+                amounts = np.zeros(len(tokens))
+                np.add.at(amounts, places, each)
+            else:
+                tokens, amounts = counted, penalties
+        if tokens.size and tokens.max() >= vocab_size:
+            raise UsageError(f"there is no token {tokens.max()}: the model has {vocab_size:,}")
+        return tokens, amounts
+
+    def _draw(self, softmax: _Softmax) -> int:
+        """One of the kept tokens, by the inverse of the distribution function in the order of their ids."""
+        tokens, gaps = self._keep(softmax)
+        with np.errstate(over="ignore"):  # with a tiny temperature a gap becomes -inf and its weight 0: right
+            distribution = np.cumsum(np.exp(gaps / self.settings.temperature))
+        # The generator gives at most 1 - 2**-53, so the product is below the total and the index in bounds.
+        index = np.searchsorted(distribution, self.rng.random() * distribution[-1], side="right")
+        return int(tokens[index])
+
+    def _keep(self, softmax: _Softmax) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens that top-p, top-k and min-p leave, by ascending id, and their gaps."""
+        settings = self.settings
+        tokens, gaps = self._candidates(softmax)
+        if settings.top_p == 1 and not settings.top_k and not settings.min_p:
+            return tokens, gaps
+        falling = np.sort(gaps)[::-1]
+        cutoff = falling[-1]
+        if settings.top_p < 1:
+            last = np.searchsorted(np.cumsum(np.exp(falling)), settings.top_p * softmax.total)
+            cutoff = falling[min(int(last), len(falling) - 1)]
+        if settings.top_k:
+            cutoff = max(cutoff, falling[min(settings.top_k, len(falling)) - 1])
+        cutoff = max(cutoff, _log(settings.min_p))
+        kept = np.flatnonzero(gaps >= cutoff)  # all that are as likely as the last one needed stay
+        surplus = len(kept) - settings.top_k
+        if settings.top_k and surplus > 0:  # except for top-k, which counts: there the lower ids stay
+            tied = np.flatnonzero(gaps[kept] == cutoff)
+            kept = np.delete(kept, tied[len(tied) - surplus :])
+        return tokens[kept], gaps[kept]
+
+    def _candidates(self, softmax: _Softmax) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Tokens among which are surely all that the cuts leave, by ascending id, and their gaps."""
+        settings = self.settings
+        for depth in _DEPTHS:
+            floor = np.float32(softmax.peak - depth)
+            tokens = np.flatnonzero(softmax.logits > floor)
+            gaps = softmax.gaps(tokens)
+            if (
+                0 < settings.top_k <= len(tokens)
+                or float(floor) - softmax.peak < _log(settings.min_p)
+                or (settings.top_p < 1 and np.exp(gaps).sum() >= settings.top_p * softmax.total)
+            ):
+                return tokens, gaps
+        tokens = np.flatnonzero(softmax.logits > -np.inf)
+        return tokens, softmax.gaps(tokens)
+
+
+def _check_token(token: int) -> None:
+    """Raise the error for a reason in place of a token."""
+    if token == NOT_A_NUMBER:
+        raise RwkvError("the model's output is not a number: its weights or its state are damaged")
+    if token == NOTHING_LEFT:
+        raise UsageError("no token can be chosen: all are banned, or a penalty or bias is far too large")
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability else -math.inf
+
+
+class _Softmax:
+    """softmax(logits) = exp(gaps) / total, where a gap is a logit less the highest one."""
+
+    def __init__(self, logits: Logits) -> None:
+        self.logits = logits
+        self.peak = float(logits.max())  # nan if any logit is
+
+    @functools.cached_property
+    def total(self) -> float:
+        with np.errstate(over="ignore"):  # a gap beyond float32 becomes -inf and its weight 0: right
+            return float(np.exp(self.logits - np.float32(self.peak)).sum())
+
+    def gaps(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The logits of tokens less the highest one."""
+        return self.logits[tokens].astype(np.float64) - self.peak
+
+
+class _DecayingCounts:
+    """How often each token came; every count shrinks by a factor with each token. Arrays, to be fast."""
+
+    def __init__(self, factor: float, counts: Mapping[int, float] | None = None) -> None:
+        counts = counts or {}
+        self._factor = factor
+        self._row = {token: row for row, token in enumerate(counts)}
+        self._tokens = np.array(list(counts), np.int64)  # [capacity], used up to len(self)
+        self._values = np.array(list(counts.values()), np.float64)  # likewise
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens and their counts: views."""
+        return self._tokens[: len(self)], self._values[: len(self)]
+
+    def as_dict(self) -> dict[int, float]:
+        tokens, values = self.arrays()
+        return dict(zip(tokens.tolist(), values.tolist(), strict=True))
+
+    def decay(self) -> None:
+        self.arrays()[1][:] *= self._factor
+
+    def add(self, token: int) -> None:
+        """Count a token once more."""
+        row = self._row.setdefault(token, len(self._row))
+        if row == len(self._tokens):
+            room = np.zeros(row + 64, np.int64)
+            self._tokens = np.concatenate([self._tokens, room])
+            self._values = np.concatenate([self._values, room.astype(np.float64)])
+        self._tokens[row] = token
+        self._values[row] += 1
+
+
+def exempt_tokens(tokenizer: Tokenizer) -> Callable[[int], bool]:
+    """Whether a token is white space, or a number with or without it: those repeat in any text."""
+
+    @functools.cache
+    def exempt(token: int) -> bool:
+        data = tokenizer.token_bytes(token)
+        text = data.decode("utf-8", "replace").strip()
+        return bool(data) and (not text or (text.isascii() and text.isdigit()))
+
+    return exempt

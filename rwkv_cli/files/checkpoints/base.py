@@ -1,0 +1,225 @@
+"""What every checkpoint reader gives: officially named tensors, read one at a time.
+
+A reader (`pth`, `hf`, `gguf`) maps a file, renames its tensors and hands them to `Checkpoint`, which checks
+that they make a whole RWKV-7 model. Nothing is read until `Checkpoint.tensor` asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli.errors import CheckpointError, UnsupportedModelError
+from rwkv_cli.files.checkpoints.foreign import describe_foreign
+from rwkv_cli.files.safetensors import let_go
+from rwkv_cli.text.tokenizer import TokenizerSpec
+
+Format = Literal["pth", "hf", "gguf"]
+
+WORLD_VOCAB_SIZE = 65_536
+
+# Checked before anything is derived from a name: a layer number of a hostile file must not size a loop.
+_OFFICIAL_NAME = re.compile(
+    r"emb\.weight|head\.weight|ln_out\.(weight|bias)|blocks\.0\.ln0\.(weight|bias)"
+    r"|blocks\.(0|[1-9][0-9]{0,3})\.("
+    r"ln[12]\.(weight|bias)|att\.ln_x\.(weight|bias)|att\.(receptance|key|value|output)\.weight"
+    r"|att\.(x_[rwkvag]|[wav][012]|g[12]|k_k|k_a|r_k)|ffn\.(x_k|key\.weight|value\.weight))"
+)
+# Layer 0 has no earlier value to mix in; some files carry these unused tensors all the same.
+_UNUSED = frozenset({"blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"})
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """One tensor of a mapped file.
+
+    `dtype` is its type in the file, in lower case ("bf16", "f32", "q4_0"); `read` gives it in the given shape
+    as float32: a fresh array, or a read-only view where the file already holds float32.
+    """
+
+    shape: Shape
+    dtype: str
+    read: Callable[[], NDArray[np.float32]]
+
+    def reshaped(self, *shape: int) -> LazyTensor:
+        """The same values in another shape of the same size."""
+        return replace(self, shape=shape, read=lambda: self.read().reshape(shape))
+
+    def transposed(self) -> LazyTensor:
+        """A matrix with its axes exchanged."""
+        return replace(self, shape=self.shape[::-1], read=lambda: np.ascontiguousarray(self.read().T))
+
+    def row(self, index: int) -> LazyTensor:
+        """One entry along the first axis."""
+        return replace(self, shape=self.shape[1:], read=lambda: self.read()[index])
+
+
+def widened(view: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """A stored array as contiguous float32; bf16 comes as uint16 and is the upper half of a float32."""
+    if dtype != "bf16":
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused as such
+            array = np.ascontiguousarray(view, dtype=np.float32)
+        if dtype != "f32":
+            let_go(view)
+        return array
+    wide = np.empty(view.shape, np.uint32)
+    np.left_shift(view, np.uint32(16), out=wide)
+    let_go(view)
+    return wide.view(np.float32)
+
+
+def mapped_tensor(view: NDArray[Any], dtype: str) -> LazyTensor:
+    """A tensor whose values lie in a mapped file as they are (bf16 as uint16)."""
+    return LazyTensor(view.shape, dtype, lambda: widened(view, dtype))
+
+
+class Checkpoint:
+    """A published model, opened: its sizes are known, its tensors are read on demand.
+
+    Usable as a context manager; `close` lets the mapped files go.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: Format,
+        files: tuple[Path, ...],
+        tensors: Mapping[str, LazyTensor],
+        tokenizer: TokenizerSpec | None = None,
+    ) -> None:
+        """Check officially named tensors and derive the sizes; `tokenizer` is the file's own, if any.
+
+        Raises UnsupportedModelError for a model of another kind, CheckpointError for tensors that are
+        missing, unknown or of the wrong shape.
+        """
+        self.path = path
+        self.format: Format = format
+        self.files = files
+        refuse_foreign(path, tensors)
+        self._tensors = {name: _flat_vector(tensors[name]) for name in tensors if name not in _UNUSED}
+        self.config = _config(path, self._tensors)
+        self.dtype = _prevailing_dtype(self._tensors)
+        folder = path if path.is_dir() else path.parent
+        self.tokenizer = tokenizer or _usual_tokenizer(folder, self.config.vocab_size)
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Read one tensor by its official name, in the shape of `ModelConfig.tensor_shapes`.
+
+        Float32 files are not copied: the array may be a read-only view. Raises CheckpointError when it holds
+        a NaN or an infinity.
+        """
+        array = self._tensors[name].read()
+        # The extremes show both, without a temporary array as large as the tensor: NaN wins every comparison.
+        if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise CheckpointError(
+                f"{self.path} holds a NaN or an infinity in the tensor {name}: get the file again"
+            )
+        return array
+
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of the weight files, one after another."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let the mapped files go, once no array that was read from them is in use."""
+        self._tensors = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def refuse_foreign(path: Path, names: Mapping[str, object], model_type: str | None = None) -> None:
+    """Raise UnsupportedModelError where the tensor names belong to another kind of model."""
+    kind = describe_foreign(names, model_type)
+    if kind is not None:
+        raise UnsupportedModelError(f"{path} {kind}; rwkv runs RWKV-7 models only")
+
+
+def renamed(
+    path: Path, tensors: Mapping[str, LazyTensor], official: Callable[[str], str]
+) -> dict[str, LazyTensor]:
+    """The tensors under their official names. Raises CheckpointError when two would bear the same one."""
+    result: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        target = official(name)
+        if target in result:
+            raise CheckpointError(
+                f"{path} holds two tensors for {target[:80]!r}; {name[:80]!r} is one too many"
+            )
+        result[target] = tensor
+    return result
+
+
+def split_fused_shifts(path: Path, tensors: dict[str, LazyTensor]) -> None:
+    """Replace every `blocks.i.att.x_x` ([6, C] or [6, 1, 1, C]) by x_r, x_w, x_k, x_v, x_a and x_g."""
+    for name in [name for name in tensors if name.endswith(".att.x_x")]:
+        fused = tensors.pop(name)
+        n_embd = _size(fused.shape[1:])
+        if fused.shape not in ((6, n_embd), (6, 1, 1, n_embd)):
+            raise CheckpointError(
+                f"{path} has the shape {list(fused.shape)} for the six token shifts {name[:80]!r}"
+            )
+        for index, letter in enumerate("rwkvag"):
+            tensors[name[:-1] + letter] = fused.row(index).reshaped(n_embd)
+
+
+def _usual_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec | None:
+    """The World vocabulary for models of its size, otherwise the folder's `tokenizer.json`, if any."""
+    if vocab_size == WORLD_VOCAB_SIZE:
+        return TokenizerSpec("world")
+    file = folder / "tokenizer.json"
+    return TokenizerSpec("tokenizer.json", file.read_bytes()) if file.is_file() else None
+
+
+def _size(shape: Shape) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
+
+
+def _flat_vector(tensor: LazyTensor) -> LazyTensor:
+    """[1, 1, C] as [C]; everything else as it is."""
+    is_row = len(tensor.shape) == 3 and tensor.shape[:2] == (1, 1)
+    return tensor.reshaped(tensor.shape[2]) if is_row else tensor
+
+
+def _config(path: Path, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
+    for name in tensors:
+        if not _OFFICIAL_NAME.fullmatch(name):
+            raise CheckpointError(f"{path} holds the tensor {name[:80]!r}, which no RWKV-7 model has")
+    try:
+        config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    extra = next((name for name in tensors if name not in config.tensor_shapes()), None)
+    if extra is not None:
+        raise CheckpointError(f"{path} holds the tensor {extra}, which has no place in this model")
+    return config
+
+
+def _prevailing_dtype(tensors: Mapping[str, LazyTensor]) -> str:
+    """The type that holds the most weights."""
+    weights: Counter[str] = Counter()
+    for tensor in tensors.values():
+        weights[tensor.dtype] += _size(tensor.shape)
+    return weights.most_common(1)[0][0]

@@ -1,0 +1,249 @@
+"""Our model file: one safetensors file with everything that generation needs, mapped rather than loaded.
+
+The tensors have their official names and the form that `files.weight_layouts` describes. A tensor `tokenizer` holds the
+bytes of the vocabulary, if the model brings its own. The metadata, all of it JSON:
+
+    rwkv           the version of this format, 1
+    config         the fields of `ModelConfig`
+    quantization   {"type": "int8", "group": 64, ...}
+    tokenizer      {"kind": "world" | "tokenizer.json" | null}
+    template       the name of the prompt template
+    sampling       defaults for `SamplingSettings`
+    digest         a sha256 over all tensors, to find out whether they are still what was written
+    source         {"name": ..., "format": "pth" | "hf" | "gguf", "sha256": ...} of the checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli.engine.sampling import SamplingSettings
+from rwkv_cli.errors import ModelFileError, UnsupportedModelError, UsageError
+from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.safetensors import (
+    DIGEST,
+    NO_DIGEST,
+    MappedTensor,
+    SafetensorsWriter,
+    digest_of,
+    let_go,
+    map_safetensors,
+)
+from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.text.template import TEMPLATES
+from rwkv_cli.text.tokenizer import TokenizerSpec
+
+if TYPE_CHECKING:
+    from rwkv_cli.engine.backends.base import WeightSource
+
+VERSION = 1
+TOKENIZER = "tokenizer"
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself, beside its weights."""
+
+    config: ModelConfig
+    weight_type: WeightType
+    tokenizer: TokenizerSpec | None
+    template: str
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+class ModelFile:
+    """A model file, opened: the header is read and checked, the weights are mapped."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ModelFileError, in one sentence, for a file that is damaged, foreign or of a newer version."""
+        self.path = path
+        try:
+            mapped = self._mapped = map_safetensors(path)
+            self._tensors = mapped.tensors
+            self.info = _read_info(mapped.metadata, self._tensors)
+        except FileNotFoundError:
+            raise ModelFileError(f"there is no file {path}") from None
+        except OSError as error:
+            raise ModelFileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+        except (ValueError, UnsupportedModelError) as error:
+            raise ModelFileError(f"{path} is not a model file that can be used: {error}") from None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The sizes of the model."""
+        return self.info.config
+
+    @property
+    def names(self) -> list[str]:
+        """Of all stored arrays of weights."""
+        return [name for name in self._tensors if name != TOKENIZER]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all stored weights."""
+        return sum(self._tensors[name].array.nbytes for name in self.names)
+
+    def is_intact(self, progress: Callable[[int], None] | None = None) -> bool | None:
+        """Whether all tensors are what was written; None for a file that has no digest of them. Reads all of it."""
+        written = self._mapped.metadata.get(DIGEST)
+        return None if written is None else json.dumps(digest_of(self._mapped, progress)) == written
+
+    def stored(self, name: str) -> NDArray[Any]:
+        """A stored array as it lies in the file: a read-only view, bfloat16 as uint16."""
+        return self._tensors[name].array
+
+    def tensor(self, name: str) -> Array:
+        """An officially named tensor in float32, in the shape that `ModelConfig.tensor_shapes` lists."""
+        parts = {
+            part: self._tensors[part].array
+            for part in (name, name + weight_layouts.SCALE)
+            if part in self._tensors
+        }
+        tensor = weight_layouts.restore(name, self.config.tensor_shapes()[name], parts)
+        for array in parts.values():
+            let_go(array)
+        return tensor
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a file is, or was meant to be, one of ours (and not a published safetensors checkpoint)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return b'"__metadata__":{"rwkv":' in file.read(min(length, 64))
+    except OSError:
+        return False
+
+
+def write_model(
+    path: Path, source: WeightSource, info: ModelInfo, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Quantize a checkpoint into a model file, one tensor at a time; all or nothing, see `SafetensorsWriter`.
+
+    `progress` is called with the weights done and their total. Raises StorageError when the file cannot be written,
+    CheckpointError when the checkpoint cannot be read to its end.
+    """
+    shapes = info.config.tensor_shapes()
+    announced: dict[str, tuple[str, Shape]] = {}
+    for name, shape in shapes.items():
+        announced |= weight_layouts.stored_form(name, shape, info.weight_type)
+    vocabulary = np.frombuffer((info.tokenizer.data if info.tokenizer else None) or b"", np.uint8)
+    if vocabulary.size:
+        announced[TOKENIZER] = ("U8", vocabulary.shape)
+    done, total = 0, info.config.n_params
+    with SafetensorsWriter(path, announced, _metadata(info)) as writer:
+        if vocabulary.size:
+            writer.write(TOKENIZER, vocabulary)
+        for name in shapes:
+            tensor = source.tensor(name)
+            done += tensor.size
+            for part, array in weight_layouts.store(name, tensor, info.weight_type).items():
+                writer.write(part, array)
+            let_go(tensor)  # where it lies in a mapped file
+            del tensor  # before the next one is read
+            if progress:
+                progress(done, total)
+
+
+def _metadata(info: ModelInfo) -> dict[str, str]:
+    scheme: dict[str, Any] = {"type": info.weight_type}
+    if info.weight_type in weight_layouts.INTEGERS:
+        scheme |= {"symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
+    fields = {
+        "rwkv": VERSION,  # first: `is_model_file` looks for it
+        "config": info.config.as_dict(),
+        "quantization": scheme,
+        "tokenizer": {"kind": info.tokenizer.kind if info.tokenizer else None},
+        "template": info.template,
+        "sampling": dict(info.sampling),
+        "source": dict(info.source),
+    }
+    return {key: json.dumps(value) for key, value in fields.items()} | {DIGEST: NO_DIGEST}
+
+
+def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor]) -> ModelInfo:
+    """The header, checked: every tensor that the config demands has the form that the type demands.
+
+    Raises ValueError with half a sentence about the file.
+    """
+    if "rwkv" not in metadata:
+        raise ValueError("it is a safetensors file of another program")
+    if (version := _json(metadata, "rwkv", int)) != VERSION:
+        raise ValueError(
+            f"it has version {version} of the format and this program knows {VERSION}; update rwkv-cli"
+        )
+    try:
+        config = ModelConfig.from_dict(_json(metadata, "config", dict))
+    except ValueError as error:
+        raise ValueError(f"its config is wrong: {error}") from None
+    weight_type = _json(metadata, "quantization", dict).get("type")
+    if weight_type not in get_args(WeightType):
+        raise ValueError(f"its weights have the unknown type {weight_type!r}")
+    if config.n_layer > len(tensors):  # before a loop over layers that are not there
+        raise ValueError("it has fewer tensors than layers")
+    unknown = set(tensors) - {TOKENIZER}
+    for name, shape in config.tensor_shapes().items():
+        for part, (dtype, stored_shape) in weight_layouts.stored_form(name, shape, weight_type).items():
+            unknown.discard(part)
+            found = tensors.get(part)
+            if found is None or (found.dtype, found.shape) != (dtype, stored_shape):
+                raise ValueError(f"the tensor {part} is missing or has the wrong type or shape")
+    if unknown:
+        raise ValueError(f"its config has no place for the tensor {min(unknown)[:80]}")
+    return ModelInfo(
+        config=config,
+        weight_type=weight_type,
+        tokenizer=_read_tokenizer(_json(metadata, "tokenizer", dict).get("kind"), tensors.get(TOKENIZER)),
+        template=_read_template(_json(metadata, "template", str)),
+        sampling=_read_sampling(_json(metadata, "sampling", dict)),
+        source=_json(metadata, "source", dict),
+    )
+
+
+def _read_tokenizer(kind: object, vocabulary: MappedTensor | None) -> TokenizerSpec | None:
+    if kind is None:
+        return None
+    data = vocabulary.array.tobytes() if vocabulary else None
+    if kind == "world":
+        return TokenizerSpec("world", data)
+    if kind == "tokenizer.json" and data:
+        return TokenizerSpec("tokenizer.json", data)
+    raise ValueError(f"its tokenizer is of an unknown kind, {kind!r}, or missing")
+
+
+def _read_template(name: str) -> str:
+    if name not in TEMPLATES:
+        raise ValueError(
+            f"it needs the template {name[:80]!r}, which this program does not have; update rwkv-cli"
+        )
+    return name
+
+
+def _read_sampling(defaults: dict[str, Any]) -> dict[str, Any]:
+    try:
+        SamplingSettings(**defaults)
+    except (TypeError, AttributeError, OverflowError, UsageError) as error:
+        raise ValueError(f"its sampling defaults are wrong: {str(error)[:80]}") from None
+    return defaults
+
+
+def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
+    """A metadata entry, decoded. Raises ValueError when it is missing or of another kind."""
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError, RecursionError):
+        value = None
+    if type(value) is not kind:
+        raise ValueError(f"its metadata lack a usable {key!r}")
+    return value

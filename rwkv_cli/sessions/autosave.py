@@ -1,0 +1,234 @@
+"""A conversation and the file that it is kept in; nothing here knows a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rwkv_cli.errors import UsageError
+from rwkv_cli.model import Model
+from rwkv_cli.sessions import resume, state_file, state_store
+from rwkv_cli.sessions.conversation import Conversation
+from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.text.template import Template
+
+
+@dataclass
+class Choices:
+    """How a conversation is to be, as far as somebody said so."""
+
+    template: Template | None = None
+    system: str | None = None
+    think: str | None = None
+    max_tokens: int | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    def begin(self, model: Model) -> Conversation:
+        """A new conversation. Raises UsageError for what the template does not have."""
+        conversation = Conversation(model, self.template, self.system, self.think, **self.sampling)
+        if self.max_tokens is not None:
+            conversation.set("max_tokens", self.max_tokens)
+        return conversation
+
+    def resume(self, model: Model, saved: SavedState) -> Conversation:
+        """The conversation of a state, gone on with in this way. Raises UsageError for what is settled already."""
+        conversation = Conversation.from_saved(model, saved, self.template)
+        has_begun = bool(conversation.turns)
+        if self.template and self.template != conversation.template:
+            if has_begun:
+                raise UsageError(
+                    f"the conversation has the template {conversation.template.name}: leave out --template"
+                )
+            conversation.change_template(self.template)
+        if self.system is not None and self.system != conversation.system:
+            if has_begun:
+                raise UsageError("the conversation began with another system text: leave out --system")
+            conversation.reset(self.system)
+        given = {"think": self.think, "max_tokens": self.max_tokens, **self.sampling}
+        for name, value in given.items():
+            if value is not None:
+                conversation.set(name, value)
+        return conversation
+
+
+class Session:
+    """The conversation that goes on, and where it is saved after every answer, if it has a name.
+
+    `close` it: it keeps a lock on its file.
+    """
+
+    def __init__(self, conversation: Conversation, keep_text: bool = True) -> None:
+        self.conversation = conversation
+        self.keep_text = keep_text
+        self.path: Path | None = None
+        self.is_kept = True  # the last attempt to save it went well
+        self.before: Conversation | None = None  # what `reset` put away
+        self._lock = ExitStack()
+        self._written: set[Path] = set()  # files that this session made, and may replace
+
+    @property
+    def model(self) -> Model:
+        """That which talks."""
+        return self.conversation.model
+
+    @property
+    def name(self) -> str | None:
+        """Of the conversation that is saved after every answer."""
+        return state_store.name_of(self.path) if self.path else None
+
+    def adopt(self, path: Path, lock: ExitStack) -> None:
+        """From now on, save to this file, which is locked."""
+        self._lock.close()
+        self.path, self._lock = path, lock
+
+    def keep(self) -> None:
+        """Save the conversation, if it has a name. Raises StorageError, StateError."""
+        if self.path:
+            self.is_kept = False
+            self._write(self.path)
+            self.is_kept = True
+
+    def save(self, target: str | None) -> Path:
+        """Save under a name or in a file; a name is kept from then on, unless there is one. Gives the file.
+
+        Raises UsageError without a name, and for one that is another state's.
+        """
+        if target is None:
+            if self.path is None:
+                raise UsageError("the conversation has no name yet: /save NAME")
+            self._write(self.path)
+            return self.path
+        path = state_store.resolve(target)
+        if self.path and _is_same(path, self.path):
+            self._write(path)
+            return path
+        lock = self._free(path, target)
+        if self.path is None and path.parent == state_store.folder():
+            self._write(path, lock)
+            self.adopt(path, lock)
+        else:
+            with lock:
+                self._write(path)
+        return path
+
+    def fork(self, name: str) -> Path:
+        """Save under a new name and go on there; what was saved before stays as it is."""
+        path = state_store.resolve(name)
+        lock = self._free(path, name)
+        self._write(path, lock)
+        self.adopt(path, lock)
+        return path
+
+    def load(self, target: str, choices: Choices | None = None) -> str | None:
+        """Go on from a state. A named conversation is saved from then on; any other state stays as it is.
+
+        Gives a warning, if there is one. Raises StateError, UsageError.
+        """
+        path = state_store.find(target)
+        if self.path and _is_same(path, self.path):
+            raise UsageError(f"this is {self.name}")
+        lock = locked(path)
+        try:
+            saved = state_file.load(path)
+            warning = state_file.fit(saved, self.model)
+            self.conversation = (choices or Choices()).resume(self.model, saved)
+        except BaseException:
+            lock.close()
+            raise
+        self.before = None
+        if saved.conversation is not None and path.parent == state_store.folder():
+            self.adopt(path, lock)
+        else:
+            lock.close()
+            self.adopt_nothing()
+        return warning
+
+    def adopt_nothing(self) -> None:
+        """From now on, the conversation has no name."""
+        self._lock.close()
+        self.path, self._lock = None, ExitStack()
+
+    def reset(self, system: str | None) -> None:
+        """Begin again; `restore` brings back what was said."""
+        before = self.conversation.fork()
+        self.conversation.reset(system)
+        if before.turns:
+            self.before = before
+
+    def restore(self) -> bool:
+        """Bring back what a `reset` put away; whether there was something."""
+        if self.before is None or self.conversation.turns:
+            return False
+        self.conversation, self.before = self.before, None
+        return True
+
+    def close(self) -> None:
+        """Give up the lock."""
+        self._lock.close()
+
+    def _free(self, path: Path, target: str) -> ExitStack:
+        """A lock on a file that may be written."""
+        if path.exists() and path not in self._written:
+            raise UsageError(f"there is {target} already: choose another name, or rwkv state rm it")
+        return locked(path)
+
+    def _write(self, path: Path, lock: ExitStack | None = None) -> None:
+        try:
+            state_store.prepare(path)
+            saved = self.conversation.to_saved(state_store.name_of(path), with_text=self.keep_text)
+            state_file.save(path, saved)
+        except BaseException:
+            if lock:
+                lock.close()
+            raise
+        self._written.add(path)
+
+
+def locked(path: Path) -> ExitStack:
+    """A lock on a state's file; close it. Raises StateError at once where another program has it."""
+    stack = ExitStack()
+    stack.enter_context(state_store.lock(path))
+    return stack
+
+
+def open_session(
+    load: Callable[[SavedState | None], Model],
+    choices: Choices,
+    name: str | None = None,
+    state: str | None = None,
+    keep_text: bool = True,
+) -> Session:
+    """The session of a command line: a named conversation, one from a state, or a new one.
+
+    `load` gives the model for a state. Raises StateError where the name is in use.
+    """
+    path = state_store.resolve(name) if name is not None else None
+    if path:
+        resume.check_folder(path)
+    lock = locked(path) if path else ExitStack()
+    try:
+        has_begun = path is not None and path.exists()
+        if has_begun and state is not None:
+            raise UsageError(f"{name} has begun already: leave out --state, or choose another name")
+        source = str(path) if has_begun else state
+        saved = resume.open_state(source).saved if source is not None else None
+        model = load(saved)
+        session = Session(choices.resume(model, saved) if saved else choices.begin(model), keep_text)
+    except BaseException:
+        lock.close()
+        raise
+    if path:
+        session.adopt(path, lock)
+    return session
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 turn", "2 turns"."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")

@@ -1,0 +1,136 @@
+"""Where a command goes on from, and where it saves: states, and the models that belong to them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rwkv_cli import model as models
+from rwkv_cli.catalog import registry
+from rwkv_cli.errors import RwkvError, StateError, StorageError, UsageError
+from rwkv_cli.files.model_file import ModelFile, is_model_file
+from rwkv_cli.files.safetensors import format_size
+from rwkv_cli.model import Model, Reporter
+from rwkv_cli.sessions import state_file, state_store
+from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.text.template import TEMPLATES, Template
+from rwkv_cli.text.template_file import open_template
+
+
+@dataclass
+class Source:
+    """A saved state, and where it was."""
+
+    path: Path
+    saved: SavedState
+
+
+def open_state(name_or_path: str) -> Source:
+    """Read a state, named or a file. Raises StateError."""
+    path = state_store.find(name_or_path)
+    return Source(path, state_file.load(path))
+
+
+def check_folder(path: Path) -> None:
+    """Raise StorageError, before the work, where the folder of a state to be written is not there."""
+    if path.parent != state_store.folder() and not path.parent.is_dir():
+        raise StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def check_target(name_or_path: str, force: bool, source: Path | None = None) -> Path:
+    """Where a state is to be written. Raises, before the work, for what must not be replaced.
+
+    A state is replaced if that is asked for, or if it is the `source` that was gone on from; anything else never.
+    """
+    path = state_store.resolve(name_or_path)
+    check_folder(path)
+    if not path.exists() or (source and source.exists() and path.samefile(source)):
+        return path
+    if not (path.is_file() and state_file.is_state_file(path)):
+        raise UsageError(f"{path} exists and is no state: it is not replaced")
+    if not force:
+        raise UsageError(f"the state {name_or_path} exists already: use --force to replace it")
+    return path
+
+
+def load_model(
+    chosen: str | None, saved: SavedState | None, device: str, threads: int | None, reporter: Reporter
+) -> Model:
+    """The model of --model; without it, the one that made the state. Raises StateError where they do not fit."""
+    if saved and (chosen is None or chosen == os.environ.get("RWKV_MODEL")):
+        chosen = _model_of(saved, chosen)
+    loaded = models.load(chosen, device, threads=threads, reporter=reporter)
+    if saved and (warning := state_file.fit(saved, loaded)):
+        reporter.note(warning)
+    return loaded
+
+
+def _model_of(saved: SavedState, default: str | None) -> str:
+    """Where the model of a state is: where it was, or it is the one that is used by default."""
+    location = saved.model.location
+    if location in registry.entries() or _is_here(location):
+        return location
+    for other in (default, registry.DEFAULT):
+        if other and _weights(other) == saved.model.weights:
+            return other
+    raise StateError(
+        f"the model of this state, {saved.model.name}, is not at {location or 'any known place'} any more: "
+        "give its place with --model"
+    )
+
+
+def _is_here(location: str) -> bool:
+    """Whether a path that a file names may be used: a state from elsewhere must not have this machine call another."""
+    return (
+        Path(location).is_absolute() and not location.startswith(("//", "\\\\")) and Path(location).exists()
+    )
+
+
+def _weights(name: str) -> str | None:
+    """The sha256 that a model file has of its source."""
+    try:
+        path = registry.locate(name)
+        return ModelFile(path).info.source.get("sha256") if is_model_file(path) else None
+    except RwkvError:
+        return None
+
+
+def layout_for(template: str | None, saved: SavedState | None, own: Template) -> Template:
+    """The prompt template: the one that was asked for, that of the state, or the model's own. Raises UsageError."""
+    if template is not None:
+        return open_template(template)
+    if saved is None or saved.template is None:
+        return own
+    if saved.template not in TEMPLATES:
+        raise UsageError(
+            f"the state has a template of its own, {saved.template}: name another with --template, or use rwkv chat"
+        )
+    return TEMPLATES[saved.template]
+
+
+def text_of(layout: Template, prompt: str, system: str | None, saved: SavedState | None) -> str:
+    """The text of a prompt as `Model.lay_out` has it read."""
+    if saved is None or saved.position.logits is None:
+        return layout.render(prompt, system)
+    return layout.turn_end + layout.turn(prompt) if prompt else ""
+
+
+def keep(target: Path, saved: SavedState, compact: bool = False) -> None:
+    """Save a state under the name of its file. Raises StorageError, StateError."""
+    state_store.prepare(target)
+    saved.name = state_store.name_of(target)
+    state_file.save(target, saved, compact=compact)
+
+
+def is_plain(layout: Template) -> bool:
+    """Whether a template lays nothing around the prompt, so that text goes on from the prompt itself."""
+    return layout.user == "{prompt}" and not layout.answer
+
+
+def described(path: Path, saved: SavedState) -> str:
+    """A line about a state that was written."""
+    where = state_store.name_of(path) if path.parent == state_store.folder() else str(path)
+    return (
+        f"{where}: {saved.position.tokens:,} tokens of {saved.model.name}, {format_size(path.stat().st_size)}"
+    )

@@ -1,0 +1,296 @@
+"""The parts of a state file, one by one: to what is stored, and back from it with every check.
+
+What is stored is a safetensors header of JSON texts, and tensors. Whatever reads raises ValueError with half a sentence
+about the file ("its metadata ...").
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.engine.sampling import SamplerMemory, SamplingSettings
+from rwkv_cli.errors import StateError, UsageError
+from rwkv_cli.files.safetensors import MappedTensor, Shape
+from rwkv_cli.sessions.model_identity import ModelIdentity
+
+SCALE = ".scale"
+
+MOST_TEXT = 1 << 28
+"""Bytes of text or conversation in a file: two hundred books."""
+
+Array = NDArray[np.float32]
+Metadata = Mapping[str, str]
+Tensors = Mapping[str, MappedTensor]
+Stored = dict[str, tuple[str, NDArray[Any]]]
+"""Name -> the type as safetensors has it, and the values."""
+
+_MOST_CHARACTERS = 4096  # of a name, a path and the like
+_NUMBER = re.compile(r"[0-9]{1,39}")  # below 2 ** 128 there are 39 digits
+
+
+# ------------------------------------------------------------------------------------------------------------
+# To what is stored
+# ------------------------------------------------------------------------------------------------------------
+
+
+def store_values(name: str, array: Array, axes: tuple[int, ...], compact: bool) -> Stored:
+    """A tensor of the state: as it is, or in float16 with a scale for all values along `axes`, which come last.
+
+    Raises StateError for values that are not finite.
+    """
+    if not _is_finite(array):
+        raise StateError("the state is not saved: it holds something that is no number")
+    if not compact:
+        return {name: ("F32", array)}
+    half, scale = _halved(array, axes)
+    return {name: ("F16", half), name + SCALE: ("F32", scale)}
+
+
+def _halved(array: Array, axes: tuple[int, ...]) -> tuple[NDArray[np.float16], Array]:
+    """float16, and the scale that it was divided by: a power of two, so that only float16 itself rounds.
+
+    The largest magnitude comes to lie below 2 ** 15, so that nothing overflows, however large it was.
+    """
+    _, exponent = np.frexp(np.abs(array).max(axes, keepdims=True))
+    scale = np.ldexp(np.float32(1), np.clip(exponent - 15, -126, 127)).astype(np.float32)
+    return (array / scale).astype(np.float16), scale.reshape(scale.shape[: -len(axes)] or (1,))
+
+
+def store_penalties(memory: SamplerMemory | None) -> Stored:
+    """The counts of a sampler; nothing where there are none."""
+    if memory is None or not memory.counts:
+        return {}
+    tokens, counts = memory.counts.keys(), memory.counts.values()
+    return {
+        "penalty.tokens": ("I64", np.array(list(tokens), np.int64)),
+        "penalty.counts": ("F64", np.array(list(counts), np.float64)),
+    }
+
+
+def store_text(name: str, text: str) -> Stored:
+    """A text as bytes; nothing for an empty one. Raises StateError for one that is too long."""
+    data = text.encode("utf-8", "replace")
+    if len(data) > MOST_TEXT:
+        limit = f"{MOST_TEXT >> 20} MB"
+        raise StateError(
+            f"the state is not saved: its {name} is longer than {limit}; leave it out (--no-text)"
+        )
+    return {name: ("U8", np.frombuffer(data, np.uint8))} if data else {}
+
+
+def checksum(metadata: Metadata, tensors: Stored) -> str:
+    """The CRC-32 of all metadata and tensors, by name."""
+    crc = 0
+    for key in sorted(metadata.keys() - {"checksum"}):
+        crc = zlib.crc32(f"{key}={metadata[key]}\n".encode("utf-8", "surrogatepass"), crc)
+    for name in sorted(tensors):
+        dtype, array = tensors[name]
+        shape = ",".join(map(str, array.shape))
+        crc = zlib.crc32(f"{name} {dtype} {shape}\n".encode("utf-8", "surrogatepass"), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
+    return f"{crc:08x}"
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in types that JSON has."""
+    plain = dict(settings)
+    if "banned" in plain:
+        plain["banned"] = sorted(plain["banned"])
+    if "logit_bias" in plain:
+        plain["logit_bias"] = {str(token): bias for token, bias in plain["logit_bias"].items()}
+    return plain
+
+
+def plain_generator(memory: SamplerMemory | None) -> dict[str, Any] | None:
+    """The state of PCG64; its two numbers have 128 bits, more than JSON readers keep, and become strings."""
+    if memory is None:
+        return None
+    generator, numbers = memory.generator, memory.generator["state"]
+    return {
+        "kind": generator["bit_generator"],
+        "state": str(int(numbers["state"])),
+        "increment": str(int(numbers["inc"])),
+        "has_half": int(generator["has_uint32"]),
+        "half": int(generator["uinteger"]),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Back from it
+# ------------------------------------------------------------------------------------------------------------
+
+
+def check_checksum(metadata: Metadata, tensors: Tensors) -> None:
+    """Compare the checksum, where the file has one, with what there is."""
+    if "checksum" not in metadata:
+        return
+    stored = {name: (tensor.dtype, tensor.array) for name, tensor in tensors.items()}
+    if read_string(metadata, "checksum") != checksum(metadata, stored):
+        raise ValueError("it is damaged: its checksum is wrong")
+
+
+def read_values(tensors: Tensors, name: str, shape: Shape, scale_shape: Shape) -> Array:
+    """A tensor as float32 of its own, from either form; checked."""
+    found = tensors.get(name)
+    if found is None or found.dtype not in ("F32", "F16") or found.shape != shape or 0 in shape:
+        raise ValueError(f"the tensor {name} is missing or has the wrong type or shape")
+    values: Array = np.array(found.array, np.float32, order="C")
+    if found.dtype == "F16":
+        scale = tensors.get(name + SCALE)
+        if scale is None or (scale.dtype, scale.shape) != ("F32", scale_shape):
+            raise ValueError(f"the tensor {name + SCALE} is missing or has the wrong type or shape")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            values *= scale.array.reshape(scale_shape + (1,) * (len(shape) - len(scale_shape)))
+    if not _is_finite(values):
+        raise ValueError(f"the tensor {name} holds a NaN or an infinity")
+    return values
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    # The extremes show both, without a temporary array: NaN wins every comparison.
+    return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
+def read_identity(metadata: Metadata) -> ModelIdentity:
+    """The model that made the state."""
+    fields = read_json(metadata, "model", dict)
+    names = ("name", "weights", "weight_type", "tokenizer", "location")
+    if set(fields) != set(names) or not all(_is_short(value) for value in fields.values()):
+        raise ValueError("its metadata lack a usable 'model'")
+    return ModelIdentity(**fields)
+
+
+def read_tokens(metadata: Metadata) -> int:
+    """How many were read."""
+    tokens: int = read_json(metadata, "tokens", int)
+    if not 0 <= tokens < 2**63:
+        raise ValueError("its metadata lack a usable 'tokens'")
+    return tokens
+
+
+def read_string(metadata: Metadata, key: str) -> str:
+    """A short text."""
+    value: str = read_json(metadata, key, str)
+    if not _is_short(value):
+        raise ValueError(f"its metadata lack a usable {key!r}")
+    return value
+
+
+def _is_short(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _MOST_CHARACTERS
+
+
+def read_template(metadata: Metadata) -> str | None:
+    """The name of the prompt template, if there was one."""
+    return None if metadata.get("template") == "null" else read_string(metadata, "template")
+
+
+def read_memory(metadata: Metadata, tensors: Tensors, vocab_size: int | None) -> SamplerMemory | None:
+    """What the sampler remembered, if there was one; its tokens are those of a vocabulary of this size."""
+    if metadata.get("generator") == "null":
+        return None
+    fields = read_json(metadata, "generator", dict)
+    numbers = [fields.get("state"), fields.get("increment")]
+    halves = [fields.get("has_half"), fields.get("half")]
+    if (
+        fields.get("kind") != "PCG64"
+        or not all(isinstance(text, str) and _NUMBER.fullmatch(text) for text in numbers)
+        or not all(type(half) is int and 0 <= half < 2**32 for half in halves)
+    ):
+        raise ValueError("its metadata lack a usable 'generator'")
+    state, increment = (int(text) for text in numbers)
+    if max(state, increment) >= 2**128 or increment % 2 == 0:
+        raise ValueError("its metadata lack a usable 'generator'")
+    generator = {
+        "bit_generator": "PCG64",
+        "state": {"state": state, "inc": increment},
+        "has_uint32": halves[0],
+        "uinteger": halves[1],
+    }
+    return SamplerMemory(_read_counts(tensors, vocab_size), generator)
+
+
+def _read_counts(tensors: Tensors, vocab_size: int | None) -> dict[int, float]:
+    tokens, counts = tensors.get("penalty.tokens"), tensors.get("penalty.counts")
+    if tokens is None and counts is None:
+        return {}
+    if (
+        tokens is None
+        or counts is None
+        or (tokens.dtype, counts.dtype) != ("I64", "F64")
+        or tokens.shape != counts.shape
+        or len(tokens.shape) != 1
+        or 0 in tokens.shape
+    ):
+        raise ValueError("the penalties are incomplete or have the wrong type or shape")
+    found = dict(zip(tokens.array.tolist(), counts.array.tolist(), strict=True))
+    if len(found) != len(tokens.array) or min(found) < 0 or max(found) >= (vocab_size or 2**31):
+        raise ValueError("the penalties name a token twice, or one that there is not")
+    if not _is_finite(counts.array) or counts.array.min() < 0:
+        raise ValueError("the penalties hold a count that is none")
+    return found
+
+
+def read_settings(metadata: Metadata) -> dict[str, Any]:
+    """The sampling settings that were chosen, in the types that `SamplingSettings` has."""
+    settings: dict[str, Any] = read_json(metadata, "settings", dict)
+    try:
+        if "banned" in settings:
+            settings["banned"] = frozenset(map(_whole, settings["banned"]))
+        if "logit_bias" in settings:
+            settings["logit_bias"] = {int(token): bias for token, bias in settings["logit_bias"].items()}
+        if settings.get("seed") is not None:
+            _whole(settings["seed"])
+        SamplingSettings(**settings)
+    except (TypeError, AttributeError, ValueError, OverflowError, UsageError) as error:
+        raise ValueError(f"its sampling settings are wrong: {str(error)[:80]}") from None
+    return settings
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{str(value)[:20]} is no whole number")
+    return value
+
+
+def read_text(tensor: MappedTensor | None, what: str) -> str:
+    """The text of a tensor of bytes, empty without one."""
+    if tensor is None:
+        return ""
+    if tensor.dtype != "U8" or len(tensor.shape) != 1 or tensor.array.size > MOST_TEXT:
+        raise ValueError(f"its {what} is too long, or no text")
+    try:
+        return tensor.array.tobytes().decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"its {what} is no UTF-8") from None
+
+
+def read_conversation(tensor: MappedTensor | None) -> dict[str, Any] | None:
+    """The JSON object of a tensor of bytes, None without one."""
+    if tensor is None:
+        return None
+    try:
+        conversation = json.loads(read_text(tensor, "conversation"))
+    except (ValueError, RecursionError):
+        conversation = None
+    if not isinstance(conversation, dict):
+        raise ValueError("its conversation is no JSON object")
+    return conversation
+
+
+def read_json(metadata: Metadata, key: str, kind: type) -> Any:
+    """A metadata entry, decoded. Raises ValueError when it is missing or of another kind."""
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError, RecursionError):
+        value = None
+    if type(value) is not kind:
+        raise ValueError(f"its metadata lack a usable {key!r}")
+    return value

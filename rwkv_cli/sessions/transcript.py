@@ -1,0 +1,156 @@
+"""What was said, as data: turns, what came before them, and the form in which both are kept and exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rwkv_cli.errors import StateError
+from rwkv_cli.sessions.snapshots import Snapshot
+from rwkv_cli.text.template import TEMPLATES, Template
+from rwkv_cli.text.template_file import as_fields, template_from
+from rwkv_cli.text.thinking import split
+
+VERSION = 1
+
+Kind = Literal["nothing", "state", "document"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message and the answer to it."""
+
+    user: str
+    text: str  # all that the model said, thought and tags included, as it read it itself
+    think: str | None = None  # the mode in which the answer was begun
+    finish: str = ""  # "end" or "stop": by the model; "length": at the limit; "stopped": by the user
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a conversation begins: with nothing read, from a state that was made otherwise, or after a document."""
+
+    kind: Kind = "nothing"
+    snapshot: Snapshot | None = None  # of a state or a document; None once it is forgotten
+    text: str | None = None  # of a document, if it is known
+    begin: bool = False  # the document starts with the end-of-document token
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation without its state: what is kept in a file beside it."""
+
+    system: str | None
+    think: str | None
+    max_tokens: int
+    template: Template
+    start: Start = field(default_factory=Start)
+    turns: Sequence[Turn] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """In types that JSON has; the document and the state are kept elsewhere in the file."""
+        known = TEMPLATES.get(self.template.name) == self.template
+        start = {
+            "kind": self.start.kind,
+            "characters": None if self.start.text is None else len(self.start.text),
+            "begin": self.start.begin,
+        }
+        turns = [
+            {"user": turn.user, "text": turn.text, "think": turn.think, "finish": turn.finish}
+            for turn in self.turns
+        ]
+        return {
+            "version": VERSION,
+            "system": self.system,
+            "think": self.think,
+            "max_tokens": self.max_tokens,
+            "template": self.template.name if known else as_fields(self.template),
+            "start": start,
+            "turns": turns,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], text: str | None) -> Record:
+        """The inverse; `text` is all that was read and said. Raises StateError for what `to_json` never made."""
+        try:
+            if fields["version"] != VERSION:
+                raise StateError(
+                    "the conversation was saved by another version of this program; update rwkv-cli"
+                )
+            turns = [
+                Turn(
+                    _typed(turn["user"], str),
+                    _typed(turn["text"], str),
+                    _optional(turn["think"]),
+                    _typed(turn["finish"], str),
+                )
+                for turn in fields["turns"]
+            ]
+            return cls(
+                system=_optional(fields["system"]),
+                think=_optional(fields["think"]),
+                max_tokens=_typed(fields["max_tokens"], int),
+                template=_template(fields["template"]),
+                start=_start(fields["start"], text),
+                turns=turns,
+            )
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise StateError(f"the conversation in the state is damaged: {str(error)[:80]}") from None
+
+
+def _start(fields: Mapping[str, Any], text: str | None) -> Start:
+    kind, characters = fields["kind"], fields["characters"]
+    if kind not in ("nothing", "state", "document"):
+        raise ValueError("its beginning is of no known kind")
+    if kind == "document" and characters is not None and text is not None:
+        if not 0 <= _typed(characters, int) <= len(text):
+            raise ValueError("its text is too short")
+        return Start(kind, text=text[:characters], begin=_typed(fields["begin"], bool))
+    return Start(kind, begin=_typed(fields["begin"], bool))
+
+
+def _template(value: Any) -> Template:
+    if not isinstance(value, str):
+        return template_from(_typed(value, dict))
+    if value not in TEMPLATES:
+        raise ValueError("its template is not known")
+    return TEMPLATES[value]
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{str(value)[:20]!r} is of the wrong kind")
+    return value
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else str(_typed(value, str))
+
+
+# ------------------------------------------------------------------------------------------------------ exported
+
+
+def as_markdown(record: Record, model: str) -> str:
+    """A conversation for people to read."""
+    lines = [f"# A conversation with {model}", ""]
+    if record.system:
+        lines += [f"> {line}".rstrip() for line in record.system.splitlines()] + [""]
+    for turn in record.turns:
+        thought, answer = split(turn.text, record.template, turn.think)
+        lines += ["**You:**", "", turn.user.strip(), "", f"**{model}:**", ""]
+        if thought:
+            lines += ["<details><summary>Thought</summary>", "", thought, "", "</details>", ""]
+        lines += [answer, ""]
+    return "\n".join(lines)
+
+
+def as_json(record: Record, model: str) -> str:
+    """A conversation for programs to read."""
+    turns = []
+    for turn in record.turns:
+        thought, answer = split(turn.text, record.template, turn.think)
+        turns.append({"user": turn.user, "answer": answer, "thought": thought or None, "finish": turn.finish})
+    fields = {"model": model, "template": record.template.name, "system": record.system, "turns": turns}
+    return json.dumps(fields, ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,172 @@
+"""Prompt formats of the user's own, in TOML files; docs/chat.md describes their keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rwkv_cli.engine.sampling import SamplingSettings
+from rwkv_cli.errors import UsageError
+from rwkv_cli.text.template import TEMPLATES, Template, Thinking, get_template
+
+SUFFIX = ".toml"
+MOST_BYTES = 1 << 20
+
+_TEXTS = ("description", "opening", "system", "user", "user_after_system", "answer", "turn_end")
+_SWITCHES = ("begin", "clean")
+_PLACEHOLDERS = {"system": "{system}", "user": "{prompt}", "user_after_system": "{prompt}"}
+_THINKING = tuple(field.name for field in dataclasses.fields(Thinking))
+_NUMBERS = tuple(
+    field.name
+    for field in dataclasses.fields(SamplingSettings)
+    if field.name not in ("logit_bias", "banned", "seed")
+)
+_KEYS = ("name", "base", *_TEXTS, *_SWITCHES, "stop", "thinking", "sampling")
+
+
+class _WrongKeyError(ValueError):
+    """What is wrong with the value of a key."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key} {message}")
+        self.key = key
+
+
+def open_template(name_or_file: str) -> Template:
+    """The template of that name, or the one in a file: a path, or a name that ends in .toml. Raises UsageError."""
+    if name_or_file.lower().endswith(SUFFIX) or re.search(r"[/\\]", name_or_file):
+        return read_template(Path(name_or_file).expanduser())
+    return get_template(name_or_file)
+
+
+def read_template(path: Path) -> Template:
+    """The template in a file. Raises UsageError with the file, the line and the key that is wrong."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UsageError(f"{path} is larger than {MOST_BYTES >> 20} MB: it is no template")
+        text = data.decode("utf-8-sig")
+        fields = tomllib.loads(text)
+        return template_from(fields, path.stem)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the template {path}: {(error.strerror or str(error)).lower()}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the template {path} is not valid UTF-8 text (byte {error.start})") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        message = str(error)
+        raise UsageError(f"the template {path} is no TOML: {message[:1].lower()}{message[1:]}") from None
+    except _WrongKeyError as error:
+        raise UsageError(f"{path}{_line_of(error.key, text)}: {error}") from None
+
+
+def template_from(fields: Mapping[str, Any], name: str = "") -> Template:
+    """A template from the values of a file, or from `as_fields`. Raises ValueError, which names the key."""
+    _check_keys(fields, _KEYS)
+    base = Template("", "a template of your own")
+    if "base" in fields:
+        base = _base(_checked("base", fields["base"], str))
+    values: dict[str, Any] = {key: _text(key, fields[key]) for key in _TEXTS if key in fields}
+    values |= {key: _checked(key, fields[key], bool) for key in _SWITCHES if key in fields}
+    values["name"] = _checked("name", fields.get("name", name), str)
+    if "stop" in fields:
+        values["stop"] = tuple(_stops(fields["stop"]))
+    if "thinking" in fields:
+        values["thinking"] = _thinking(fields["thinking"])
+    if "sampling" in fields:
+        values["sampling"] = {**base.sampling, **_sampling(fields["sampling"])}
+    return dataclasses.replace(base, chat=None, **values)
+
+
+def as_fields(template: Template) -> dict[str, Any]:
+    """The values of a template, as `template_from` takes them, in types that JSON has."""
+    values = {
+        key: getattr(template, key) for key in _KEYS if key != "base" and getattr(template, key) is not None
+    }
+    values["stop"] = list(template.stop)
+    values["thinking"] = {mode: dataclasses.asdict(thinking) for mode, thinking in template.thinking.items()}
+    values["sampling"] = dict(template.sampling)
+    return values
+
+
+def _check_keys(fields: Mapping[str, Any], known: tuple[str, ...], within: str = "") -> None:
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise _WrongKeyError(within + key, f"is no key of a template{hint}: there are {', '.join(known)}")
+
+
+def _base(name: str) -> Template:
+    try:
+        return get_template(name)
+    except UsageError as error:
+        raise _WrongKeyError("base", f"must be one of the templates {', '.join(TEMPLATES)}") from error
+
+
+_KINDS: Mapping[type, str] = {str: "a text", bool: "true or false", list: "a list of texts", dict: "a table"}
+
+
+def _checked(key: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise _WrongKeyError(key, f"must be {_KINDS[kind]}")
+    return value
+
+
+def _text(key: str, value: Any) -> str:
+    text: str = _checked(key, value, str)
+    wanted = _PLACEHOLDERS.get(key)
+    if wanted and wanted not in text:
+        raise _WrongKeyError(key, f"must hold {wanted}, where the text goes")
+    return text
+
+
+def _stops(value: Any) -> list[str]:
+    stops: list[str] = [_checked("stop", each, str) for each in _checked("stop", value, list)]
+    if "" in stops:
+        raise _WrongKeyError("stop", "holds an empty text, which would stop everything")
+    return stops
+
+
+def _thinking(value: Any) -> dict[str, Thinking]:
+    modes = {}
+    for mode, texts in _checked("thinking", value, dict).items():
+        key = f"thinking.{mode}"
+        _check_keys(_checked(key, texts, dict), _THINKING, f"{key}.")
+        given = {name: _checked(f"{key}.{name}", text, str) for name, text in texts.items()}
+        modes[mode] = Thinking(**{name: given.get(name, "") for name in _THINKING})
+    return modes
+
+
+def _sampling(value: Any) -> dict[str, float]:
+    numbers: dict[str, float] = _checked("sampling", value, dict)
+    _check_keys(numbers, _NUMBERS, "sampling.")
+    for name, number in numbers.items():
+        if type(number) not in (int, float):
+            raise _WrongKeyError(f"sampling.{name}", "must be a number")
+        _one(SamplingSettings, name, number)
+    return numbers
+
+
+def _one(make: Callable[..., SamplingSettings], name: str, number: float) -> None:
+    try:
+        make(**{name: number})
+    except UsageError as error:
+        raise _WrongKeyError(f"sampling.{name}", str(error).partition(" ")[2]) from None
+
+
+def _line_of(key: str, text: str) -> str:
+    """Where a key stands in a file, if it can be found: ", line 3"."""
+    name = re.escape(key.rpartition(".")[2])
+    pattern = re.compile(rf"""^\s*(?:[\w."']*\.)?["']?{name}["']?\s*=|^\s*\[[^]]*\b{name}["']?\s*\]""")
+    for number, line in enumerate(text.splitlines(), 1):
+        if pattern.search(line):
+            return f", line {number}"
+    return ""

@@ -1,0 +1,92 @@
+"""The thought before an answer, told apart from it while the text still comes.
+
+A model that thinks writes `<think>`, its thought, `</think>` and then the answer. The template may have begun the
+answer with `<think` or with a whole empty thought; see `rwkv_cli.text.template`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rwkv_cli.text.template import Template
+
+OPEN, CLOSE = "<think>", "</think>"
+
+_Where = Literal["before", "thought", "answer"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of what a model says."""
+
+    text: str
+    thought: bool = False  # of the thought, not of the answer
+
+
+class ThoughtSplitter:
+    """Sorts text that arrives in pieces; holds back only what may be a part of a tag.
+
+    How the text is cut makes no difference. Tags are not passed on, all else is.
+    """
+
+    def __init__(self, template: Template, think: str | None = None) -> None:
+        """`think` is the mode of the template in which the answer was begun."""
+        thinking = template.thinking.get(think or "")
+        prefix = thinking.answer_prefix if thinking else ""
+        self._where: _Where = "before" if template.thinking else "answer"
+        self._held = ""
+        self._ends_tag = False  # the next character is the > of a tag that the template began
+        if prefix.endswith((OPEN[:-1], OPEN)):
+            self._where, self._ends_tag = "thought", not prefix.endswith(">")
+        elif prefix.endswith((CLOSE[:-1], CLOSE)):
+            self._where, self._ends_tag = "answer", not prefix.endswith(">")
+
+    @property
+    def is_in_thought(self) -> bool:
+        """Whether the text has come to a thought and not to its end."""
+        return self._where == "thought"
+
+    def feed(self, text: str) -> list[Part]:
+        """The parts that can be told apart now that this text has come."""
+        if text and self._ends_tag:
+            text, self._ends_tag = text.removeprefix(">"), False
+        text = self._held + text
+        self._held = ""
+        parts = []
+        if self._where == "before":
+            begun = text.lstrip()
+            if len(begun) < len(OPEN) and OPEN.startswith(begun):
+                self._held, text = text, ""
+            elif begun.startswith(OPEN):
+                self._where, text = "thought", begun.removeprefix(OPEN)
+            else:
+                self._where = "answer"
+        if self._where == "thought":
+            thought, closed, text = text.partition(CLOSE)
+            if closed:
+                self._where = "answer"
+            else:
+                kept = len(thought) - _begun(thought, CLOSE)
+                thought, self._held = thought[:kept], thought[kept:]
+            parts.append(Part(thought, thought=True))
+        parts.append(Part(text))
+        return [part for part in parts if part.text]
+
+    def flush(self) -> list[Part]:
+        """What was held back, once no more will come."""
+        held, self._held = self._held, ""
+        return [Part(held, self._where == "thought")] if held else []
+
+
+def split(text: str, template: Template, think: str | None = None) -> tuple[str, str]:
+    """The thought and the answer of a whole text, without white space around them."""
+    splitter = ThoughtSplitter(template, think)
+    parts = splitter.feed(text) + splitter.flush()
+    thought, answer = ("".join(part.text for part in parts if part.thought is kind) for kind in (True, False))
+    return thought.strip(), answer.strip()
+
+
+def _begun(text: str, tag: str) -> int:
+    """How many characters at the end of a text are the beginning of a tag."""
+    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

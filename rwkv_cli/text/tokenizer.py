@@ -1,0 +1,377 @@
+"""Vocabularies behind one protocol: text to token ids and back, all at once or one token at a time.
+
+The World vocabulary is greedy longest match over byte strings; every byte string can be encoded, and a token
+may end inside a UTF-8 character. Other models bring a `tokenizer.json` of the `tokenizers` library. Both
+libraries behind them, cpu_kernels and tokenizers, are imported only when they are needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.errors import TokenizerError, UsageError
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """What a file needs to carry so that its tokenizer can be built again.
+
+    kind "world" is greedy longest match over byte strings: data is None for the packaged World vocabulary,
+    otherwise a vocabulary in the format of `rwkv_vocab_v20230424.txt`. kind "tokenizer.json" is a file of the
+    `tokenizers` library: data is its bytes.
+    """
+
+    kind: Literal["world", "tokenizer.json"]
+    data: bytes | None = None
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def name(self) -> str:
+        """For a person: what kind of vocabulary this is."""
+        ...
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        """What `load_tokenizer` needs to build it again."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest id + 1."""
+        ...
+
+    @property
+    def end_of_document(self) -> int:
+        """The id that ends a document, and starts the next."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of text; nothing is added at either end. Raises UsageError for text that is not Unicode."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for: empty for the end of a document and for ids without an entry."""
+        ...
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, with U+FFFD where their bytes are not UTF-8."""
+        ...
+
+
+def load_tokenizer(spec: TokenizerSpec, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a model with vocab_size rows; models may have more rows than their tokenizer has ids.
+
+    Raises TokenizerError when the data is damaged or has ids beyond the model's.
+    """
+    tokenizer: Tokenizer
+    if spec.kind == "world":
+        tokenizer = WorldTokenizer(spec)
+    elif spec.kind == "tokenizer.json":
+        tokenizer = JsonTokenizer(spec)
+    else:
+        raise TokenizerError(
+            f"the kind of tokenizer is {spec.kind!r}: only 'world' and 'tokenizer.json' are known"
+        )
+    if tokenizer.vocab_size > vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has {tokenizer.vocab_size:,} entries, the model {vocab_size:,}: "
+            "they do not belong together"
+        )
+    return tokenizer
+
+
+def _utf8(text: str) -> bytes:
+    """The UTF-8 bytes of text; bytes of the command line that were no UTF-8 (PEP 383) stay as they were."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text holds half a surrogate pair at position {error.start}: it is not Unicode"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The World vocabulary
+# ------------------------------------------------------------------------------------------------------------
+
+# One entry: id, Python literal of the string or bytes, length in bytes.
+_ENTRY = re.compile(r"""(\d{1,7}) (b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")) (\d{1,7})\r?""")
+# A key of the trie is node * 256 + byte and has to fit into an int32.
+_MAX_VOCABULARY_BYTES = 2**23 - 1
+
+
+class WorldVocabulary:
+    """Byte strings by id: id i has the bytes data[offsets[i]:offsets[i + 1]], none where that is empty.
+
+    data is the concatenation of all byte strings, offsets int64 [highest id + 2].
+    """
+
+    def __init__(self, lengths: NDArray[np.integer[Any]], data: bytes) -> None:
+        """lengths [highest id + 1] says how many bytes of data each id has.
+
+        Raises TokenizerError unless the lengths make up data and every single byte has an id other than 0.
+        """
+        self.offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=self.offsets[1:])
+        self.data = data
+        if not len(lengths) or self.offsets[-1] != len(data) or len(data) > _MAX_VOCABULARY_BYTES:
+            raise TokenizerError("the vocabulary is damaged: its lengths do not add up")
+        if lengths[0]:
+            raise TokenizerError(
+                "the vocabulary is damaged: id 0 is the end of a document and has no byte string"
+            )
+        single = {data[self.offsets[i]] for i in np.flatnonzero(lengths == 1)}
+        if len(single) < 256:
+            missing = min(set(range(256)) - single)
+            raise TokenizerError(f"the vocabulary is damaged: the byte 0x{missing:02x} has no entry")
+
+    def __getitem__(self, token: int) -> bytes:
+        """The byte string of a token, empty if it has none."""
+        if not 0 <= token < len(self):
+            return b""
+        return self.data[self.offsets[token] : self.offsets[token + 1]]
+
+    def __len__(self) -> int:
+        """The highest id + 1."""
+        return len(self.offsets) - 1
+
+    def to_bytes(self) -> bytes:
+        """The packaged form: number of ids (uint32, little endian), lengths (uint8 each), byte strings."""
+        lengths = np.diff(self.offsets)
+        if lengths.max() > 255:
+            raise ValueError("a byte string is longer than 255 bytes")
+        return len(self).to_bytes(4, "little") + lengths.astype(np.uint8).tobytes() + self.data
+
+    @classmethod
+    def from_bytes(cls, packed: bytes) -> WorldVocabulary:
+        """The inverse of `to_bytes`. Raises TokenizerError for damaged data."""
+        end = 4 + int.from_bytes(packed[:4], "little")
+        if len(packed) < end:
+            raise TokenizerError("the vocabulary is damaged: it is too short")
+        return cls(np.frombuffer(packed[4:end], np.uint8), packed[end:])
+
+    @classmethod
+    def from_text(cls, text: bytes) -> WorldVocabulary:
+        """Read the published text format; see `parse_vocabulary`. Raises TokenizerError for damaged data."""
+        entries = parse_vocabulary(text)
+        lengths = np.zeros(max(entries, default=0) + 1, np.int64)
+        for token, string in entries.items():
+            lengths[token] = len(string)
+        return cls(lengths, b"".join(entries[token] for token in sorted(entries)))
+
+
+def parse_vocabulary(text: bytes) -> dict[int, bytes]:
+    """id -> byte string of a vocabulary in the format of `rwkv_vocab_v20230424.txt`.
+
+    A line is `id literal length`: the literal is Python's of a string, which stands for its UTF-8, or of
+    bytes; the length is in bytes. Raises TokenizerError naming the first line that is wrong.
+    """
+    entries: dict[int, bytes] = {}
+    strings: set[bytes] = set()
+    for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            match = _ENTRY.fullmatch(line.decode("utf-8"))
+            if match is None:
+                raise ValueError("it is not of the form: id literal length")
+            literal = ast.literal_eval(match[2])
+            string = literal.encode("utf-8") if isinstance(literal, str) else literal
+            token = int(match[1])
+            if len(string) != int(match[3]):
+                raise ValueError(f"it has {len(string)} bytes, not {match[3]}")
+            if not string or token in entries or string in strings:
+                raise ValueError("it is empty or there twice")
+        except (ValueError, SyntaxError) as error:
+            raise TokenizerError(f"the vocabulary is damaged in line {number}: {error}") from error
+        entries[token] = string
+        strings.add(string)
+    return entries
+
+
+class WorldTokenizer:
+    """Greedy longest match over the byte strings of a World vocabulary."""
+
+    name = "World"
+    end_of_document = 0
+
+    def __init__(self, spec: TokenizerSpec = TokenizerSpec("world")) -> None:
+        """Read the vocabulary, the packaged one where the spec has none. Raises TokenizerError if damaged."""
+        self.spec = spec
+        if spec.data is None:
+            packed = (resources.files("rwkv_cli") / "data" / "world_vocabulary.bin").read_bytes()
+            self._vocabulary = WorldVocabulary.from_bytes(packed)
+        else:
+            self._vocabulary = WorldVocabulary.from_text(spec.data)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._vocabulary)
+
+    @cached_property
+    def _trie(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The edges and tokens of `cpu_kernels.trie`."""
+        from cpu_kernels.aot import kernel
+
+        data, offsets = np.frombuffer(self._vocabulary.data, np.uint8), self._vocabulary.offsets
+        edges, tokens = _empty_edges(len(data)), np.zeros(len(data) + 1, np.int32)
+        n_nodes = kernel("trie.build")(edges, len(edges), tokens, data, offsets, len(self._vocabulary))
+        packed = _empty_edges(n_nodes - 1)
+        kernel("trie.pack")(packed, len(packed), edges, len(edges))
+        return packed, tokens[:n_nodes].copy()
+
+    def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
+        """The ids [T] of any bytes."""
+        from cpu_kernels.aot import kernel
+
+        (edges, tokens), text = self._trie, np.frombuffer(data, np.uint8)
+        found = np.empty(len(text), np.int32)
+        n_found = kernel("trie.longest_matches")(found, edges, len(edges), tokens, text, len(text))
+        return found[:n_found]
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.encode_bytes(_utf8(text)).tolist()
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._vocabulary[token]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return _decode(self, tokens)
+
+
+def _empty_edges(n_edges: int) -> NDArray[np.int32]:
+    """A table [S, 2] of the trie with room for so many edges at a load of at most one half."""
+    from cpu_kernels.abi import EMPTY
+
+    return np.full((max(2, 1 << (2 * n_edges - 1).bit_length()), 2), EMPTY, np.int32)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# tokenizer.json
+# ------------------------------------------------------------------------------------------------------------
+
+# A byte that has no piece of its own in a vocabulary with byte fallback.
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE (GPT-2, encoder.py, bytes_to_unicode).
+
+    Printable Latin-1 characters stand for themselves, the other bytes for U+0100 onwards in their order.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library.
+
+    The text of a special token in the input, such as `<|endoftext|>`, becomes that token: the library's
+    default.
+    """
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        """Read the file in spec.data. Raises TokenizerError for damaged data."""
+        from tokenizers import Tokenizer as Library
+
+        self.spec = spec
+        try:
+            text = (spec.data or b"").decode("utf-8")
+            self._library = Library.from_str(text)
+            description = json.loads(text)
+        except Exception as error:  # the library raises bare Exceptions
+            raise TokenizerError(f"the tokenizer.json is damaged: {error}") from error
+        # A file may ask for these, for training: a prompt has to stay as it is.
+        self._library.no_truncation()
+        self._library.no_padding()
+        pieces = self._library.get_vocab(with_added_tokens=True)
+        if not pieces:
+            raise TokenizerError("the tokenizer.json is damaged: it has no entries")
+        self._byte_level = _is_byte_level(description.get("decoder"))
+        self._alphabet = _byte_alphabet()
+        self._added = self._library.get_added_tokens_decoder()
+        self.vocab_size: int = max(pieces.values()) + 1
+        self.end_of_document: int = pieces.get("<|endoftext|>", 0)
+        kind = "byte-level " if self._byte_level else ""
+        self.name = f"{kind}{description['model'].get('type', 'model')} (tokenizer.json)"
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._library.encode(
+            _utf8(text).decode("utf-8", "replace"), add_special_tokens=False
+        ).ids
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """Special tokens mark structure and stand for no text; other added tokens stand for theirs."""
+        added = self._added.get(token)
+        if added is not None:
+            return b"" if added.special else str(added.content).encode("utf-8")
+        piece: str | None = self._library.id_to_token(token) if 0 <= token < self.vocab_size else None
+        if piece is None:
+            return b""
+        if self._byte_level and all(character in self._alphabet for character in piece):
+            return bytes(self._alphabet[character] for character in piece)
+        if byte := _BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(byte[1])
+        return piece.replace("▁", " ").encode("utf-8")  # U+2581, the space of SentencePiece
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return _decode(self, tokens)
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    """Whether the `decoder` entry of a tokenizer.json maps the byte alphabet back, alone or in a sequence."""
+    if not isinstance(decoder, dict):
+        return False
+    return decoder.get("type") == "ByteLevel" or any(map(_is_byte_level, decoder.get("decoders", ())))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Bytes to text
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    return b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
+
+
+class StreamDecoder:
+    """Text from tokens as they come: a character is given once its last byte is there.
+
+    What `feed` and `flush` give is, put together, what the tokenizer's `decode` gives for all tokens at once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The text that this token completes; often empty where a character takes several tokens."""
+        return self._utf8.decode(self._token_bytes(token))
+
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether bytes are held back."""
+        return bool(self._utf8.getstate()[0])
+
+    def flush(self) -> str:
+        """U+FFFD for bytes that were held back and now stay incomplete; the decoder can go on afterwards."""
+        return self._utf8.decode(b"", final=True)

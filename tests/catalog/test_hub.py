@@ -1,0 +1,456 @@
+"""Downloads from a server that fails in the ways that networks do; see hub_server."""
+
+import hashlib
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from helpers.hub_server import Fault
+from huggingface_hub import constants
+
+from rwkv_cli.catalog import hub as downloads
+from rwkv_cli.catalog import reference
+from rwkv_cli.catalog.entries import Entry
+from rwkv_cli.catalog.hub import cache, failures, transfer
+from rwkv_cli.errors import (
+    DownloadError,
+    StorageError,
+    UnsupportedModelError,
+    UsageError,
+    VerificationError,
+)
+
+DATA = random.Random(0).randbytes(300_000)
+OTHER = random.Random(1).randbytes(300_000)
+FILE = "hf:owner/repo/model.pth"
+
+pytestmark = pytest.mark.usefixtures("hub")
+
+
+@pytest.fixture
+def hub(local_hub):
+    local_hub.files["owner/repo"] = {"model.pth": DATA, "README.md": b"x"}
+    return local_hub
+
+
+def bring(text=FILE, sha256=None, entry=None, notes=None, seen=None):
+    """Find and fetch."""
+    note = (notes if notes is not None else []).append
+    wanted = reference.of_entry(entry) if entry else reference.parse(text)
+    remote = downloads.find(wanted, note, sha256)
+    progress = (lambda *step: seen.append(step)) if seen is not None else (lambda *_: None)
+    return downloads.fetch(remote, progress, note)
+
+
+def left(folder):
+    """All files below a folder that hold content."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
+
+
+def test_a_file_of_the_hub(tmp_path):
+    seen = []
+    fetched = bring(seen=seen)
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.path.name == "model.pth"
+    assert fetched.checked_by == "the sha256 that the hub gives"
+    assert fetched.downloaded == len(DATA)
+    assert seen[0] == (0, len(DATA))
+    assert seen[-1] == (len(DATA), len(DATA))
+    downloads.discard(fetched)
+    assert left(tmp_path / "hf") == []
+
+
+def test_what_is_kept_is_where_other_programs_look(hub):
+    from huggingface_hub import hf_hub_download
+
+    fetched = bring()
+    downloads.keep(fetched)
+    before = hub.sent
+    found = hf_hub_download(
+        "owner/repo", "model.pth", cache_dir=constants.HF_HUB_CACHE, endpoint=hub.endpoint
+    )
+    assert hub.sent == before
+    assert Path(found).read_bytes() == DATA
+
+
+def test_nothing_verified_is_fetched_again(hub):
+    bring()
+    sent = hub.sent
+    assert bring().downloaded == 0
+    assert hub.sent == sent
+
+
+def test_what_another_program_has_fetched_is_used_and_stays(hub, tmp_path):
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download("owner/repo", "model.pth", cache_dir=constants.HF_HUB_CACHE, endpoint=hub.endpoint)
+    sent, files = hub.sent, left(tmp_path / "hf")
+    fetched = bring()
+    assert hub.sent == sent
+    downloads.discard(fetched)
+    assert fetched.path.read_bytes() == DATA
+    assert [name for name in left(tmp_path / "hf") if name not in files] == []
+
+
+def test_damage_in_the_cache_is_noticed():
+    fetched = bring()
+    content = fetched.path.resolve()
+    content.write_bytes(b"?" + DATA[1:])
+    notes = []
+    assert bring(notes=notes).path.read_bytes() == DATA
+    assert "in the cache is damaged" in notes[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cuts_anywhere(hub, seed):
+    rng = random.Random(seed)
+    hub.faults.extend(Fault(cut_after=rng.randrange(60_000)) for _ in range(12))
+    assert bring().path.read_bytes() == DATA
+    assert hub.sent < 1.2 * len(DATA)
+
+
+def test_a_later_run_goes_on_where_an_earlier_one_stopped(hub):
+    hub.faults.append(Fault(cut_after=100_000))
+    hub.faults.extend(Fault(status=500) for _ in range(20))
+    with pytest.raises(DownloadError, match=r"error 500; what has arrived is kept"):
+        bring()
+    hub.faults.clear()
+    fetched = bring()
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.downloaded == len(DATA) - 100_000
+    assert hub.sent == len(DATA)
+
+
+def test_a_server_without_ranges_sends_it_all_again(hub):
+    hub.faults.extend([Fault(cut_after=100_000), Fault(no_ranges=True)])
+    assert bring().path.read_bytes() == DATA
+
+
+def test_a_server_that_never_gets_further_is_given_up(hub):
+    hub.faults.extend(Fault(cut_after=1000, no_ranges=True) for _ in range(50))
+    with pytest.raises(DownloadError, match=r"cannot download model.pth of owner/repo: the connection broke"):
+        bring()
+    assert len(hub.gets()) <= 2 * failures.TRIES
+
+
+@pytest.mark.parametrize("with_checksums", [True, False])
+def test_cuts_of_a_file_whose_length_nobody_says(hub, with_checksums):
+    """Only the end of the connection shows the end of the file: the rest is asked for, until there is none."""
+    hub.with_lengths, hub.with_checksums = False, with_checksums
+    hub.faults.extend([Fault(cut_after=100_000), Fault(status=503), Fault(cut_after=50_000)])
+    assert bring().path.read_bytes() == DATA
+    assert hub.sent == len(DATA)
+
+
+def test_a_file_whose_length_nobody_says_without_ranges(hub):
+    hub.with_lengths = False
+    hub.faults.extend([Fault(no_ranges=True)] * 5)
+    assert bring().path.read_bytes() == DATA
+
+
+def test_another_part_than_was_asked_for(hub):
+    hub.faults.extend([Fault(cut_after=100_000), Fault(wrong_range=True)])
+    assert bring().path.read_bytes() == DATA
+
+
+def test_a_wrong_hash_is_never_used(hub, tmp_path):
+    hub.faults.append(Fault(corrupt=True))
+    with pytest.raises(
+        VerificationError, match=r"not the right file: its sha256 is .*; nothing of it was kept"
+    ):
+        bring()
+    assert left(tmp_path / "hf") == []
+    assert len(hub.gets()) == 1
+
+
+def test_a_wrong_hash_of_pieces_is_fetched_again_in_one(hub):
+    hub.faults.extend([Fault(cut_after=100_000, corrupt=True)])
+    notes = []
+    assert bring(notes=notes).path.read_bytes() == DATA
+    assert "put together wrongly" in notes[0]
+    hub.files["owner/repo"]["model.pth"] = OTHER
+    hub.faults.extend([Fault(cut_after=100_000, corrupt=True), Fault(), Fault(corrupt=True)])
+    with pytest.raises(VerificationError):
+        bring()
+
+
+def test_a_longer_or_shorter_file_than_announced(hub, tmp_path):
+    hub.faults.append(Fault(extend=b"more"))
+    with pytest.raises(DownloadError, match=r"should have 300,000 bytes, and the server has 300004"):
+        bring()
+    hub.faults.append(Fault(headers={"Content-Length": "299999"}, cut_after=299_999))
+    with pytest.raises(DownloadError, match=r"should have 300,000 bytes, and the server has 299999"):
+        bring()
+    assert not [name for name in left(tmp_path / "hf") if name == "model.pth"]
+
+
+def test_a_file_that_changes_between_two_ranges(hub):
+    """The storage has another file of the same length under the same name."""
+
+    def change():
+        hub.files["owner/repo"]["model.pth"] = OTHER
+
+    hub.faults.append(Fault(cut_after=100_000, then=change))
+    with pytest.raises(VerificationError, match="not the right file"):
+        bring()
+    assert bring().path.read_bytes() == OTHER
+
+
+def test_a_plain_file_that_changes_is_taken_anew(hub):
+    hub.plain["x.pth"] = DATA
+
+    def change():
+        hub.plain["x.pth"] = OTHER + b"longer"
+
+    hub.faults.append(Fault(cut_after=100_000, then=change))
+    assert bring(f"{hub.endpoint}/plain/x.pth").path.read_bytes() == OTHER + b"longer"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_no_access(hub, status):
+    hub.refusals.append(Fault(status=status))
+    with pytest.raises(DownloadError, match=r"HF_TOKEN"):
+        bring()
+    assert len(hub.requests) == 1
+
+
+def test_a_token_goes_to_the_hub_and_no_further(hub, monkeypatch):
+    hub.token = "hf_secret"
+    with pytest.raises(DownloadError, match="HF_TOKEN"):
+        bring()
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert bring().path.read_bytes() == DATA  # the storage refuses a token
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hf:owner/none/model.pth", "no such repository"),
+        ("hf:owner/repo/none.pth", "no such file"),
+        ("hf:owner/none", "no such repository"),
+    ],
+)
+def test_what_is_not_there(text, message):
+    with pytest.raises(DownloadError, match=message):
+        bring(text)
+
+
+def test_too_many_requests_wait_as_long_as_the_server_says(hub, monkeypatch):
+    waits = []
+    monkeypatch.setattr(failures.time, "sleep", waits.append)
+    hub.refusals.append(Fault(status=429, headers={"Retry-After": "7"}))
+    hub.faults.append(Fault(status=429, headers={"Retry-After": "11"}))
+    notes = []
+    assert bring(notes=notes).path.read_bytes() == DATA
+    assert waits.count(7) == waits.count(11) == 1
+    assert notes == [
+        "the server is asked too often; trying again in 7 s",
+        "the server is asked too often; trying again in 11 s",
+    ]
+
+
+def test_a_server_that_asks_to_wait_for_hours(hub):
+    hub.faults.append(Fault(status=429, headers={"Retry-After": "7200"}))
+    with pytest.raises(DownloadError, match="asks to wait 7200 s"):
+        bring()
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_errors_of_the_server_pass(hub, status):
+    hub.refusals.extend([Fault(status=status)] * 2)
+    hub.faults.extend([Fault(status=status)] * 2)
+    assert bring().path.read_bytes() == DATA
+
+
+def test_a_slow_trickle_arrives(hub):
+    hub.files["owner/repo"]["model.pth"] = DATA[:20_000]
+    hub.faults.append(Fault(trickle=0.005))
+    assert bring().path.read_bytes() == DATA[:20_000]
+
+
+def test_a_server_that_falls_silent_is_asked_again(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.faults.append(Fault(stall=0.5))
+    assert bring().path.read_bytes() == DATA
+
+
+def test_no_connection(hub):
+    hub.close()
+    with pytest.raises(
+        DownloadError, match=r"cannot download model.pth of owner/repo: there is no connection"
+    ):
+        bring()
+
+
+def test_offline_takes_what_is_in_the_cache(monkeypatch):
+    downloads.keep(bring())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fetched = bring()
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.downloaded == 0
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
+        bring("hf:owner/repo/other.pth")
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        bring("https://example.org/x.pth")
+
+
+def test_a_full_disk_is_one_sentence_and_what_arrived_stays(hub, monkeypatch):
+    from rwkv_cli.catalog.hub.transfer import Transfer
+
+    real, room = Transfer._store, 100_000
+
+    def store(self, file, piece):
+        if self.present() + len(piece) > room:
+            raise transfer.storage_error(self.part, OSError(28, os.strerror(28)), self.size)
+        real(self, file, piece)
+        file.flush()
+
+    monkeypatch.setattr(Transfer, "_store", store)
+    with pytest.raises(StorageError, match=r"no space left on the disk \(needs 300.0 kB\)"):
+        bring()
+    monkeypatch.setattr(Transfer, "_store", real)
+    assert bring().path.read_bytes() == DATA
+    assert hub.sent < 2 * len(DATA)
+
+
+def test_room_is_looked_at_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    with pytest.raises(StorageError, match=r"not enough room .* needs 10.0 GB, and 1.0 GB are free"):
+        cache.require_room(tmp_path / "not" / "there", 10**10, "the download")
+
+
+def test_two_at_once_fetch_it_once(hub):
+    hub.files["owner/repo"]["model.pth"] = DATA[:50_000]
+    hub.faults.append(Fault(trickle=0.005))
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(bring())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {each.path.read_bytes() for each in results} == {DATA[:50_000]}
+    assert len(hub.gets()) == 1
+
+
+# ------------------------------------------------------------------------------------------ what is claimed
+
+
+def entry(**fields):
+    return Entry("m", repository="owner/repo", file="model.pth", **fields)
+
+
+def test_models_toml_has_the_first_word(hub):
+    digest = hashlib.sha256(DATA).hexdigest()
+    assert bring(entry=entry(sha256=digest, bytes=len(DATA))).checked_by == "the sha256 in models.toml"
+    with pytest.raises(VerificationError, match=r"not the file that models.toml describes: its sha256"):
+        bring(entry=entry(sha256="0" * 64))
+    with pytest.raises(
+        VerificationError, match=r"not the file that models.toml describes: it has 300,000 bytes, not 5"
+    ):
+        bring(entry=entry(bytes=5))
+    assert len(hub.gets()) == 1
+
+
+def test_a_hub_without_checksums(hub):
+    hub.with_checksums = False
+    assert bring().checked_by is None
+    digest = hashlib.sha256(DATA).hexdigest()
+    assert bring(entry=entry(sha256=digest)).checked_by == "the sha256 in models.toml"
+    hub.files["owner/repo"]["model.pth"] = OTHER
+    hub.commit = "b" * 40
+    with pytest.raises(VerificationError, match="not the right file"):
+        bring(entry=entry(sha256="0" * 64))
+
+
+def test_plain_addresses(hub):
+    hub.plain["x.pth"] = DATA
+    hub.faults.append(Fault(cut_after=100_000))
+    url = f"{hub.endpoint}/plain/x.pth"
+    fetched = bring(url)
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.path.name == "x.pth"
+    assert fetched.checked_by is None
+    downloads.discard(fetched)
+    assert not fetched.path.exists()
+    assert bring(url, sha256=hashlib.sha256(DATA).hexdigest()).checked_by == "the sha256 of --sha256"
+    downloads.discard(bring(url))
+    with pytest.raises(VerificationError):
+        bring(url, sha256="0" * 64)
+
+
+def test_an_address_that_refuses_to_tell_its_length(hub):
+    hub.plain["x.pth"] = DATA
+    hub.head_is_refused = True
+    assert bring(f"{hub.endpoint}/plain/x.pth").path.read_bytes() == DATA
+    with pytest.raises(DownloadError, match="no such file"):
+        bring(f"{hub.endpoint}/plain/none.pth")
+
+
+def test_without_checksum_and_validator_nothing_is_continued(hub):
+    hub.with_checksums = False
+    hub.plain["x.pth"] = DATA
+    hub.faults.append(Fault(cut_after=100_000))
+    assert bring(f"{hub.endpoint}/plain/x.pth").path.read_bytes() == DATA
+    assert hub.sent == len(DATA) + 100_000
+
+
+# ------------------------------------------------------------------------------------------ whole repositories
+
+
+def test_a_folder_and_what_belongs_to_it(hub):
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": DATA,
+        "tokenizer.json": b"[]",
+        "README.md": b"",
+        "x.py": b"",
+    }
+    hub.files["owner/folder"] = files
+    fetched = bring("hf:owner/folder")
+    assert sorted(path.name for path in fetched.path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert fetched.checked_by == "the git hash that the hub gives and the sha256 that the hub gives"
+
+
+def test_the_only_model_of_a_repository():
+    assert bring("hf:owner/repo").path.read_bytes() == DATA
+
+
+def test_several_models_need_a_name(hub):
+    hub.files["owner/repo"]["second.pth"] = OTHER
+    with pytest.raises(
+        UsageError, match=r"holds 2 models: name one, hf:owner/repo/FILE; there are model.pth, second.pth"
+    ):
+        bring("hf:owner/repo")
+
+
+def test_a_repository_without_weights(hub):
+    hub.files["owner/empty"] = {"README.md": b""}
+    with pytest.raises(UnsupportedModelError, match="owner/empty holds no weights"):
+        bring("hf:owner/empty")
+
+
+def test_a_missing_shard_is_noticed_before_the_download(hub):
+    index = b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+    hub.files["owner/shards"] = {
+        "model.safetensors.index.json": index,
+        "model-1.safetensors": DATA,
+        "config.json": b"{}",
+    }
+    with pytest.raises(DownloadError, match=r"incomplete: the file 'model-2.safetensors' .* is missing"):
+        bring("hf:owner/shards")
+    hub.files["owner/shards"]["model-2.safetensors"] = OTHER
+    fetched = bring("hf:owner/shards")
+    assert (fetched.path / "model-2.safetensors").read_bytes() == OTHER
+
+
+def test_shards_that_would_leave_the_folder(hub):
+    index = b'{"weight_map": {"a": "../../x"}}'
+    hub.files["owner/evil"] = {"model.safetensors.index.json": index, "../../x": DATA}
+    with pytest.raises(DownloadError, match="is missing"):
+        bring("hf:owner/evil")

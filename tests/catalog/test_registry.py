@@ -1,0 +1,309 @@
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_cli import paths
+from rwkv_cli.catalog import model_store, registry
+from rwkv_cli.catalog.entries import Entry, is_name, line_of, make_entries, read_tables
+from rwkv_cli.catalog.registry import entries, locate
+from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
+from rwkv_cli.text.template import TEMPLATES
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """The user's own models.toml; nothing is known from before."""
+    monkeypatch.setenv("RWKV_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path / "data"))
+    (tmp_path / "config").mkdir()
+    entries.cache_clear()
+    yield tmp_path / "config" / "models.toml"
+    entries.cache_clear()
+
+
+def test_every_entry_is_whole():
+    assert registry.DEFAULT in entries()
+    for entry in entries().values():
+        assert entry.description
+        assert entry.license == "Apache-2.0"
+        assert entry.template in TEMPLATES
+        if entry.repository is None:
+            assert entry.name == registry.DEFAULT
+            continue
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repository)
+        assert entry.file is None or entry.file.endswith(".pth")
+        assert entry.sampling == TEMPLATES[entry.template].sampling
+        assert entry.parameters is not None
+        assert entry.bytes is None or 0 < entry.bytes - 2 * entry.parameters < 1e6
+        assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+        assert entry.bytes is None or entry.bytes > 100e6
+
+
+def test_names_and_aliases_are_distinct():
+    models = {entry.name: entry for entry in entries().values()}
+    names = [name for entry in models.values() for name in (entry.name, *entry.aliases)]
+    assert len(names) == len(set(names)) == len(entries())
+    assert all(name == name.lower() for name in names)
+
+
+def test_the_format_of_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "models.toml"
+    file.write_text(
+        '[small]\ndescription = "d"\nrepository = "o/r"\nfile = "f.pth"\nbytes = 1_000\naliases = ["s"]\n'
+    )
+    monkeypatch.setattr(paths, "registry_file", lambda: file)
+    entries.cache_clear()
+    try:
+        expected = Entry("small", "d", "o/r", "f.pth", bytes=1000, aliases=("s",))
+        assert entries() == {"small": expected, "s": expected}
+    finally:
+        entries.cache_clear()
+
+
+@pytest.mark.parametrize("name", [None, "gosling", "Gosling", "default"])
+def test_the_model_that_comes_with_the_program(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert locate(name) == paths.EMBEDDED_MODEL
+    assert paths.EMBEDDED_MODEL.is_file()
+
+
+def test_a_path_comes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("gosling").touch()
+    assert locate("gosling") == Path("gosling")
+    assert locate(tmp_path / "gosling") == tmp_path / "gosling"
+    assert locate(str(tmp_path)) == tmp_path
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "x.pth").touch()
+    assert locate("~/x.pth") == tmp_path / "x.pth"
+
+
+@pytest.mark.parametrize("name", ["world-0.1b", "0.1b", "WORLD-0.1B"])
+def test_a_known_model_that_is_not_here_says_where_it_is(name):
+    with pytest.raises(CheckpointError) as caught:
+        locate(name)
+    message = str(caught.value)
+    assert "the model world-0.1b is not on this machine" in message
+    assert "`rwkv pull world-0.1b`" in message
+    assert caught.value.reference == "world-0.1b"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("goslin", "gosling"), ("wolrd-0.1b", "world-0.1b"), ("G1-0.1", "g1-0.1b")]
+)
+def test_a_name_with_a_slip_is_put_right(name, near):
+    with pytest.raises(UsageError, match=f"there is no model named {name}; did you mean {near}"):
+        locate(name)
+
+
+def test_a_name_like_no_other_gets_the_list():
+    with pytest.raises(
+        UsageError, match=r"no model named xyzzy: give a path or one of .*gosling.*world-2\.9b"
+    ):
+        locate("xyzzy")
+
+
+@pytest.mark.parametrize("path", ["model.pth", "folder/model", "/no/where", "./gosling"])
+def test_what_looks_like_a_path_is_a_missing_file(path):
+    with pytest.raises(CheckpointError, match=f"there is no file {path}"):
+        locate(path)
+    if "/" not in path or path.startswith("/"):
+        with pytest.raises(CheckpointError, match=f"there is no file {path}"):
+            locate(Path(path))
+
+
+# ------------------------------------------------------------------------------------------ the user's own file
+
+
+def test_the_users_file_is_merged_field_by_field(own):
+    own.write_text(
+        '[mine]\nrepository = "me/mine"\nfile = "a/b.pth"\naliases = ["latest"]\n'
+        '["world-0.1b"]\ndescription = "other words"\n["world-0.4b"]\nfile = "new.pth"\n'
+        '["world-1.5b"]\nurl = "https://example.org/x.pth"\n["0.1b"]\nrepository = "me/small"\n'
+    )
+    known = entries()
+    assert known["latest"] == known["mine"]
+    assert known["world-0.1b"].description == "other words"
+    assert known["world-0.1b"].sha256
+    changed = known["0.4b"]
+    assert (changed.file, changed.repository) == ("new.pth", "BlinkDL/rwkv-7-world")
+    assert changed.sha256 is changed.bytes is None  # they were of another file
+    assert (known["1.5b"].url, known["1.5b"].repository) == ("https://example.org/x.pth", None)
+    assert known["0.1b"].repository == "me/small"  # a name of its own comes before an alias of ours
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('[a]\nrepository = "o/r"\nbytes = "5"', 3, "bytes of [a] is '5'; it must be a whole number above 0"),
+        ("[a]\n\nbytes = -1", 3, "a whole number above 0"),
+        ("[a]\nbytes = true", 2, "a whole number above 0"),
+        ("[a]\nsha256 = 'x'", 2, "64 hexadecimal digits"),
+        ("[a]\n# c\n  'repository' = 1", 3, "owner/name"),
+        ("[a]\nrepository = '../..'", 2, "owner/name"),
+        ("[a]\nrepository = 'o/r/x'", 2, "owner/name"),
+        ("[a]\nrepository = 'o/r'\nfile = '../x.pth'", 3, "the name of a file in the repository"),
+        ("[a]\nfile = '/etc/passwd'", 2, "the name of a file in the repository"),
+        ("[a]\nfile = 'a\\b'", 2, "the name of a file in the repository"),
+        ("[a]\nrevision = 'a b'", 2, "a branch"),
+        ("[a]\nurl = 'file:///etc/passwd'", 2, "an address"),
+        ("[a]\ntemplate = 'none'", 2, "one of raw"),
+        ("[a]\nsampling = { temperature = 'hot' }", 2, "a table of sampling settings"),
+        ("[a]\nsampling = { temperature = -1 }", 2, "a table of sampling settings"),
+        ("[a]\nsampling = { banana = 1 }", 2, "a table of sampling settings"),
+        ("[a.sampling]\ntemperature = 'hot'", 1, "a table of sampling settings"),
+        ("[a]\naliases = 'b'", 2, "a list of names"),
+        ("[a]\naliases = ['../b']", 2, "a list of names"),
+        ("[a]\nsize = 1", 2, "unknown field 'size'"),
+        ("[b]\n['../a']", 2, "cannot be the name of a model"),
+        ("[b]\n[con]", 2, "cannot be the name of a model"),
+        ("a = 1", 1, "must be a table"),
+        ("[b]\naliases = ['a']\n\n[a]\n", 2, "given twice"),
+    ],
+)
+def test_what_is_wrong_in_it_is_told_with_the_line(own, text, line, message):
+    own.write_text(text)
+    with pytest.raises(RegistryError) as caught:
+        entries()
+    assert str(caught.value).startswith(f"{own}, line {line}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[a\n", "is not TOML: .*line 1"),
+        ("[a]\nx = 1\nx = 2", "is not TOML: .*line 3"),
+        ("[a]", r"\[a\] says neither in which repository"),
+        ("[a]\nurl = 'https://x.y/z'\nrepository = 'o/r'", r"\[a\] has both a url and a repository"),
+        ("[a]\nfile = 'x'", r"\[a\] has a file but no repository"),
+        ("x = " + "[" * 5000, "is (nested too deeply|not TOML)"),
+        ("#" * 2_000_000, "larger than any list"),
+    ],
+)
+def test_what_else_may_be_wrong(own, text, message):
+    own.write_text(text)
+    with pytest.raises(RegistryError, match=message):
+        entries()
+    own.write_bytes(b"\xff")
+    with pytest.raises(RegistryError, match="is not UTF-8 text"):
+        entries()
+
+
+@given(st.text(alphabet="[]ab.='\"\n0{}#", max_size=60))
+def test_any_text_is_read_or_refused(tmp_path_factory, text):
+    file = tmp_path_factory.mktemp("toml") / "models.toml"
+    file.write_text(text, encoding="utf-8")
+    with contextlib.suppress(RegistryError):
+        make_entries(file, read_tables(file))
+    assert line_of(text, "a", "b") >= 1
+
+
+# ------------------------------------------------------------------------------------------ references
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "shown"),
+    [
+        ("hf:Owner/Repo", "owner--repo", "hf:Owner/Repo"),
+        ("hf:o/r/x.pth", "o--r--x", "hf:o/r/x.pth"),
+        ("hf:o/r@v1/x.pth", "o--r--x--v1", "hf:o/r@v1/x.pth"),
+        ("https://huggingface.co/o/r/resolve/main/x.pth?download=true", "o--r--x", "hf:o/r/x.pth"),
+        ("https://huggingface.co/o/r/blob/v1/x.pth", "o--r--x--v1", "hf:o/r@v1/x.pth"),
+    ],
+)
+def test_references(text, name, shown):
+    found = registry.resolve(text)
+    assert (found.name, found.text) == (name, shown)
+    assert registry.resolve(found.text) == found
+
+
+def test_a_reference_to_a_known_model_has_its_name():
+    known = registry.resolve("0.4b")
+    assert known.name == "world-0.4b"
+    assert registry.resolve(known.text) == known
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf:",
+        "hf:o",
+        "hf:../..",
+        "hf:o/..",
+        "hf:o/r/../x",
+        "hf:o/r//x",
+        "hf:o/r@../x",
+        "hf:o/r/a\\b",
+        "hf:o/r@a b",
+        "https://",
+        "hf:o/r/\x1b",
+        "https://exa mple.org/x",
+        "hf:o/r/..",
+        "hf:/etc/passwd",
+        "hf:a--b/c",
+    ],
+)
+def test_references_that_cannot_be(text):
+    with pytest.raises(UsageError):
+        registry.resolve(text)
+
+
+@given(st.text(max_size=80))
+def test_a_name_of_a_reference_stays_in_its_folder(text):
+    for shown in (f"hf:{text}", f"hf:o/r/{text}", f"https://x.y/{text}"):
+        try:
+            name = registry.resolve(shown).name
+        except UsageError:
+            continue
+        assert is_name(f"{name}-int8")
+        assert model_store.path_of(f"{name}-int8").parent == model_store.folder()
+
+
+# ------------------------------------------------------------------------------------------ the store
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "A B", "a\\b", "x" * 90, ".x", "nul", "a..b"])
+def test_names_that_would_leave_the_store(name):
+    with pytest.raises(UsageError, match="is no name of a model"):
+        model_store.path_of(name)
+    assert model_store.find(name) is None
+
+
+def test_a_model_of_the_store_has_names():
+    model_store.folder().mkdir(parents=True)
+    int4 = model_store.path_of("world-0.1b-int4")
+    int4.touch()
+    assert locate("0.1b") == locate("world-0.1b") == locate("world-0.1b-int4") == int4
+    int8 = model_store.path_of("world-0.1b-int8")
+    int8.touch()
+    assert locate("0.1b") == int8
+    assert locate("hf:BlinkDL/rwkv-7-world/RWKV-x070-World-0.1B-v2.8-20241210-ctx4096.pth") == int8
+    with pytest.raises(UsageError, match=r"did you mean world-0.1b-int8"):
+        locate("world-0.1b-int9")
+
+
+def test_a_reference_that_was_not_pulled():
+    with pytest.raises(MissingModelError, match=r"`rwkv pull hf:o/r/x.pth`"):
+        locate("hf:o/r/x.pth")
+
+
+def test_use_is_noted_for_models_of_the_store_alone(tmp_path):
+    model_store.folder().mkdir(parents=True)
+    model_store.path_of("a-int8").touch()
+    stored = model_store.get("a-int8")
+    assert stored.last_used is None
+    model_store.note_use(stored.path)
+    assert stored.last_used
+    model_store.note_use(tmp_path / "b")
+    model_store.remove(stored)
+    assert model_store.listed() == []
+    assert list((model_store.folder() / ".used").iterdir()) == []

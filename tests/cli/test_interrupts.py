@@ -1,0 +1,59 @@
+"""Ctrl-C that waits for the end of a token."""
+
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from rwkv_cli.cli.terminal.interrupts import Interrupts
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_before_it_is_held_an_interrupt_raises():
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+    assert not interrupts.asked
+
+
+def test_once_it_is_held_the_first_waits_and_the_second_raises():
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        assert not interrupts.asked
+        ctrl_c()
+        assert interrupts.asked
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_what_was_there_before_comes_back(error):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with Interrupts():
+            assert signal.getsignal(signal.SIGINT) != before
+            if error:
+                raise error
+    except ValueError:
+        pass
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_other_threads_never_hear_of_one():
+    seen = []
+
+    def use():
+        with Interrupts() as interrupts:
+            interrupts.hold()
+            seen.append(interrupts.asked)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [False]

@@ -1,0 +1,68 @@
+"""Plain twins of what is fast or clever elsewhere: loops and formulas that can be checked by reading them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.engine.backends.base import WeightSource
+from rwkv_cli.engine.backends.reference import ReferenceBackend
+from rwkv_cli.files import weight_layouts
+
+Array = NDArray[np.float32]
+
+GROUP = 64
+
+
+def quantize_group(values: list[float]) -> tuple[list[int], float]:
+    """Symmetric int8 with a bfloat16 scale: the integers and the scale of one group of float32 values."""
+    largest = max(abs(value) for value in values)
+    scale = bf16_not_below(float(np.float32(largest) / np.float32(127)))
+    if scale == 0:
+        return [0] * len(values), 0.0
+    return [round(float(np.float32(value) / np.float32(scale))) for value in values], scale
+
+
+def bf16_not_below(x: float, zeros: int = 0) -> float:
+    """The least bfloat16 that is not below a float32 x >= 0: eight bits of precision or fewer, counted up."""
+    step = 0x10000 << zeros
+    bits = int(np.float32(x).view(np.uint32)) // step * step
+    while np.uint32(bits).view(np.float32) < x:
+        bits += step
+    return float(np.uint32(bits).view(np.float32))
+
+
+def position_in_tiles(row: int, column: int, columns: int, c: int) -> int:
+    """Where an element lies in the layout "tiles" [R/16, K/c, 16, c], counted from the front."""
+    return ((row // 16 * (columns // c) + column // c) * 16 + row % 16) * c + column % c
+
+
+def position_by_input(row: int, column: int, columns: int) -> int:
+    """Where an element lies in the layout "by_input" [R/64, K, 64], counted from the front."""
+    return (row // 64 * columns + column) * 64 + row % 64
+
+
+def round_to_int8(x: Array) -> Array:
+    """An activation as the integer kernels see it: each group of 64 a multiple of its largest magnitude / 127."""
+    groups = x.reshape(-1, GROUP)
+    largest = np.abs(groups).max(axis=1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return (np.rint(groups * inverse) * (largest / np.float32(127))).reshape(-1)
+
+
+class _IntegerMatrix(np.ndarray):
+    """A matrix that rounds what it is multiplied with."""
+
+    def __matmul__(self, x: Array) -> Array:
+        return np.asarray(self) @ round_to_int8(x)
+
+
+class Int8Reference(ReferenceBackend):
+    """The reference with the rounding of the int8 kernels: of what goes into all matrices but the low-rank ones."""
+
+    def __init__(self, source: WeightSource) -> None:
+        super().__init__(source)
+        for name, weight in self.weights.items():
+            if weight_layouts.layout_of(name) in ("tiles", "by_input"):
+                self.weights[name] = weight.view(_IntegerMatrix)
+        self.blocks = [self._under(f"blocks.{i}.") for i in range(self.config.n_layer)]

@@ -1,0 +1,281 @@
+"""Entry points as machine code: what is on disk, what becomes of it when it is damaged, and a run without Numba."""
+
+import inspect
+import os
+import re
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+
+from cpu_kernels import aot, cache
+from cpu_kernels.abi import EMPTY
+from cpu_kernels.aot import ENTRY_POINTS, kernel
+
+SMALL = "trie.pack"
+"""An entry point that is compiled in no time."""
+
+PACK = """
+import sys
+import numpy as np
+from cpu_kernels.aot import kernel
+packed, edges = np.full((2, 4, 2), -1, np.int32)
+edges[1] = 97, 1
+kernel("trie.pack")(packed, 4, edges, 4)
+assert sorted(packed.tolist()) == [[-1, -1]] * 3 + [[97, 1]]
+print("numba" in sys.modules)
+"""
+
+GENERATE = """
+import sys
+from rwkv_cli.cli.main import main
+sys.argv = ["rwkv", "generate", "-p", "Once", "-n", "2", "-m", sys.argv[1]]
+try:
+    main()
+except SystemExit as exit:
+    assert not exit.code
+print(sorted({"numba", "rich"} & set(sys.modules)))
+"""
+
+
+def python(code: str, *arguments, place: Path | None = None) -> subprocess.CompletedProcess:
+    """Run a program in a process of its own, with another cache folder if it is given one."""
+    environment = os.environ | ({"RWKV_CACHE_DIR": str(place)} if place else {})
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def needs_numba(place: Path) -> bool:
+    """Whether a process with this cache has to compile the small entry point; it works in any case."""
+    done = python(PACK, place=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout == "True\n"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty cache, of this process too."""
+    monkeypatch.setattr(cache, "PLACE", str(tmp_path))
+    cache._warn.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def code() -> bytes:
+    """The machine code of the small entry point."""
+    return aot.compile_entry_point(SMALL)
+
+
+# --- machine code ---------------------------------------------------------------------------------------------------
+
+
+def test_a_warm_run_does_without_numba(tiny_model):
+    for name in ENTRY_POINTS:
+        kernel(name)
+    done = python(GENERATE, tiny_model)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_an_entry_point_has_as_many_arguments_as_the_table_says(name):
+    module, function = name.split(".")
+    found = getattr(import_module(f"cpu_kernels.{module}"), function)
+    assert len(inspect.signature(found).parameters) == ENTRY_POINTS[name]
+
+
+def undefined(code: bytes) -> set[str]:
+    """The functions that an object file in ELF wants from elsewhere."""
+    if code[:4] != b"\x7fELF":
+        pytest.skip("this system has other object files")
+    sections = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(code).sections()}
+    names, found = sections[b".strtab"], set()
+    for name, _info, _other, section, _value, _size in struct.iter_unpack("<IBBHQQ", sections[b".symtab"]):
+        if name and section == 0:
+            found.add(names[name : names.index(b"\0", name)].decode())
+    return found
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_machine_code_needs_the_system_alone(name):
+    kernel(name)
+    content = cache.read(name)
+    assert content is not None
+    assert undefined(content) <= aot.LIBRARY
+
+
+def prints(n):
+    print(n)
+
+
+def allocates(n):
+    return np.arange(n)[::-1].copy().sum()
+
+
+@pytest.mark.parametrize(("function", "missing"), [(prints, "PyObject_Str"), (allocates, "NRT_")])
+def test_what_needs_numba_is_refused_before_it_is_loaded(monkeypatch, function, missing):
+    monkeypatch.setitem(sys.modules, "cpu_kernels.needy", SimpleNamespace(function=function))
+    monkeypatch.setitem(ENTRY_POINTS, "needy.function", 1)
+    with pytest.raises(RuntimeError, match=f"^needy.function needs what only Numba has: .*{missing}"):
+        aot.compile_entry_point("needy.function")
+
+
+def test_an_array_stands_for_its_address():
+    tables = [np.full((4, 2), EMPTY, np.int32) for _ in range(2)]
+    edges = np.array([[5, 6], [EMPTY, 0]], np.int32)
+    assert kernel(SMALL)(tables[0], 4, edges, 2) == 0
+    assert kernel(SMALL)(aot.address(tables[1]), np.int64(4), aot.address(edges), 2) == 0
+    assert [5, 6] in tables[0].tolist()
+    np.testing.assert_array_equal(*tables)
+
+
+def test_what_is_no_array_in_one_piece_is_refused():
+    edges = np.full((4, 4), EMPTY, np.int32)
+    with pytest.raises(ValueError, match="a kernel needs a contiguous array"):
+        kernel(SMALL)(edges[:, :2], 4, edges[:, 2:], 4)
+    with pytest.raises(TypeError):
+        kernel(SMALL)(edges, 4, edges)
+
+
+def test_an_interrupt_while_arguments_are_made_ready_is_no_other_error():
+    class Interrupted:
+        def __int__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kernel(SMALL)(Interrupted(), 4, 0, 0)
+
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_compiled_once(place):
+    assert needs_numba(place)
+    assert not needs_numba(place)
+    assert aot.is_compiled(SMALL)
+    assert not aot.is_compiled("forward.passes")
+
+
+@pytest.mark.parametrize("size", [0, 31, 32, 100, -1])
+def test_a_truncated_file_is_compiled_again(place, code, size):
+    cache.write(SMALL, code)
+    path = cache._folder() / SMALL
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size])
+    assert not aot.is_compiled(SMALL)
+    assert needs_numba(place)
+    assert aot.is_compiled(SMALL)
+
+
+@pytest.mark.usefixtures("place")
+def test_damage_is_noticed_anywhere(code):
+    cache.write(SMALL, code)
+    path = cache._folder() / SMALL
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 97):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert cache.read(SMALL) is None
+    path.write_bytes(whole)
+    assert cache.read(SMALL) == code
+
+
+@pytest.mark.usefixtures("place")
+def test_one_entry_point_is_not_taken_for_another(code):
+    cache.write(SMALL, code)
+    (cache._folder() / SMALL).rename(cache._folder() / "trie.build")
+    assert cache.read("trie.build") is None
+
+
+def test_processes_that_compile_at_once(place):
+    with ThreadPoolExecutor() as threads:
+        assert list(threads.map(needs_numba, [place] * 3)).count(True) >= 1
+    assert not needs_numba(place)
+    assert [path.name for path in cache._folder().iterdir()] == [SMALL]
+
+
+def test_threads_that_compile_at_once(monkeypatch, code):
+    times = []
+    monkeypatch.setattr(aot, "compile_entry_point", lambda name: times.append(name) or code)
+    monkeypatch.setattr(cache, "read", lambda _: None)
+    monkeypatch.setattr(cache, "write", lambda *_: None)
+    aot._kernel.cache_clear()
+    with ThreadPoolExecutor() as threads:
+        found = {id(function) for function in threads.map(kernel, [SMALL] * 4)}
+    aot._kernel.cache_clear()
+    assert (len(found), times) == (1, [SMALL])
+
+
+def test_no_room_for_a_cache(tmp_path):
+    """Where a folder should be there is a file: as with any folder that cannot be written."""
+    place = tmp_path / "cache"
+    place.write_text("")
+    done = python(
+        PACK.replace('kernel("trie.pack")(', 'kernel("trie.build"); kernel("trie.pack")('), place=place
+    )
+    assert done.stdout == "True\n"
+    assert re.fullmatch(
+        r"kernels are compiled for this run only, since \S+cache: not a directory\n",
+        done.stderr,
+        re.IGNORECASE,
+    )
+
+
+def test_a_full_disk(place, code, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    for name in ("trie.build", SMALL):
+        cache.write(name, code)
+    assert caplog.messages == [
+        f"kernels are compiled for this run only, since {place}: No space left on device"
+    ]
+    assert list(cache._folder().iterdir()) == []
+
+
+def test_a_user_without_a_home(code, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    cache._warn.cache_clear()
+    monkeypatch.setattr(cache, "PLACE", None)
+    monkeypatch.setattr(cache.platformdirs, "user_cache_dir", fail)
+    cache.write(SMALL, code)
+    assert cache.read(SMALL) is None
+    assert "this run only, since the cache folder: Could not determine home" in caplog.text
+
+
+def test_old_versions_go(place, code):
+    versions = [place / f"kernels-{i}" for i in range(10)]
+    for age, version in enumerate(versions):
+        version.mkdir()
+        os.utime(version, (1e9 - age, 1e9 - age))
+    other = place / "checkpoints"
+    other.mkdir()
+    cache.write(SMALL, code)
+    assert set(place.iterdir()) == {cache._folder(), other, *versions[: cache.KEPT - 1]}
+
+
+@pytest.mark.parametrize("name", ["get_host_cpu_name", "get_process_triple"])
+def test_another_machine_has_another_version(monkeypatch, name):
+    assert cache._version() == cache.VERSION
+    monkeypatch.setattr(llvm, name, lambda: "another")
+    assert cache._version() != cache.VERSION
+
+
+def test_other_features_and_instructions_have_another_version(monkeypatch):
+    features = llvm.get_host_cpu_features()
+    features["another"] = True
+    with monkeypatch.context() as patch:
+        patch.setattr(llvm, "get_host_cpu_features", lambda: features)
+        assert cache._version() != cache.VERSION
+    monkeypatch.setattr(cache, "CHOSEN", "another")
+    assert cache._version() != cache.VERSION

@@ -1,0 +1,271 @@
+"""Prompt formats, letter by letter."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv_cli.engine.sampling import SamplingSettings
+from rwkv_cli.errors import UsageError
+from rwkv_cli.text.stop_strings import StopFilter
+from rwkv_cli.text.template import (
+    TEMPLATES,
+    Template,
+    chat_template,
+    clean_text,
+    find_template,
+    get_template,
+)
+from rwkv_cli.text.template_file import as_fields, open_template, template_from
+
+GREETING = (
+    "User: hi\n\nAssistant: Hi. I am your assistant and I will provide expert full response in full details. "
+    "Please feel free to ask any question and I will always answer it.\n\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("raw", " Why?\r\n\n\nWhy "),
+        ("story", " Why?\r\n\n\nWhy "),
+        ("dialogue", "User: Why?\nWhy\n\nAssistant:"),
+        ("world", GREETING + "User: Why?\nWhy\n\nAssistant:"),
+        ("g1", "User: Why?\nWhy\n\nAssistant:"),
+        ("qa", "Question: Why?\nWhy\n\nAnswer:"),
+        ("instruct", "Instruction: Why?\nWhy\n\nResponse:"),
+    ],
+)
+def test_one_turn(name: str, expected: str) -> None:
+    assert get_template(name).render(" Why?\r\n\n\nWhy ") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("world", "System: Be\nkind.\n\n" + GREETING + "User: Why?\n\nAssistant:"),
+        ("g1", "System: Be\nkind.\n\nUser: Why?\n\nAssistant:"),
+        ("instruct", "Instruction: Be\nkind.\n\nInput: Why?\n\nResponse:"),
+    ],
+)
+def test_system_text(name: str, expected: str) -> None:
+    assert get_template(name).render("Why?", system="Be\n\nkind.\n") == expected
+
+
+@pytest.mark.parametrize("name", ["raw", "story", "dialogue", "qa"])
+def test_system_text_where_there_is_no_place_for_it(name: str) -> None:
+    with pytest.raises(UsageError, match=f"the template {name} has no place for a system text"):
+        get_template(name).render("Why?", system="Be kind.")
+
+
+def test_thinking() -> None:
+    g1 = get_template("g1")
+    assert g1.render("Why?", think="off") == g1.render("Why?")
+    assert g1.render("Why?", think="fast") == "User: Why?\n\nAssistant: <think>\n</think"
+    assert g1.render("Why?", think="on") == "User: Why?\n\nAssistant: <think"
+    assert g1.render("Why?", think="long") == "User: Why? (think a lot)\n\nAssistant: <think"
+    with pytest.raises(UsageError, match="no thinking mode 'hard': choose among off, fast, on, long"):
+        g1.render("Why?", think="hard")
+    with pytest.raises(UsageError, match="the template world has no thinking modes"):
+        get_template("world").render("Why?", think="on")
+
+
+def test_turns_make_up_a_conversation() -> None:
+    g1 = get_template("g1")
+    conversation = g1.render("One.", system="Short.") + " 1" + g1.turn_end + g1.turn("Two.") + " 2"
+    assert conversation == "System: Short.\n\nUser: One.\n\nAssistant: 1\n\nUser: Two.\n\nAssistant: 2"
+
+
+@given(st.text(alphabet="{}prompt system0\\%"))
+def test_braces_mean_nothing(text: str) -> None:
+    assert get_template("raw").render(text) == text
+    assert get_template("g1").render(text, system="{prompt}").startswith("System: {prompt}\n\nUser: ")
+    assert clean_text(text) in get_template("qa").render(text)
+
+
+@given(st.text(alphabet=" a\n\r\t\u3000") | st.text())
+def test_cleaned_text_holds_no_blank_line(text: str) -> None:
+    cleaned = clean_text(text)
+    assert "\n\n" not in cleaned
+    assert cleaned == cleaned.strip()
+    assert "".join(cleaned.split()) == "".join(text.split())
+
+
+def test_cleaning_keeps_indentation() -> None:
+    assert clean_text("if x:\r\n\r\n  \t\n    y\n") == "if x:\n    y"
+
+
+@given(st.sampled_from(sorted(TEMPLATES)), st.text())
+def test_every_template_is_complete(name: str, prompt: str) -> None:
+    template = TEMPLATES[name]
+    assert template.name == name
+    assert template.description
+    StopFilter(template.stop)
+    fields = {field.name for field in dataclasses.fields(SamplingSettings)}
+    assert set(template.sampling) <= fields
+    SamplingSettings(**template.sampling)  # type: ignore[arg-type]
+    assert not template.render(prompt).endswith(" ") or not template.clean
+
+
+def test_published_stops_and_defaults() -> None:
+    assert get_template("raw") == Template("raw", TEMPLATES["raw"].description, clean=False, chat="dialogue")
+    assert get_template("world").stop == ("\n\n",)
+    assert get_template("g1").stop == ("\n\nUser:",)
+    assert get_template("story").begin
+    assert get_template("story").sampling == {"temperature": 0.8, "top_p": 0.8}
+    assert get_template("world").sampling["top_p"] == 0.3
+
+
+def test_unknown_template() -> None:
+    with pytest.raises(
+        UsageError, match=r"no template 'wrld' \(did you mean world\?\): choose among raw, story, "
+    ):
+        get_template("wrld")
+    with pytest.raises(UsageError, match="no template 'xyzzy': choose among raw, "):
+        get_template("xyzzy")
+
+
+@pytest.mark.parametrize(
+    ("source", "vocab_size", "expected"),
+    [
+        ("RWKV-x070-World-0.1B-v2.8-20241210-ctx4096.pth", 65536, "world"),
+        ("fla-hub/rwkv7-191M-world", 65536, "world"),
+        ("fla-hub/rwkv7-0.1B-g1/", 65536, "g1"),
+        ("rwkv7-g1a-0.1b-20250728-ctx4096.pth", 65536, "g1"),
+        (r"C:\models\rwkv7-g1g-1.5b-20260526-ctx8192.pth", 65536, "g1"),
+        ("/home/world/rwkv7-world/model.pth", 65536, "raw"),
+        ("RWKV-x070-Pile-168M-20241120-ctx4096.pth", 50304, "raw"),
+        ("my-world-model.pth", 8192, "raw"),
+        ("gosling.pth", 8192, "story"),
+        ("/models/gosling-q4.rwkv", 8192, "story"),
+        ("", 65536, "raw"),
+    ],
+)
+def test_template_by_file_name(source: str, vocab_size: int, expected: str) -> None:
+    assert find_template(source, vocab_size) == expected
+
+
+def test_models_of_documents_have_a_template_for_conversations() -> None:
+    for name, template in TEMPLATES.items():
+        chat = chat_template(template)
+        assert chat.answer, name
+        assert chat.turn_end
+        assert chat.stop
+        assert chat_template(chat) == chat
+    assert chat_template(TEMPLATES["story"]).name == "dialogue"
+    assert chat_template(TEMPLATES["g1"]).name == "g1"
+
+
+# ------------------------------------------------------------------------------------------- files of the user's own
+
+OWN = """\
+# A robot.
+description = "a robot"
+begin = true
+opening = "Robot: Hello.\\n\\n"
+system = "Order: {system}\\n\\n"
+user = "Human: {prompt}\\n\\n"
+answer = "Robot:"
+turn_end = "\\n\\n"
+stop = ["\\n\\n", "\\nHuman:"]
+
+[sampling]
+temperature = 0.5
+top_k = 7
+
+[thinking.deep]
+user_suffix = " (deep)"
+answer_prefix = " <think"
+"""
+
+
+def own(folder: Path, text: str, name: str = "robot.toml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_template_of_the_users_own(tmp_path: Path) -> None:
+    template = open_template(own(tmp_path, OWN))
+    assert template.name == "robot"
+    assert template.begin
+    assert template.clean
+    assert template.render("Hi", "Obey.", "deep") == (
+        "Order: Obey.\n\nRobot: Hello.\n\nHuman: Hi (deep)\n\nRobot: <think"
+    )
+    assert template.stop == ("\n\n", "\nHuman:")
+    assert template.sampling == {"temperature": 0.5, "top_k": 7}
+
+
+def test_a_template_may_be_made_of_another(tmp_path: Path) -> None:
+    template = open_template(own(tmp_path, 'name = "short"\nbase = "g1"\n[sampling]\ntop_p = 0.1\n'))
+    assert template == dataclasses.replace(
+        TEMPLATES["g1"], name="short", sampling={**TEMPLATES["g1"].sampling, "top_p": 0.1}
+    )
+
+
+def test_a_template_is_known_by_its_path_or_its_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own(tmp_path, OWN)
+    monkeypatch.chdir(tmp_path)
+    assert open_template("robot.toml") == open_template("./robot.toml")
+    assert open_template("g1") == TEMPLATES["g1"]
+    with pytest.raises(UsageError, match="no template 'robot'"):
+        open_template("robot")
+
+
+@given(st.sampled_from(sorted(TEMPLATES)))
+def test_templates_survive_json(name: str) -> None:
+    template = dataclasses.replace(TEMPLATES[name], chat=None)
+    assert template_from(json.loads(json.dumps(as_fields(template)))) == template
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("answer = 5", "line 1: answer must be a text"),
+        ('answer = "A"\n\nanswr = "B"', "line 3: answr is no key of a template (did you mean answer?)"),
+        ('# x\nuser = "no place"', "line 2: user must hold {prompt}, where the text goes"),
+        ('system = "no place"', "line 1: system must hold {system}"),
+        ("stop = 'x'", "line 1: stop must be a list of texts"),
+        ("stop = ['a', 5]", "line 1: stop must be a text"),
+        ("stop = ['']", "line 1: stop holds an empty text"),
+        ("begin = 'yes'", "line 1: begin must be true or false"),
+        ("sampling = 5", "line 1: sampling must be a table"),
+        ("[sampling]\n\ntop_p = 5", "line 3: sampling.top_p is 5: it must be between 0 and 1"),
+        ("[sampling]\ntop_p = 'x'", "line 2: sampling.top_p must be a number"),
+        ("[sampling]\ntop_p = nan", "line 2: sampling.top_p is nan"),
+        ("[sampling]\nseed = 5", "line 2: sampling.seed is no key"),
+        ("[thinking]\non = 5", "line 2: thinking.on must be a table"),
+        ("[thinking.on]\nprefix = ''", "thinking.on.prefix is no key of a template"),
+        ("[thinking.on]\nanswer_prefix = 5", "line 2: thinking.on.answer_prefix must be a text"),
+        ("base = 'nothing'", "line 1: base must be one of the templates raw, story"),
+        ("answer = ", "is no TOML: invalid value (at end of document)"),
+        ("answer = 'a'\nanswer = 'b'", "is no TOML: cannot overwrite a value"),
+        ("x = " + "[" * 5000, "is no TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    path = own(tmp_path, text)
+    with pytest.raises(UsageError) as raised:
+        open_template(path)
+    assert said in str(raised.value)
+    assert path in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_that_are_no_templates(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the template .*missing\.toml: no such file"):
+        open_template(str(tmp_path / "missing.toml"))
+    with pytest.raises(UsageError, match="is a directory"):
+        open_template(str(tmp_path) + "/")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not valid UTF-8"):
+        open_template(str(tmp_path / "binary.toml"))
+    (tmp_path / "large.toml").write_bytes(b"#" * (2 << 20))
+    with pytest.raises(UsageError, match="larger than 1 MB"):
+        open_template(str(tmp_path / "large.toml"))
