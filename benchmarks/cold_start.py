@@ -58,7 +58,8 @@ PHASES = {
         from rwkv_cli.engine.state import State
         logits = backend.forward(tokens, State.zeros(model.config))""",
     "first token": """
-        from rwkv_cli.engine.sampling import Sampler, SamplingSettings
+        from rwkv_cli.engine.sampling import Sampler
+        from rwkv_cli.sampling_settings import SamplingSettings
         Sampler(SamplingSettings()).sample(logits)""",
 }
 """What `rwkv generate` does, in its order, one after another in one process."""

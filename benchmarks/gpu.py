@@ -40,10 +40,11 @@ from rwkv_cli.engine.gpu.device import Gpu
 from rwkv_cli.engine.gpu.launch_plan import Product
 from rwkv_cli.engine.gpu.state_slots import StateMemory
 from rwkv_cli.engine.gpu.weights import WIDTHS, Weights
-from rwkv_cli.engine.sampling import Sampler, SamplingSettings
+from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.sampling_settings import SamplingSettings
 
 MODELS = SHAPES | {
     "2.9b": ModelConfig(32, 2560, 10240, VOCAB_SIZE, rank_w=96, rank_a=96, rank_v=64, rank_g=320),

@@ -19,6 +19,7 @@ from typing import Any, get_args
 import numpy as np
 import results
 
+from rwkv_cli.convert.conversion import convert_checkpoint
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend
@@ -27,7 +28,6 @@ from rwkv_cli.errors import RwkvError
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WeightType
-from rwkv_cli.model import convert
 
 REFERENCE = "reference"
 KINDS = (*get_args(WeightType), REFERENCE)
@@ -93,7 +93,7 @@ def _backend(checkpoint: Checkpoint, kind: str, target: Path) -> Backend:
     if kind == REFERENCE:
         return ReferenceBackend(checkpoint)
     weight_type = next(known for known in get_args(WeightType) if known == kind)
-    convert(checkpoint, target, weight_type)
+    convert_checkpoint(checkpoint, target, weight_type)
     return CpuBackend(ModelFile(target))
 
 

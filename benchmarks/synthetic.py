@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from helpers.writers import Tensors, gguf_tensors, random_weights, write_pth
 
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.convert.conversion import convert_checkpoint
 from rwkv_cli.files.checkpoints import open_checkpoint
 from rwkv_cli.files.export.gguf import add_sizes, add_tokenizer
+from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.files.weight_layouts import WeightType
-from rwkv_cli.model import convert, is_usable
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 VOCAB_SIZE = 65_536
@@ -61,7 +62,7 @@ def build(folder: Path, size: str) -> None:
         target = folder / f"{size}-{weight_type}.safetensors"
         if not is_usable(target):
             _say(f"quantizing {size} to {weight_type}")
-            convert(open_checkpoint(checkpoint), target, weight_type)
+            convert_checkpoint(open_checkpoint(checkpoint), target, weight_type)
 
 
 def _write_foreign(files: list[Path], config: ModelConfig) -> None:

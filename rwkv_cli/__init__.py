@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rwkv_cli.engine.generate import Generation, Step
-    from rwkv_cli.engine.sampling import SamplingSettings
     from rwkv_cli.engine.state import Position, State
     from rwkv_cli.errors import RwkvError
     from rwkv_cli.model import Model, load
+    from rwkv_cli.sampling_settings import SamplingSettings
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES = {
     "Model": "model",
     "Position": "engine.state",
     "RwkvError": "errors",
-    "SamplingSettings": "engine.sampling",
+    "SamplingSettings": "sampling_settings",
     "State": "engine.state",
     "Step": "engine.generate",
     "load": "model",

@@ -1,22 +1,39 @@
 """Every failure that a user can meet, each with one clear sentence.
 
     RwkvError                     exit code 1
-    ├── UsageError                exit code 2: an option or argument that cannot be right
+    ├── UsageError                exit code 2: an invalid option, argument or setting
     ├── CheckpointError           a published checkpoint cannot be read: missing, truncated, hostile, wrong shape
     │   ├── UnsupportedModelError it can be read, but it is not an RWKV-7 model
     │   └── MissingModelError     a model that is known by name, but not on this machine yet
     ├── ModelFileError            a model file of ours cannot be read: damaged, or of a newer version
     ├── StateError                a saved state cannot be used: missing, damaged, of another model
-    ├── RegistryError             models.toml, ours or the user's, holds something that it must not
-    ├── DownloadError             a file cannot be fetched: no connection, refused, gone, offline
-    │   └── VerificationError     it was fetched, but it is not the file that was asked for
+    ├── RegistryError             models.toml, ours or the user's, has an invalid entry
+    ├── DownloadError             a file cannot be downloaded: no connection, refused, gone, offline
+    │   └── VerificationError     it was downloaded, but it is not the file that was asked for
     ├── TokenizerError            a vocabulary is missing, damaged or of another size than the model's
     ├── DeviceError               the chosen backend cannot run on this machine
-    └── StorageError              a file cannot be written: no room, no permission
+    └── StorageError              a file cannot be written: no space, no permission
 
-The message is for the person at the terminal: it says what is wrong and, where there is something to do, what to do.
-The command line catches `RwkvError` in exactly one place, `rwkv_cli.cli.main`.
+The message is for the user: it says what is wrong and, where something can be done, what to do. It names settings as
+fields in braces, `{device}` or, with a value, `{device=cpu}`, because each interface spells them in its own way: Python
+as an argument, the command line as an option, a server as a JSON pointer. `rwkv_cli.cli.main` catches `RwkvError` in
+exactly one place.
 """
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_FIELD = re.compile(r"\{([a-z][a-z0-9_]*)(?:=([^{}\s]*))?\}")
+
+FieldSpelling = Callable[[str, str | None], str]
+"""How an interface writes a field, and the value that is suggested for it, if one is."""
+
+
+def as_argument(field: str, value: str | None) -> str:
+    """A field as an argument of a Python function: `device="cpu"`."""
+    return field if value is None else f'{field}="{value}"'
 
 
 class RwkvError(Exception):
@@ -24,9 +41,22 @@ class RwkvError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        """`message` names fields in braces; a field at its very beginning is the one that is wrong."""
+        super().__init__(message)
+        wrong = _FIELD.match(message)
+        self.field = wrong[1] if wrong else None
+
+    def worded(self, spelling: FieldSpelling) -> str:
+        """The message, with fields as an interface spells them."""
+        return _FIELD.sub(lambda match: spelling(match[1], match[2]), self.args[0])
+
+    def __str__(self) -> str:
+        return self.worded(as_argument)
+
 
 class UsageError(RwkvError):
-    """An option or argument that cannot be right."""
+    """An invalid option, argument or setting."""
 
     exit_code = 2
 
@@ -52,11 +82,11 @@ class RegistryError(RwkvError):
 
 
 class DownloadError(RwkvError):
-    """A file that cannot be fetched."""
+    """A file that cannot be downloaded."""
 
 
 class VerificationError(DownloadError):
-    """A file that was fetched, but is not the one that was asked for."""
+    """A file that was downloaded, but is not the one that was asked for."""
 
 
 class ModelFileError(RwkvError):

@@ -1,4 +1,4 @@
-"""Facts about this machine, for `rwkv info`; what a system does not tell is None."""
+"""The host: processor, memory, threads. What the system does not tell is None."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
-
-from rwkv_cli.errors import DeviceError
 
 _FEATURES = (
     "avx2 avxvnni avx512f avx512bw avx512vnni avx512bf16 avx10.1-512 amx-int8 neon dotprod i8mm sve sve2"
@@ -87,16 +85,6 @@ def memory() -> Memory:
         return Memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None)
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf, others not these names
         return Memory(None, None)
-
-
-def gpus() -> list[str]:
-    """NVIDIA GPUs: name, compute capability, memory and driver of each."""
-    from rwkv_cli.engine.gpu import probe
-
-    try:
-        return [str(gpu) for gpu in probe.gpus()]
-    except DeviceError:
-        return []
 
 
 def _text(path: str) -> str:

@@ -2,63 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.convert.cache import cached_model_file
+from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry as backends
-from rwkv_cli.engine.backends.base import Backend, Progress, check_tokens
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.generate import Generation
-from rwkv_cli.engine.sampling import Sampler, SamplerMemory, SamplingSettings, exempt_tokens
+from rwkv_cli.engine.sampling import Sampler, SamplerMemory, exempt_tokens
 from rwkv_cli.engine.state import Position, State
-from rwkv_cli.errors import MissingModelError, ModelFileError, UsageError
+from rwkv_cli.engine.token_ids import check_tokens
+from rwkv_cli.errors import MissingModelError, UsageError
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
-from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write_model
-from rwkv_cli.files.safetensors import storage_error
-from rwkv_cli.files.weight_layouts import WeightType
-from rwkv_cli.text.template import TEMPLATES, Template, find_template, get_template
+from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
+from rwkv_cli.reporting import Progress, Reporter
+from rwkv_cli.sampling_settings import SamplingSettings
+from rwkv_cli.text.template import TEMPLATES, Template, get_template
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
 Array = NDArray[np.float32]
 
 MOST_THREADS = 256
-
-COMPILING = "compiling the kernels for this {}, once (about 15 s)..."
-
-log = logging.getLogger("rwkv_cli")
-
-
-class Reporter:
-    """Hears of work that takes long; the command line shows it, everybody else finds it in the log."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        log.info(text)
-
-    def quantizing(self, done: int, total: int) -> None:
-        """`done` of `total` weights are quantized."""
-
-    def downloading(self, done: int, total: int | None) -> None:
-        """`done` of `total` bytes are here; a server may not tell how many there are."""
-
-    def missing(self, error: MissingModelError) -> Path:
-        """A known model is not on this machine: the file of one that was brought here now, or the error."""
-        raise error
-
-    def compiling(self, processor: str) -> AbstractContextManager[None]:
-        """Around the compilation of kernels for the "CPU" or "GPU", which takes long and happens once."""
-        self.note(COMPILING.format(processor))
-        return nullcontext()
 
 
 @dataclass
@@ -190,9 +162,7 @@ class Model:
         check_tokens(np.asarray(tokens), self.config.vocab_size)
 
     def _check_state(self, state: State) -> None:
-        # A smaller state would have the kernels write beside it.
-        if not state.fits(self.config):
-            raise UsageError("the state belongs to a model of another shape")
+        state.check_fits(self.config)
 
 
 def load(
@@ -219,93 +189,17 @@ def load(
     model_store.note_use(path)
     source: ModelFile | Checkpoint
     if is_model_file(path):
-        source, info = _opened(path)
+        source = ModelFile(path)
+        info = source.info
     else:
         checkpoint = open_checkpoint(path)
         if device == "reference":
             source, info = checkpoint, describe(checkpoint, "fp32")
         else:
-            source, info = _opened(_cached(checkpoint, reporter))
+            source = ModelFile(cached_model_file(checkpoint, reporter))
+            info = source.info
     tokenizer = load_tokenizer(info.tokenizer, info.config.vocab_size) if info.tokenizer else None
     backend, _, failure = backends.create(device, source, threads, reporter.compiling)
     if failure:
         reporter.note(f"computing on the CPU: {failure}")
     return Model(info, path, tokenizer, backend)
-
-
-def describe(
-    checkpoint: Checkpoint, weight_type: WeightType, digest: bool = False, template: str | None = None
-) -> ModelInfo:
-    """What a model file made of this checkpoint will say of itself; `digest` reads the whole file for its sha256.
-
-    `template` is the name of its prompt template, guessed if it is None.
-    """
-    name = checkpoint.path.name
-    template = template or find_template(name, checkpoint.config.vocab_size)
-    source = {"name": name, "format": checkpoint.format}
-    return ModelInfo(
-        config=checkpoint.config,
-        weight_type=weight_type,
-        tokenizer=checkpoint.tokenizer,
-        template=template,
-        sampling=TEMPLATES[template].sampling,
-        source=source | ({"sha256": checkpoint.sha256()} if digest else {}),
-    )
-
-
-def convert(
-    checkpoint: Checkpoint,
-    target: Path,
-    weight_type: WeightType,
-    reporter: Reporter | None = None,
-    template: str | None = None,
-    sampling: Mapping[str, float] | None = None,
-    source: Mapping[str, str] | None = None,
-) -> None:
-    """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError.
-
-    `sampling` are the defaults of the model, those of its template if it is None; `source` is what the file will say of
-    its origin, beside what is known from the checkpoint.
-    """
-    source = source or {}
-    info = describe(checkpoint, weight_type, digest="sha256" not in source, template=template)
-    info = replace(
-        info, source={**info.source, **source}, sampling=info.sampling if sampling is None else sampling
-    )
-    if info.tokenizer:
-        load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
-    write_model(target, checkpoint, info, (reporter or Reporter()).quantizing)
-
-
-def _opened(path: Path) -> tuple[ModelFile, ModelInfo]:
-    model = ModelFile(path)
-    return model, model.info
-
-
-def _cached(checkpoint: Checkpoint, reporter: Reporter) -> Path:
-    """The int8 form of a checkpoint in the user's cache, made now if it is not there."""
-    identity = hashlib.sha256()
-    for file in checkpoint.files:
-        status = file.stat()
-        identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    identity.update(repr(checkpoint.tokenizer).encode())  # it may have been put beside the checkpoint since
-    folder = paths.cache_folder() / "models"
-    name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
-    target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"
-    if not is_usable(target):
-        reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise storage_error(target, error) from None
-        convert(checkpoint, target, "int8", reporter)
-    return target
-
-
-def is_usable(path: Path) -> bool:
-    """Whether this is a whole model file of the present format."""
-    try:
-        ModelFile(path)
-    except ModelFileError:
-        return False
-    return True

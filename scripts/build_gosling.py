@@ -12,8 +12,8 @@ import hashlib
 from pathlib import Path
 
 from rwkv_cli import paths
+from rwkv_cli.convert.conversion import convert_checkpoint
 from rwkv_cli.files.checkpoints import open_checkpoint
-from rwkv_cli.model import convert
 
 CHECKPOINT_SHA256 = "3430cd75b9987dcd2c9404995f91f2ced89f2cc86433bc8deef0882042ac2c7e"
 TOKENIZER_SHA256 = "36fe3fe0faa6dbcd5a45ef72df47fada04e19d2fbb5c98f907fb0decfba70f9f"
@@ -41,7 +41,7 @@ def main() -> None:
     check(arguments.checkpoint, CHECKPOINT_SHA256)
     check(arguments.checkpoint.with_name("tokenizer.json"), TOKENIZER_SHA256)
     with open_checkpoint(arguments.checkpoint) as checkpoint:
-        convert(checkpoint, arguments.output, "int8")
+        convert_checkpoint(checkpoint, arguments.output, "int8")
     size = arguments.output.stat().st_size
     print(f"{arguments.output}: {size:,} bytes, sha256 {sha256(arguments.output)}")
 

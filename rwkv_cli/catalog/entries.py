@@ -143,7 +143,7 @@ def _template(value: Any) -> str | None:
 
 
 def _sampling(value: Any) -> str | None:
-    from rwkv_cli.engine.sampling import SamplingSettings
+    from rwkv_cli.sampling_settings import SamplingSettings
 
     demand = "a table of sampling settings, such as { temperature = 1.0, top_p = 0.5 }"
     if not isinstance(value, dict) or not all(type(item) in (int, float) for item in value.values()):

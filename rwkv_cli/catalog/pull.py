@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_cli import model
 from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.catalog.model_store import Stored
 from rwkv_cli.catalog.reference import Reference
+from rwkv_cli.convert.conversion import convert_checkpoint
 from rwkv_cli.errors import CheckpointError
+from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
-from rwkv_cli.files.safetensors import format_size, remove_leftovers, storage_error
+from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.files.weight_layouts import WeightType
-from rwkv_cli.model import Reporter
+from rwkv_cli.reporting import Reporter, format_size
 from rwkv_cli.text.template import find_template
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def pull(
     name = f"{reference.name}-{weight_type}"
     target = model_store.path_of(name)
     with _locked(target, reporter):
-        if target.is_file() and not force and model.is_usable(target):
+        if target.is_file() and not force and is_usable(target):
             return Pulled(Stored(name, target), reference, is_new=False)
         return _pull(reference, Stored(name, target), weight_type, keep, sha256, reporter)
 
@@ -125,7 +126,7 @@ def _convert(
             source |= {"license": entry.license} if entry.license else {}
         if len(remote.files) == 1 and remote.files[0].sha256:
             source["sha256"] = remote.files[0].sha256  # checked a moment ago
-        model.convert(
+        convert_checkpoint(
             checkpoint,
             target,
             weight_type,

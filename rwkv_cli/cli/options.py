@@ -202,7 +202,7 @@ def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **give
 
     Raises UsageError for what cannot be right: that should not be said only after a large model was loaded.
     """
-    from rwkv_cli.engine.sampling import SamplingSettings
+    from rwkv_cli.sampling_settings import SamplingSettings
 
     banned = frozenset(ban) if ban else None
     fields = {**given, "logit_bias": _parse_logit_bias(logit_bias), "banned": banned}

@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli import model
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.convert.lora import Merged
-from rwkv_cli.engine.backends.base import WeightSource
 from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write_model
-from rwkv_cli.files.safetensors import remove_leftovers
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, WeightType
-from rwkv_cli.model import Reporter
-from rwkv_cli.text.template import TEMPLATES
+from rwkv_cli.files.weight_source import WeightSource
+from rwkv_cli.reporting import Reporter
+from rwkv_cli.text.template import TEMPLATES, find_template
 from rwkv_cli.text.tokenizer import load_tokenizer
 
 Array = NDArray[np.float32]
 
 _HEADER_BYTES = 110  # of a tensor, about
+
+
+def describe(
+    checkpoint: Checkpoint, weight_type: WeightType, digest: bool = False, template: str | None = None
+) -> ModelInfo:
+    """What a model file made of this checkpoint will say of itself; `digest` reads the whole file for its sha256.
+
+    `template` is the name of its prompt template, guessed if it is None.
+    """
+    name = checkpoint.path.name
+    template = template or find_template(name, checkpoint.config.vocab_size)
+    source = {"name": name, "format": checkpoint.format}
+    return ModelInfo(
+        config=checkpoint.config,
+        weight_type=weight_type,
+        tokenizer=checkpoint.tokenizer,
+        template=template,
+        sampling=TEMPLATES[template].sampling,
+        source=source | ({"sha256": checkpoint.sha256()} if digest else {}),
+    )
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint,
+    target: Path,
+    weight_type: WeightType,
+    reporter: Reporter | None = None,
+    template: str | None = None,
+    sampling: Mapping[str, float] | None = None,
+    source: Mapping[str, str] | None = None,
+) -> None:
+    """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError.
+
+    `sampling` are the defaults of the model, those of its template if it is None; `source` is what the file will say of
+    its origin, beside what is known from the checkpoint.
+    """
+    source = source or {}
+    info = describe(checkpoint, weight_type, digest="sha256" not in source, template=template)
+    info = replace(
+        info, source={**info.source, **source}, sampling=info.sampling if sampling is None else sampling
+    )
+    if info.tokenizer:
+        load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
+    write_model(target, checkpoint, info, (reporter or Reporter()).quantizing)
 
 
 @dataclass(frozen=True)
@@ -69,7 +113,7 @@ class Source:
             if template:
                 info = replace(info, template=template, sampling=TEMPLATES[template].sampling)
         else:
-            info = model.describe(self.origin, weight_type, digest, template)
+            info = describe(self.origin, weight_type, digest, template)
         if isinstance(self.weights, Merged):
             source = {**info.source, "lora": self.weights.path.name, "lora_alpha": repr(self.weights.alpha)}
             if digest and "sha256" in source:  # it is another model now, and states of the base do not fit it

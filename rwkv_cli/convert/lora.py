@@ -27,12 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig, Shape
-from rwkv_cli.engine.backends.base import WeightSource
 from rwkv_cli.errors import CheckpointError, UsageError
 from rwkv_cli.files.checkpoints.base import LazyTensor, mapped_tensor
 from rwkv_cli.files.checkpoints.hf import official_name
 from rwkv_cli.files.checkpoints.pth import read_state_dict
 from rwkv_cli.files.safetensors import map_safetensors
+from rwkv_cli.files.weight_source import WeightSource
 
 Array = NDArray[np.float32]
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from rwkv_cli.convert.conversion import Source, convert
 from rwkv_cli.engine.backends import registry
-from rwkv_cli.engine.backends.base import Backend, WeightSource
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.perplexity import perplexity
 from rwkv_cli.errors import UnsupportedModelError, UsageError
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WeightType, type_of
-from rwkv_cli.model import Reporter
+from rwkv_cli.files.weight_source import WeightSource
+from rwkv_cli.reporting import Reporter
 from rwkv_cli.text.tokenizer import load_tokenizer
 
 WINDOWS = 4

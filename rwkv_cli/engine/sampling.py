@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.tokenizer import Tokenizer
 
 Logits = NDArray[np.float32]
@@ -26,65 +27,6 @@ Logits = NDArray[np.float32]
 # logits are less than this below the highest; where they do not suffice, the next depth lets more in, and in
 # the end all.
 _DEPTHS = (3.0, 5.0, 7.0, 9.0, 11.0, 14.0)
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to choose; the defaults are those of the published `rwkv` package, without its penalties.
-
-    Raises UsageError for a value that cannot be right, named by its command-line option.
-    """
-
-    temperature: float = 1.0  # above 1 flattens, below 1 sharpens, 0 always takes the likeliest token
-    top_p: float = 0.85  # keep the likeliest tokens that together reach this probability; 1 keeps all
-    top_k: int = 0  # keep this many of the likeliest tokens; 0 keeps all
-    min_p: float = 0.0  # keep the tokens with at least this part of the highest probability; 0 keeps all
-    presence_penalty: float = 0.0  # taken from the logit of every token seen
-    frequency_penalty: float = 0.0  # taken from it once more for each count
-    penalty_decay: float = 0.996  # factor on all counts, each token
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
-    banned: frozenset[int] = frozenset()  # tokens never to choose
-    seed: int | None = None  # same seed, same tokens; None takes one from the operating system
-
-    def __post_init__(self) -> None:
-        _check("--temperature", self.temperature, 0)
-        _check("--top-p", self.top_p, 0, 1)
-        _check("--top-k", self.top_k, 0)
-        if self.top_k != int(self.top_k):
-            raise UsageError(f"--top-k is {self.top_k:g}: it must be a whole number")
-        _check("--min-p", self.min_p, 0, 1)
-        _check("--presence-penalty", self.presence_penalty)
-        _check("--frequency-penalty", self.frequency_penalty)
-        _check("--penalty-decay", self.penalty_decay, 0, 1)
-        for token, bias in self.logit_bias.items():
-            _check(f"--logit-bias of token {token}", bias)
-        for token in {*self.logit_bias, *self.banned}:
-            _check("the id of a biased or banned token", token, 0)
-        if self.seed is not None:
-            _check("--seed", self.seed, 0)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether only the likeliest token can be chosen."""
-        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
-
-    @property
-    def ranks(self) -> bool:
-        """Whether it matters how many tokens are likelier than another."""
-        return self.top_k > 0 and not self.greedy
-
-
-def _check(option: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
-    """Raise UsageError unless value is finite and between low and high, both included."""
-    if math.isfinite(value) and low <= value <= high:
-        return
-    if high < math.inf:
-        wanted = f"be between {low:g} and {high:g}"
-    elif math.isfinite(value):
-        wanted = f"be at least {low:g}"
-    else:
-        wanted = "be a finite number"
-    raise UsageError(f"{option} is {value:g}: it must {wanted}")
 
 
 class Choice(NamedTuple):
@@ -98,15 +40,45 @@ NOT_A_NUMBER, NOTHING_LEFT = -1, -2
 """In place of a token: why none could be chosen."""
 
 
-class Draw(NamedTuple):
+class SampleRequest(NamedTuple):
     """What it takes to choose a token where the logits are."""
 
     tokens: NDArray[np.int64]  # each once
     amounts: NDArray[np.float64]  # added to their logits; minus infinity for those that are banned
-    random: float  # in [0, 1): what the inverse distribution function is taken of
+    random: float  # uniform sample in [0, 1) for inverse-CDF sampling
     temperature: float
     top_p: float
     min_p: float
+
+
+class TokenCounts(Mapping[int, float]):
+    """Token -> how often it was used, decayed; compact, and never changed."""
+
+    def __init__(self, tokens: NDArray[np.int32], counts: NDArray[np.float64]) -> None:
+        """Arrays [n] that nobody changes."""
+        self.tokens, self.counts = tokens, counts
+
+    @classmethod
+    def of(cls, counts: Mapping[int, float]) -> TokenCounts:
+        """The same counts, whatever mapping they are in."""
+        if isinstance(counts, cls):
+            return counts
+        return cls(np.array(list(counts), np.int32), np.array(list(counts.values()), np.float64))
+
+    def __getitem__(self, token: int) -> float:
+        (found,) = np.nonzero(self.tokens == token)
+        if not len(found):
+            raise KeyError(token)
+        return float(self.counts[found[0]])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tokens.tolist())
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
 
 
 @dataclass(frozen=True)
@@ -114,52 +86,52 @@ class SamplerMemory:
     """What changes in a sampler from token to token."""
 
     counts: Mapping[int, float]  # of every token that is penalised
-    generator: Mapping[str, Any]  # the state of NumPy's PCG64: {"state": {"state": ..., "inc": ...}, ...}
+    generator: Mapping[str, Any] | None  # the state of NumPy's PCG64, {"state": ..., ...}; None for a new one
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the counts in memory, about."""
+        return 12 * len(self.counts)
 
 
 class Sampler:
     """Chooses tokens and remembers them for the repetition penalties.
 
-    `rng` is the random generator; it gives one double a token, and none for greedy choices. Together with
-    `counts` it is everything that changes from token to token.
+    `rng` is the random generator; it gives one double per token, and none for greedy choices. Together with the counts
+    it is everything that changes from token to token: `memory`.
     """
 
     def __init__(
-        self, settings: SamplingSettings, exempt: Callable[[int], bool] | Collection[int] = frozenset()
+        self,
+        settings: SamplingSettings,
+        exempt: Callable[[int], bool] | Collection[int] = frozenset(),
+        memory: SamplerMemory | None = None,
     ) -> None:
-        """exempt are the tokens that are never penalised; see `exempt_tokens`."""
+        """`exempt` are the tokens that are never penalised; see `exempt_tokens`. `memory` is what to continue with.
+
+        Raises UsageError for a memory that no sampler ever had.
+        """
         self.settings = settings
         self.rng = np.random.Generator(np.random.PCG64(settings.seed))
         self._exempt = exempt if callable(exempt) else exempt.__contains__
-        self._counts = _DecayingCounts(settings.penalty_decay)
+        self._counts = _DecayingCounts(settings.penalty_decay, memory.counts if memory else {})
+        if memory and memory.generator is not None:
+            try:
+                self.rng.bit_generator.state = dict(memory.generator)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise UsageError("not a valid PCG64 state") from error
         named = {**settings.logit_bias, **dict.fromkeys(settings.banned, -math.inf)}
         self._named = np.array(list(named), np.int64)
         self._bias = np.array(list(named.values()), np.float64)
 
     @property
-    def counts(self) -> dict[int, float]:
-        """Token -> its decayed count, of every token that is penalised. A copy; assign to replace them."""
-        return self._counts.as_dict()
-
-    @counts.setter
-    def counts(self, counts: Mapping[int, float]) -> None:
-        self._counts = _DecayingCounts(self.settings.penalty_decay, counts)
-
-    @property
     def memory(self) -> SamplerMemory:
-        """What a sampler with the same settings needs to go on exactly as this one would. Assign to go on from it.
+        """What a sampler with the same settings needs to continue exactly as this one would."""
+        return SamplerMemory(self._counts.frozen(), self.rng.bit_generator.state)
 
-        Raises ValueError when what is assigned was never the memory of a sampler.
-        """
-        return SamplerMemory(self.counts, self.rng.bit_generator.state)
-
-    @memory.setter
-    def memory(self, memory: SamplerMemory) -> None:
-        try:
-            self.rng.bit_generator.state = dict(memory.generator)
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError("that is no state of the random generator PCG64") from error
-        self.counts = memory.counts
+    def copy(self) -> Sampler:
+        """An independent sampler that continues in the same way."""
+        return Sampler(self.settings, self._exempt, self.memory)
 
     def sample(self, logits: Logits) -> Choice:
         """Choose from the logits, float32 [V], which stay as they are, and record the choice.
@@ -175,31 +147,26 @@ class Sampler:
         if not math.isfinite(softmax.peak):
             _check_token(NOTHING_LEFT)
         token = int(adjusted.argmax()) if self.settings.greedy else self._draw(softmax)
-        self.observe(token)
+        self.accept(token)
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
-    def draw(self, vocab_size: int) -> Draw | None:
-        """What somebody else needs to choose in place of `sample`; `take` is to follow. None if settings rank.
+    def request(self, vocab_size: int) -> SampleRequest | None:
+        """What a device needs to choose in place of `sample`; `accept` is to follow. None if the settings need ranking.
 
         Raises UsageError if the settings name a token that the model does not have.
         """
         settings = self.settings
         tokens, amounts = self._adjustments(vocab_size)
         if settings.greedy:  # the first of those as likely as the likeliest
-            return Draw(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
-        if settings.ranks:
+            return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
+        if settings.needs_ranking:
             return None
         number = self.rng.random()
-        return Draw(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)
+        return SampleRequest(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)
 
-    def take(self, choice: Choice) -> Choice:
-        """Record what was chosen elsewhere. Raises what `sample` does if it is no token but a reason."""
-        _check_token(choice.token)
-        self.observe(choice.token)
-        return choice
-
-    def observe(self, token: int) -> None:
-        """Record a token that was not sampled here, such as one of a prompt."""
+    def accept(self, token: int) -> None:
+        """Record a token that was not chosen here. Raises like `sample` if a device gave a reason in its place."""
+        _check_token(token)
         self._counts.decay()
         if not self._exempt(token):
             self._counts.add(token)
@@ -310,12 +277,11 @@ class _Softmax:
 class _DecayingCounts:
     """How often each token came; every count shrinks by a factor with each token. Arrays, to be fast."""
 
-    def __init__(self, factor: float, counts: Mapping[int, float] | None = None) -> None:
-        counts = counts or {}
+    def __init__(self, factor: float, counts: Mapping[int, float]) -> None:
         self._factor = factor
         self._row = {token: row for row, token in enumerate(counts)}
         self._tokens = np.array(list(counts), np.int64)  # [capacity], used up to len(self)
-        self._values = np.array(list(counts.values()), np.float64)  # likewise
+        self._values = np.array(list(counts.values()), np.float64)  # [capacity]
 
     def __len__(self) -> int:
         return len(self._row)
@@ -324,9 +290,10 @@ class _DecayingCounts:
         """The tokens and their counts: views."""
         return self._tokens[: len(self)], self._values[: len(self)]
 
-    def as_dict(self) -> dict[int, float]:
+    def frozen(self) -> TokenCounts:
+        """A copy that does not change."""
         tokens, values = self.arrays()
-        return dict(zip(tokens.tolist(), values.tolist(), strict=True))
+        return TokenCounts(tokens.astype(np.int32), values.copy())
 
     def decay(self) -> None:
         self.arrays()[1][:] *= self._factor

@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.config import ModelConfig
+from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli.errors import UsageError
 
 Array = NDArray[np.float32]
 
 
-class Keeper(Protocol):
-    """A backend with memory of its own, in which states stay between its calls."""
+class StateOwner(Protocol):
+    """A backend with memory of its own, in which it keeps the values of a state between its calls."""
 
-    def bring_back(self, state: State) -> None:
-        """Copy the numbers of a state into its arrays and end its stay; nothing for one that does not stay here."""
+    def evict(self, state: State) -> None:
+        """Copy the values of a state into its host arrays and forget it; nothing if it is not resident here."""
         ...
 
-    def copy_of(self, state: State) -> State | None:
-        """An independent copy of a state that goes on staying; None for one that does not stay here."""
+    def snapshot(self, state: State) -> State | None:
+        """An independent copy of a state that stays resident; None for one that is not resident here."""
         ...
 
 
 class State:
     """What a model carries from one token to the next, in float32 whatever the type of its weights.
 
-    A backend may keep the numbers where it computes (`keeper`). Whoever reads an array has them brought back first, and
-    may then change it in place. An array that was read before a backend advanced the state is old: read it again.
+    A backend may keep the values where it computes (`owner`). Reading an array copies them to the host first; it may
+    then be changed in place. An array that was read before a backend advanced the state is stale: read it again.
     """
 
     PARTS = ("shift_att", "wkv", "shift_ffn")
 
     def __init__(self, shift_att: Array, wkv: Array, shift_ffn: Array) -> None:
-        """Arrays of the shapes that the properties tell, not copied."""
-        # In memory a head's values for one key lie side by side: kernels then compute them lane by lane.
-        by_key = np.ascontiguousarray(wkv.swapaxes(-1, -2), np.float32)
-        self._shift_att, self._wkv, self._shift_ffn = shift_att, by_key.swapaxes(-1, -2), shift_ffn
-        self.keeper: Keeper | None = None  # who has the numbers now, if the arrays are old
+        """Arrays [L, C], [L, H, N, N] and [L, C], which are not copied if their layout is right.
+
+        Raises UsageError, which names the array, for a wrong shape or a type that is not float32.
+        """
+        if wkv.ndim != 4 or 0 in wkv.shape or wkv.shape[2] != wkv.shape[3]:
+            raise UsageError(f"wkv has the shape {list(wkv.shape)}; it must be [layers, heads, N, N]")
+        L, H, N = wkv.shape[:3]
+        self._shapes: dict[str, Shape] = {"shift_att": (L, H * N), "wkv": wkv.shape, "shift_ffn": (L, H * N)}
+        self.owner: StateOwner | None = None  # who has the current values, if the host arrays are stale
+        self._shift_att = self._checked("shift_att", shift_att)
+        self._wkv = self._checked("wkv", wkv)
+        self._shift_ffn = self._checked("shift_ffn", shift_ffn)
+
+    def _checked(self, part: str, values: Array) -> Array:
+        """`values` in the memory layout that kernels take. Raises UsageError for another shape or type."""
+        if values.shape != self._shapes[part]:
+            raise UsageError(
+                f"{part} has the shape {list(values.shape)}; it must be {list(self._shapes[part])}"
+            )
+        if values.dtype != np.float32:
+            raise UsageError(f"{part} has the type {values.dtype}; it must be float32")
+        if part != "wkv":
+            return np.ascontiguousarray(values)
+        # In memory a head's values for one key are contiguous: kernels then compute them lane by lane.
+        return np.ascontiguousarray(values.swapaxes(-1, -2)).swapaxes(-1, -2)
 
     @classmethod
     def zeros(cls, config: ModelConfig) -> State:
@@ -54,59 +74,73 @@ class State:
     @property
     def shift_att(self) -> Array:
         """The last token's normalised input of each time mix [L, C] (token shift)."""
-        self.come_back()
+        self.to_host()
         return self._shift_att
 
     @shift_att.setter
     def shift_att(self, values: Array) -> None:
-        self.come_back()
-        self._shift_att = values
+        self.to_host()
+        self._shift_att = self._checked("shift_att", values)
 
     @property
     def wkv(self) -> Array:
         """The associative memory of each head [L, H, N, N], row = value index, column = key index."""
-        self.come_back()
+        self.to_host()
         return self._wkv
 
     @wkv.setter
     def wkv(self, values: Array) -> None:
-        self.come_back()
-        self._wkv = values
+        self.to_host()
+        self._wkv = self._checked("wkv", values)
 
     @property
     def shift_ffn(self) -> Array:
         """The last token's normalised input of each channel mix [L, C] (token shift)."""
-        self.come_back()
+        self.to_host()
         return self._shift_ffn
 
     @shift_ffn.setter
     def shift_ffn(self, values: Array) -> None:
-        self.come_back()
-        self._shift_ffn = values
+        self.to_host()
+        self._shift_ffn = self._checked("shift_ffn", values)
 
-    def come_back(self) -> None:
-        """Have the numbers in the arrays, wherever they are. Raises DeviceError if that fails."""
-        if keeper := self.keeper:
-            keeper.bring_back(self)
+    def to_host(self) -> None:
+        """Copy the values to host memory if a device holds them. Raises DeviceError if that fails."""
+        if owner := self.owner:
+            owner.evict(self)
 
     @property
-    def in_memory(self) -> tuple[Array, Array, Array]:
-        """The arrays as they lie in memory, a head key by key, without any bringing back: for a keeper."""
+    def host_arrays(self) -> tuple[Array, Array, Array]:
+        """The host arrays as they are in memory, a head key by key, stale or not: for an owner."""
         return self._shift_att, self._wkv.swapaxes(-1, -2), self._shift_ffn
+
+    def assign(self, other: State) -> None:
+        """Overwrite the values in place with those of a state of the same shape."""
+        for part in self.PARTS:
+            getattr(self, part)[...] = getattr(other, part)
 
     def fits(self, config: ModelConfig) -> bool:
         """Whether it is that of a model of these sizes."""
-        L, C, H, N = config.n_layer, config.n_embd, config.n_head, config.head_size
-        shapes = (L, C), (L, H, N, N), (L, C)
-        parts = self._shift_att, self._wkv, self._shift_ffn
-        return all(
-            part.shape == shape and part.dtype == np.float32
-            for part, shape in zip(parts, shapes, strict=True)
-        )
+        shape = (config.n_layer, config.n_head, config.head_size, config.head_size)
+        return self._shapes["wkv"] == shape
+
+    def check_fits(self, config: ModelConfig) -> None:
+        """Raise UsageError unless it is that of a model of these sizes: kernels would write past a smaller one."""
+        if not self.fits(config):
+            L, H, N = self._shapes["wkv"][:3]
+            raise UsageError(
+                f"the state belongs to a model of another shape: it has {L} layers of {H} heads of {N}, and this model "
+                f"has {config.n_layer} of {config.n_head} of {config.head_size}"
+            )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was read: all values are zero."""
+        return not (self.wkv.any() or self.shift_att.any() or self.shift_ffn.any())
 
     def copy(self) -> State:
-        """An independent copy: a branch of the conversation."""
-        if (keeper := self.keeper) and (copy := keeper.copy_of(self)):
+        """An independent copy: a branch of the text."""
+        if (owner := self.owner) and (copy := owner.snapshot(self)):
             return copy
         return State(self.shift_att.copy(), self.wkv.copy(order="K"), self.shift_ffn.copy())
 
@@ -116,23 +150,5 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Its size in memory."""
+        """Its size in host memory."""
         return self._shift_att.nbytes + self._wkv.nbytes + self._shift_ffn.nbytes
-
-
-@dataclass
-class Position:
-    """A place in a text, from where a model can go on without reading anything again."""
-
-    state: State
-    logits: Array | None = None  # [V] of the next token; None where nothing was read yet
-    tokens: int = 0  # read so far
-
-    @classmethod
-    def beginning(cls, config: ModelConfig) -> Position:
-        """Where nothing was read yet."""
-        return cls(State.zeros(config))
-
-    def copy(self) -> Position:
-        """An independent copy. Logits are shared: nobody changes them."""
-        return Position(self.state.copy(), self.logits, self.tokens)

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig, Shape
-from rwkv_cli.engine.sampling import SamplingSettings
 from rwkv_cli.errors import ModelFileError, UnsupportedModelError, UsageError
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.safetensors import (
@@ -38,11 +37,12 @@ from rwkv_cli.files.safetensors import (
     map_safetensors,
 )
 from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.template import TEMPLATES
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 if TYPE_CHECKING:
-    from rwkv_cli.engine.backends.base import WeightSource
+    from rwkv_cli.files.weight_source import WeightSource
 
 VERSION = 1
 TOKENIZER = "tokenizer"
@@ -124,6 +124,15 @@ def is_model_file(path: Path) -> bool:
             return b'"__metadata__":{"rwkv":' in file.read(min(length, 64))
     except OSError:
         return False
+
+
+def is_usable(path: Path) -> bool:
+    """Whether this is a whole model file of the present format."""
+    try:
+        ModelFile(path)
+    except ModelFileError:
+        return False
+    return True
 
 
 def write_model(

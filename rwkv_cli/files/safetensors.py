@@ -8,19 +8,12 @@ time.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
 import mmap
 import os
-import platform
-import re
-import secrets
 import stat
-import sys
-import time
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import StorageError
+from rwkv_cli.files.atomic import storage_error, temporary_beside
 
 Shape = tuple[int, ...]
 
@@ -57,13 +51,6 @@ DIGEST = "digest"
 """The metadata entry that the writer fills, where it is announced as `NO_DIGEST`: see `digest_of`."""
 
 NO_DIGEST = json.dumps("0" * 64)
-# What `SafetensorsWriter` calls a file that is not complete: of which, by whom, and a random number.
-_TEMPORARY = re.compile(
-    r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{8}\.tmp", re.DOTALL
-)
-_A_DAY = 24 * 60 * 60
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 class MappedTensor(NamedTuple):
@@ -148,7 +135,7 @@ class SafetensorsWriter:
         self._missing = set(tensors)
         self._digests: dict[str, str] | None = {} if (metadata or {}).get(DIGEST) == NO_DIGEST else None
         self.size = len(self._header) + max((entry.end for entry in self._entries.values()), default=0)
-        self._temporary = path.with_name(f".{_clipped(path.name)}.{_process()}-{secrets.token_hex(4)}.tmp")
+        self._temporary = temporary_beside(path)
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -258,77 +245,6 @@ def _tensor_digest(name: str, dtype: str, shape: Shape, data: memoryview) -> str
 
 def _joined(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that writers left in a folder when they were killed; nothing else, and no error.
-
-    A writer is gone when its process is, on the same machine; of other machines, after a day.
-    """
-    try:
-        found = [(file, match) for file in folder.iterdir() if (match := _TEMPORARY.fullmatch(file.name))]
-    except OSError:
-        return
-    for file, match in found:
-        with contextlib.suppress(OSError):
-            is_old = time.time() - file.stat().st_mtime > _A_DAY
-            if is_old or (match["machine"] == _machine() and not _is_running(int(match["process"]))):
-                file.unlink()
-
-
-def _clipped(name: str) -> str:
-    """The beginning of a file's name, such that a longer one still fits into the 255 bytes that most systems have."""
-    return name.encode("utf-8", "surrogateescape")[:150].decode("utf-8", "ignore")
-
-
-def _process() -> str:
-    """This process in the name of a temporary file."""
-    return f"{_machine()}-{os.getpid()}"
-
-
-def _machine() -> str:
-    return f"{zlib.crc32(platform.node().encode()):08x}"
-
-
-def _is_running(process: int) -> bool:
-    if sys.platform == "win32":
-        return True  # there, os.kill would end it
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it runs for another user
-        return True
-    return True
-
-
-def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:
-    """One sentence about a file that cannot be written; `needed` is its size in bytes, where known."""
-    if error.errno in _NO_SPACE:
-        reason = "no space left on the disk"
-    elif error.errno == errno.EFBIG:
-        reason = "the file would be larger than this disk or account allows"
-    elif isinstance(error, FileNotFoundError):
-        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
-    elif isinstance(error, PermissionError):
-        return StorageError(f"cannot write {path}: no permission to write in {path.parent}")
-    else:
-        reason = (error.strerror or str(error)).lower()
-    return StorageError(
-        f"cannot write {path}: {reason}" + (f" (needs {format_size(needed)})" if needed else "")
-    )
-
-
-def format_size(size: int) -> str:
-    """A number of bytes for people, in decimal units: "31.2 MB"."""
-    if size < 1000:
-        return f"{size} bytes"
-    value = float(size)
-    for unit in ("kB", "MB", "GB"):
-        value /= 1000
-        if value < 999.95:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1000:.1f} TB"
 
 
 class _Entry(NamedTuple):

@@ -54,7 +54,7 @@ class Choices:
         return conversation
 
 
-class Session:
+class AutosavedConversation:
     """The conversation that goes on, and where it is saved after every answer, if it has a name.
 
     `close` it: it keeps a lock on its file.
@@ -194,13 +194,13 @@ def locked(path: Path) -> ExitStack:
     return stack
 
 
-def open_session(
+def open_conversation(
     load: Callable[[SavedState | None], Model],
     choices: Choices,
     name: str | None = None,
     state: str | None = None,
     keep_text: bool = True,
-) -> Session:
+) -> AutosavedConversation:
     """The session of a command line: a named conversation, one from a state, or a new one.
 
     `load` gives the model for a state. Raises StateError where the name is in use.
@@ -216,7 +216,9 @@ def open_session(
         source = str(path) if has_begun else state
         saved = resume.open_state(source).saved if source is not None else None
         model = load(saved)
-        session = Session(choices.resume(model, saved) if saved else choices.begin(model), keep_text)
+        session = AutosavedConversation(
+            choices.resume(model, saved) if saved else choices.begin(model), keep_text
+        )
     except BaseException:
         lock.close()
         raise
@@ -227,8 +229,3 @@ def open_session(
 
 def _is_same(one: Path, other: Path) -> bool:
     return one == other or (one.exists() and other.exists() and one.samefile(other))
-
-
-def counted(number: int, thing: str) -> str:
-    """A number of things: "1 turn", "2 turns"."""
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")

@@ -12,10 +12,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from rwkv_cli.engine.sampling import Sampler, SamplerMemory, SamplingSettings, exempt_tokens
+from rwkv_cli.engine.sampling import Sampler, SamplerMemory, exempt_tokens
 from rwkv_cli.engine.state import Position
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import Model
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.sessions.answer_stream import Answer
 from rwkv_cli.sessions.model_identity import identify
 from rwkv_cli.sessions.snapshots import BUDGET, Snapshot, Snapshots

@@ -40,7 +40,7 @@ def identify_file(path: Path) -> tuple[ModelIdentity, ModelConfig]:
 
     Raises what reading the file raises.
     """
-    from rwkv_cli.model import describe
+    from rwkv_cli.convert.conversion import describe
 
     info = ModelFile(path).info if is_model_file(path) else describe(open_checkpoint(path), "fp32")
     return _identity(info, path, ""), info.config

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli import __version__, paths
-from rwkv_cli.engine.backends.base import Backend, Progress
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.state import Position, State
 from rwkv_cli.errors import RwkvError, StateError, UsageError
-from rwkv_cli.files.safetensors import remove_leftovers
+from rwkv_cli.files.atomic import remove_leftovers
+from rwkv_cli.reporting import Progress
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import ModelIdentity, SavedState
 

@@ -10,8 +10,8 @@ from rwkv_cli import model as models
 from rwkv_cli.catalog import registry
 from rwkv_cli.errors import RwkvError, StateError, StorageError, UsageError
 from rwkv_cli.files.model_file import ModelFile, is_model_file
-from rwkv_cli.files.safetensors import format_size
-from rwkv_cli.model import Model, Reporter
+from rwkv_cli.model import Model
+from rwkv_cli.reporting import Reporter, format_size
 from rwkv_cli.sessions import state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import TEMPLATES, Template

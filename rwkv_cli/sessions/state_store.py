@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rwkv_cli import paths
 from rwkv_cli.errors import StateError, UsageError
-from rwkv_cli.files.safetensors import storage_error
+from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.sessions.state_file import is_state_file
 
 SUFFIX = ".safetensors"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_cli.engine.sampling import SamplingSettings
 from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.template import TEMPLATES, Template, Thinking, get_template
 
 SUFFIX = ".toml"

@@ -157,10 +157,10 @@ def test_a_conversion_that_fails_keeps_what_is_verified(hub, monkeypatch):
         raise StorageError("no space left on the disk")
 
     real = pull.model.convert
-    monkeypatch.setattr(pull.model, "convert", full)
+    monkeypatch.setattr(pull, "convert_checkpoint", full)
     with pytest.raises(StorageError):
         pull.pull("tiny")
-    monkeypatch.setattr(pull.model, "convert", real)
+    monkeypatch.setattr(pull, "convert_checkpoint", real)
     sent = hub.sent
     assert pull.pull("tiny").is_new
     assert hub.sent == sent

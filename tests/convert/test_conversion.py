@@ -11,7 +11,7 @@ from rwkv_cli.convert import conversion, quantization_loss
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
-from rwkv_cli.model import Reporter
+from rwkv_cli.reporting import Reporter
 
 WEIGHTS = fine_weights(TINY, seed=3)
 TEXT = "Once upon a time there was a little fox, and it had no friends at all. " * 3

@@ -14,7 +14,7 @@ from rwkv_cli.engine.backends import cuda, registry
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError, UsageError
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.model import Reporter
+from rwkv_cli.reporting import Reporter
 
 GPU = probe.GpuFacts("NVIDIA H100", (9, 0), 80 * 10**9, "13.0")
 

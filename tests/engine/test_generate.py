@@ -5,11 +5,12 @@ import pytest
 from helpers.actor import CONFIG, END, Actor, ByteTokenizer, spoken
 
 from rwkv_cli.engine.generate import Generation
-from rwkv_cli.engine.sampling import Sampler, SamplingSettings
+from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.state import Position
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.files.model_file import ModelInfo
 from rwkv_cli.model import Model
+from rwkv_cli.sampling_settings import SamplingSettings
 
 
 def perform(script, prompt="go", **options):

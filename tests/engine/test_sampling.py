@@ -21,8 +21,9 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.sampling import Sampler, SamplingSettings, exempt_tokens
+from rwkv_cli.engine.sampling import Sampler, exempt_tokens
 from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.tokenizer import WorldTokenizer
 
 

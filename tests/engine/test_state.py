@@ -23,22 +23,22 @@ def random_state(seed=0):
 
 
 class Away:
-    """A keeper with one state, whose numbers are those of another one."""
+    """A owner with one state, whose numbers are those of another one."""
 
     def __init__(self, state, numbers):
         self.state, self.numbers = state, numbers
         self.calls = []
-        state.keeper = self
+        state.owner = self
 
-    def bring_back(self, state):
-        self.calls.append("bring_back")
+    def evict(self, state):
+        self.calls.append("evict")
         if state is self.state:
-            for array, numbers in zip(state.in_memory, self.numbers.in_memory, strict=True):
+            for array, numbers in zip(state.host_arrays, self.numbers.host_arrays, strict=True):
                 array[...] = numbers
-            state.keeper = self.state = None
+            state.owner = self.state = None
 
-    def copy_of(self, state):
-        self.calls.append("copy_of")
+    def snapshot(self, state):
+        self.calls.append("snapshot")
         return self.numbers.copy() if state is self.state else None
 
 
@@ -52,7 +52,7 @@ def test_reading_an_array_brings_the_numbers_back_once(away, part):
     state = away.state
     np.testing.assert_array_equal(getattr(state, part), getattr(away.numbers, part))
     assert_same_state(state, away.numbers)
-    assert away.calls == ["bring_back"]
+    assert away.calls == ["evict"]
 
 
 @pytest.mark.parametrize("part", State.PARTS)
@@ -70,7 +70,7 @@ def test_an_array_that_somebody_holds_has_the_numbers_once_they_are_back():
     held = state.wkv
     away = Away(state, random_state())
     assert not held.any()
-    state.come_back()
+    state.to_host()
     np.testing.assert_array_equal(held, away.numbers.wkv)
 
 
@@ -78,7 +78,7 @@ def test_a_copy_leaves_the_state_where_it_is(away):
     state = away.state
     made = state.copy()
     assert_same_state(made, away.numbers)
-    assert (state.keeper, made.keeper) == (away, None)
+    assert (state.owner, made.owner) == (away, None)
     made.wkv[...] = 0
     assert_same_state(state, away.numbers)
     assert_same_state(Position(away.numbers, None, 3).copy().state, away.numbers)
@@ -86,9 +86,9 @@ def test_a_copy_leaves_the_state_where_it_is(away):
 
 def test_a_copy_of_a_state_that_has_just_come_back(away):
     state = away.state
-    keeper = state.keeper
-    state.come_back()
-    state.keeper = keeper  # as another thread sees it that has asked before
+    owner = state.owner
+    state.to_host()
+    state.owner = owner  # as another thread sees it that has asked before
     assert_same_state(state.copy(), away.numbers)
 
 
@@ -106,7 +106,7 @@ def test_other_ways_to_copy(away, way):
 
 def test_in_memory_a_head_lies_key_by_key():
     state = random_state()
-    by_key = state.in_memory[1]
+    by_key = state.host_arrays[1]
     assert by_key.flags.c_contiguous
     np.testing.assert_array_equal(by_key.swapaxes(-1, -2), state.wkv)
     assert np.shares_memory(by_key, state.wkv)

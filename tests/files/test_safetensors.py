@@ -13,14 +13,9 @@ from safetensors import safe_open
 
 from rwkv_cli.errors import StorageError
 from rwkv_cli.files import safetensors
-from rwkv_cli.files.safetensors import (
-    DTYPES,
-    SafetensorsWriter,
-    format_size,
-    let_go,
-    map_safetensors,
-    storage_error,
-)
+from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.files.safetensors import DTYPES, SafetensorsWriter, let_go, map_safetensors
+from rwkv_cli.reporting import format_size
 
 SPECS = {
     "odd": ("U8", (7,)),

@@ -11,10 +11,11 @@ from rwkv_cli.engine.backends import registry
 from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.engine.gpu import probe
-from rwkv_cli.engine.sampling import Sampler, SamplingSettings
+from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.state import State
 from rwkv_cli.files.model_file import ModelFile, write_model
 from rwkv_cli.paths import EMBEDDED_MODEL
+from rwkv_cli.sampling_settings import SamplingSettings
 
 pytestmark = pytest.mark.skipif(
     not FOUND or not probe.is_backend_installed(), reason="there is no NVIDIA GPU, or no CUDA backend"

@@ -14,10 +14,11 @@ from rwkv_cli.engine.backends.base import Chooses
 from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.gpu import device_sampler as gpu_sampling
 from rwkv_cli.engine.gpu.device_sampler import Chooser
-from rwkv_cli.engine.sampling import NOT_A_NUMBER, Choice, Sampler, SamplingSettings
+from rwkv_cli.engine.sampling import NOT_A_NUMBER, Choice, Sampler
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.files.model_file import ModelFile
+from rwkv_cli.sampling_settings import SamplingSettings
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here to emulate a GPU with")
 

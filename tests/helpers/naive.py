@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.backends.base import WeightSource
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.weight_source import WeightSource
 
 Array = NDArray[np.float32]
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.sampling import Sampler, SamplingSettings
+from rwkv_cli.engine.sampling import Sampler
+from rwkv_cli.sampling_settings import SamplingSettings
 
 
 def float32(values: Any) -> NDArray[np.float32]:

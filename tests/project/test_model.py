@@ -35,8 +35,8 @@ from rwkv_cli.errors import (
     UsageError,
 )
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.model import Reporter
 from rwkv_cli.paths import EMBEDDED_MODEL
+from rwkv_cli.reporting import Reporter
 from rwkv_cli.text.template import TEMPLATES
 from rwkv_cli.text.tokenizer import TokenizerSpec
 

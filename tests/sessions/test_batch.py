@@ -15,13 +15,14 @@ import rwkv_cli
 from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.gpu import batch as gpu_batch
 from rwkv_cli.engine.gpu import probe
-from rwkv_cli.engine.gpu.batch import Batch
-from rwkv_cli.engine.sampling import Sampler, SamplingSettings
+from rwkv_cli.engine.gpu.batch import GpuBatch
+from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, write_model
 from rwkv_cli.model import Model
 from rwkv_cli.paths import EMBEDDED_MODEL
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.sessions.batch import Batching, Prompt, answers
 from rwkv_cli.text.template import TEMPLATES
 
@@ -42,7 +43,7 @@ def backend(tmp_path_factory):
 
 
 def batch_of(backend, slots, room=8):
-    return Batch(backend._gpu, backend._weights, slots, room)
+    return GpuBatch(backend._gpu, backend._weights, slots, room)
 
 
 class Alone:

@@ -24,8 +24,9 @@ import rwkv_cli
 from rwkv_cli.engine.sampling import SamplerMemory
 from rwkv_cli.engine.state import Position
 from rwkv_cli.errors import CheckpointError, ModelFileError, StateError, StorageError
+from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.model_file import ModelFile, is_model_file, write_model
-from rwkv_cli.files.safetensors import SafetensorsWriter, map_safetensors, remove_leftovers
+from rwkv_cli.files.safetensors import SafetensorsWriter, map_safetensors
 from rwkv_cli.paths import EMBEDDED_MODEL
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.model_identity import identify, identify_file

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_cli.engine.sampling import SamplingSettings
 from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.stop_strings import StopFilter
 from rwkv_cli.text.template import (
     TEMPLATES,

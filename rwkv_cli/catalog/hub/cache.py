@@ -23,7 +23,7 @@ from rwkv_cli import paths
 from rwkv_cli.catalog.hub.remote import Remote, RemoteFile
 from rwkv_cli.catalog.hub.transfer import Progress, Transfer
 from rwkv_cli.errors import StorageError, VerificationError
-from rwkv_cli.files.safetensors import storage_error
+from rwkv_cli.files.atomic import storage_error
 
 _PART = ".rwkv-part"
 _MARK = ".rwkv-fetched"
@@ -260,7 +260,7 @@ def _remember_revision(remote: Remote) -> None:
 
 def require_room(folder: Path, needed: int, what: str) -> None:
     """Refuse before the work what has no room on the disk. Raises StorageError."""
-    from rwkv_cli.files.safetensors import format_size
+    from rwkv_cli.reporting import format_size
 
     existing = folder
     while not existing.exists() and existing != existing.parent:

@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from rwkv_cli.catalog.hub import failures
 from rwkv_cli.catalog.hub.failures import TryAgainError
 from rwkv_cli.errors import DownloadError
-from rwkv_cli.files.safetensors import storage_error
+from rwkv_cli.files.atomic import storage_error
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here, and their total, if it is known."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkv_cli.errors import UsageError
-from rwkv_cli.files.safetensors import format_size, storage_error
+from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.reporting import format_size, pluralize
 from rwkv_cli.sessions import state_store, transcript
-from rwkv_cli.sessions.autosave import Choices, counted
+from rwkv_cli.sessions.autosave import Choices
 from rwkv_cli.sessions.conversation import SAMPLING
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _undo(chat: Chat, argument: str) -> None:
             chat.conversation.undo(number, progress)
         left = len(chat.conversation.turns)
         chat.view.say(
-            f"took back {counted(number, 'turn')}; " + (f"{left:,} left" if left else "none is left")
+            f"took back {pluralize(number, 'turn')}; " + (f"{left:,} left" if left else "none is left")
         )
     chat.keep()
     chat.show_last()
@@ -185,7 +186,7 @@ def _show(chat: Chat, _: str) -> None:
         "turns": f"{len(conversation.turns):,}",
         "tokens": f"{conversation.position.tokens:,} read",
         "state": f"{format_size(conversation.position.state.nbytes)}, however long it gets",
-        "undo": f"{counted(len(conversation.snapshots), 'snapshot')}, {format_size(conversation.snapshots.nbytes)}",
+        "undo": f"{pluralize(len(conversation.snapshots), 'snapshot')}, {format_size(conversation.snapshots.nbytes)}",
     }
     if conversation.system:
         rows["system"] = conversation.system
@@ -200,11 +201,11 @@ def _stats(chat: Chat, _: str) -> None:
             f"{last.prefill_speed:.0f}/s"
         )
     rows["since the start"] = (
-        f"{counted(totals.answers, 'answer')}, {totals.generated_tokens:,} tokens written, "
+        f"{pluralize(totals.answers, 'answer')}, {totals.generated_tokens:,} tokens written, "
         f"{totals.prompt_tokens:,} read"
     )
     rows["conversation"] = (
-        f"{counted(len(chat.conversation.turns), 'turn')}, {chat.conversation.position.tokens:,} tokens"
+        f"{pluralize(len(chat.conversation.turns), 'turn')}, {chat.conversation.position.tokens:,} tokens"
     )
     chat.say_table(rows)
 
@@ -220,7 +221,7 @@ def _export(chat: Chat, target: str) -> None:
         path.write_text(make(record, chat.conversation.model.path.stem), encoding="utf-8", errors="replace")
     except OSError as error:
         raise storage_error(path, error) from None
-    chat.view.say(f"wrote {path}: {counted(len(record.turns), 'turn')}")
+    chat.view.say(f"wrote {path}: {pluralize(len(record.turns), 'turn')}")
 
 
 def _quit(_: Chat, __: str) -> None:

@@ -15,12 +15,12 @@ from rwkv_cli.cli.chat.input import PROMPT, PipeReader, Reader, TerminalReader, 
 from rwkv_cli.cli.chat.view import PlainView, TerminalView, View
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
-from rwkv_cli.engine.backends.base import Progress
 from rwkv_cli.engine.generate import Usage
 from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.reporting import Progress, pluralize
 from rwkv_cli.sessions import resume
 from rwkv_cli.sessions.answer_stream import Answer
-from rwkv_cli.sessions.autosave import Choices, Session, counted, open_session
+from rwkv_cli.sessions.autosave import AutosavedConversation, Choices, open_conversation
 from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.text.thinking import Part
 
@@ -59,7 +59,7 @@ class Totals:
 def run(request: Request) -> int:
     """Chat until the user leaves, or the pipe ends; gives the exit code."""
     with TerminalReporter(request.quiet) as reporter:
-        session = open_session(
+        session = open_conversation(
             lambda saved: resume.load_model(request.model, saved, request.device, request.threads, reporter),
             request.choices,
             request.name,
@@ -81,7 +81,9 @@ def run(request: Request) -> int:
 class Chat:
     """A session, where messages come from and where answers go."""
 
-    def __init__(self, session: Session, reader: Reader | None, view: View, quiet: bool = False) -> None:
+    def __init__(
+        self, session: AutosavedConversation, reader: Reader | None, view: View, quiet: bool = False
+    ) -> None:
         self.session = session
         self.reader = reader
         self.view = view
@@ -198,7 +200,7 @@ class Chat:
             f"{about}, template {self.conversation.template.name}. /help lists commands, Ctrl-D leaves."
         )
         turns, tokens = len(self.conversation.turns), self.conversation.position.tokens
-        stands = f"{counted(turns, 'turn')}, {tokens:,} tokens" if tokens else "it begins"
+        stands = f"{pluralize(turns, 'turn')}, {tokens:,} tokens" if tokens else "it begins"
         if session.name:
             self._note(f"{session.name}: {stands}. It is saved after every answer.")
         elif tokens:

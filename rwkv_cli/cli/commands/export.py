@@ -43,7 +43,7 @@ def export(
     from rwkv_cli.cli.terminal.progress import TerminalReporter
     from rwkv_cli.convert import conversion
     from rwkv_cli.files import export as exports
-    from rwkv_cli.files.safetensors import format_size
+    from rwkv_cli.reporting import format_size
 
     chosen = format or exports.format_of(target)
     weight_type = exports.type_for(chosen, kind)

@@ -58,7 +58,7 @@ def _label(name: str) -> str:
 
 def _text(name: str, value: Any) -> str:
     """A fact for people; nothing for what is not known."""
-    from rwkv_cli.files.safetensors import format_size
+    from rwkv_cli.reporting import format_size
 
     if value is None:
         return "none" if name == "tokenizer" else ""

@@ -55,7 +55,7 @@ def rm(names: Names, json: Json = False) -> None:
     """Remove models from this machine."""
     from rwkv_cli.catalog import model_store
     from rwkv_cli.cli.reports import models
-    from rwkv_cli.files.safetensors import format_size
+    from rwkv_cli.reporting import format_size
 
     chosen = [models.chosen(name) for name in names]  # all names are right before the first is removed
     removed = []

@@ -76,7 +76,7 @@ def _facts(pulled: Any) -> dict[str, Any]:
 
 
 def _tell(pulled: Any) -> None:
-    from rwkv_cli.files.safetensors import format_size
+    from rwkv_cli.reporting import format_size
 
     size = format_size(pulled.stored.bytes)
     if not pulled.is_new:

@@ -257,7 +257,7 @@ def cache(
     ] = None,
 ) -> None:
     """Show what is kept of long prompts, or clear it."""
-    from rwkv_cli.files.safetensors import format_size
+    from rwkv_cli.reporting import format_size
     from rwkv_cli.sessions import prompt_cache
 
     if action == "clear":

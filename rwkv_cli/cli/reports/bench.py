@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.files.safetensors import format_size
+from rwkv_cli.reporting import format_size
 
 _NOTE = "over 100 %: weights of hidden units that are zero are not read, and caches may hold a small model"
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
-from rwkv_cli.files.safetensors import storage_error
+from rwkv_cli.files.atomic import storage_error
 
 if TYPE_CHECKING:
     from rich.console import Console

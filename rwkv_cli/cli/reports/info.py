@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_cli import machine
+from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry
+from rwkv_cli.engine.gpu import probe
 from rwkv_cli.files.checkpoints import open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, is_model_file
 from rwkv_cli.files.weight_layouts import WeightType
-from rwkv_cli.model import describe
 from rwkv_cli.text.tokenizer import load_tokenizer
 
 
@@ -24,7 +25,7 @@ def machine_facts() -> dict[str, Any]:
         "threads": machine.default_threads(),
         "memory_bytes": total,
         "available_bytes": available,
-        "gpu": machine.gpus(),
+        "gpu": probe.described(),
     }
 
 

@@ -13,7 +13,7 @@ from rwkv_cli.catalog.model_store import Stored
 from rwkv_cli.cli.reports.info import model_facts
 from rwkv_cli.errors import ModelFileError, UsageError
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.files.safetensors import format_size
+from rwkv_cli.reporting import format_size
 
 STORED = ("name", "type", "size", "parameters", "last use")
 KNOWN = ("name", "also", "download", "parameters", "description")

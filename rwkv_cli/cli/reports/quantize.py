@@ -15,8 +15,7 @@ from rwkv_cli.convert import conversion, quantization_loss
 from rwkv_cli.convert.conversion import Source
 from rwkv_cli.convert.quantization_loss import Comparison
 from rwkv_cli.errors import DeviceError, UsageError
-from rwkv_cli.files.safetensors import format_size
-from rwkv_cli.model import Reporter
+from rwkv_cli.reporting import Reporter, format_size
 
 SHOWN = 10  # of the worst tensors
 _MAX_TEXT = 1 << 24

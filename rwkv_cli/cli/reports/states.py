@@ -12,7 +12,7 @@ from typing import Any
 
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import StateError
-from rwkv_cli.files.safetensors import format_size
+from rwkv_cli.reporting import format_size
 from rwkv_cli.sessions import state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.sessions.state_file.fields import plain_settings

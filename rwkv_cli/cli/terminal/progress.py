@@ -14,7 +14,7 @@ import typer
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.engine.generate import Generation
 from rwkv_cli.errors import MissingModelError
-from rwkv_cli.model import COMPILING, Reporter
+from rwkv_cli.reporting import COMPILING, Reporter
 
 if TYPE_CHECKING:
     from rich.progress import Progress

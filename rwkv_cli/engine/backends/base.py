@@ -1,101 +1,81 @@
-"""What a backend is, and where it gets its weights."""
+"""What a backend is: it reads tokens, which advances a state, and gives logits. Everything else has a safe default."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.batch import Batch, SequentialBatch
+from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.state import State
-from rwkv_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rwkv_cli.engine.sampling import Choice, Sampler
+from rwkv_cli.reporting import Progress
 
 Array = NDArray[np.float32]
-Progress = Callable[[int], None]
-"""Called with the number of tokens read since the last call."""
 
 
-NO_TOKENS = "there are no tokens to read"
+class Chosen(NamedTuple):
+    """A chosen token, and a way to the logits [V] that it was chosen from, which may still be on a device."""
+
+    choice: Choice
+    logits: Callable[[], Array]
 
 
-def check_tokens(tokens: NDArray[Any], vocab_size: int) -> None:
-    """Raise UsageError unless a backend can read them: some whole numbers in the vocabulary."""
-    if not tokens.size:
-        raise UsageError(NO_TOKENS)
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise UsageError("tokens must be a sequence of whole numbers")
-    lowest, highest = tokens.min(), tokens.max()
-    if lowest < 0 or highest >= vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        raise UsageError(f"there is no token {wrong}: the vocabulary has {vocab_size:,}")
+class Backend(ABC):
+    """Runs a model. A subclass needs `name`, `config`, `kernel`, `forward` and `forward_all`.
 
+    Every method that reads tokens advances `state` in place by len(tokens) >= 1 tokens, each in [0, V). Callers check
+    both: see `engine.session.Session`.
+    """
 
-class WeightSource(Protocol):
-    """Anything that gives the officially named tensors in float32: a published checkpoint or a model file."""
+    name: str  # the value of the setting `device`
+    config: ModelConfig
+
+    is_split_invariant = False
+    """Whether a text gives the same bits however it is split into calls of `forward`."""
+
+    batch_size = 1
+    """Sequences that `batch` reads together at its best; 1 where it only takes turns."""
+
+    n_threads: int | None = None
+    """Threads of the CPU that compute, if the backend has any of its own."""
 
     @property
-    def config(self) -> ModelConfig: ...
-
-    def tensor(self, name: str) -> Array:
-        """One tensor of the shape that `ModelConfig.tensor_shapes` lists for `name`."""
-        ...
-
-
-class Backend(Protocol):
-    """Runs the model. Both methods advance `state` in place by len(tokens) >= 1 tokens, each in [0, V)."""
-
-    name: str  # as in --device
-    config: ModelConfig
+    @abstractmethod
+    def kernel(self) -> str:
+        """What does the arithmetic, without the weights and the threads."""
 
     @property
     def description(self) -> str:
         """What does the arithmetic, for `rwkv info`."""
-        ...
+        return self.kernel
 
+    @property
+    def bytes_per_token(self) -> int | None:
+        """Bytes that decoding moves for a token if no weight can be skipped; None where memory is not the limit."""
+        return None
+
+    def memory_reader(self) -> Callable[[], int] | None:
+        """A function that reads memory once, as fast as the backend could, and gives the number of bytes."""
+        return None
+
+    @abstractmethod
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
         """The logits [V] after the last token."""
-        ...
 
+    @abstractmethod
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
         """The logits [T, V] after each token."""
-        ...
 
+    def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
+        """Read a token and choose the next one as `sampler` would, which records it. Raises like `Sampler.sample`."""
+        logits = self.forward([token], state)
+        return Chosen(sampler.sample(logits), lambda: logits)
 
-@runtime_checkable
-class Chooses(Protocol):
-    """What a backend has besides if it can choose tokens where it computes, so that logits stay there."""
-
-    def choose(self, token: int, state: State, sampler: Sampler) -> Choice:
-        """Read a token, which advances `state` in place, and choose the next one as `sampler` would; it learns of it.
-
-        Raises what `Sampler.sample` does.
-        """
-        ...
-
-    def logits_of(self, state: State) -> Array:
-        """The logits [V] after the token that `choose` has read last into this state."""
-        ...
-
-
-@runtime_checkable
-class MemoryLimited(Protocol):
-    """What a backend has besides if `rwkv bench` can compare its decoding with the speed of its memory."""
-
-    @property
-    def kernel(self) -> str:
-        """What does the arithmetic, a GPU by its name, without the weights and the threads."""
-        ...
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that must be moved for one token if no weight can be left out."""
-        ...
-
-    def memory_reader(self) -> Callable[[], int]:
-        """A function that reads memory once, as fast as the backend could, and gives the number of bytes."""
-        ...
+    def batch(self, slots: int) -> Batch:
+        """Room for this many sequences. Raises UsageError for none, DeviceError if there is too little memory."""
+        return SequentialBatch(self, slots)

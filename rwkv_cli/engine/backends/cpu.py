@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from cpu_kernels import abi, aot, instructions, thread_team
 from cpu_kernels.aot import address, kernel
 from rwkv_cli import machine
-from rwkv_cli.engine.backends.base import Progress
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.state import State
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import CHANNELS, GROUP, SCALE, TILE_ROWS
+from rwkv_cli.reporting import Progress
 
 Array = NDArray[np.float32]
 
@@ -46,10 +47,11 @@ _NORMS = ("blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.b
 _jobs = itertools.count()
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Runs a model file as it lies in memory: the weights are used in place, in the layout that the file has."""
 
     name = "cpu"
+    is_split_invariant = True
 
     def __init__(self, model: ModelFile, n_threads: int | None = None, chunk: int = CHUNK) -> None:
         self.config = model.config

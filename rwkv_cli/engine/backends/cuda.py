@@ -1,12 +1,13 @@
 """The CUDA backend: when what runs on the GPU, and where the state is meanwhile.
 
 A single token is read by the kernels of `gpu.decode`, replayed as one graph; several at once by `gpu.batched_pass`. The
-state stays on the GPU between calls, since moving it would take longer than a token does: see `engine.state.Keeper`. So
-do the logits where the next token is chosen there, until somebody asks for them or another state is advanced.
+state stays on the GPU between calls, since moving it would take longer than a token does: see `StateOwner`. So do
+the logits where the next token is chosen there, until somebody asks for them or another state is advanced.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.backends.base import Progress
+from rwkv_cli.engine.backends.base import Backend, Chosen
 from rwkv_cli.engine.gpu import probe
-from rwkv_cli.engine.gpu.batch import Batch
+from rwkv_cli.engine.gpu.batch import GpuBatch
 from rwkv_cli.engine.gpu.batched_pass import TokenPass, buffer_sizes
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_sampler import Chooser
@@ -28,10 +29,11 @@ from rwkv_cli.engine.state import State
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.model_file import ModelFile
+from rwkv_cli.reporting import Progress
 
 if TYPE_CHECKING:
     from rwkv_cli.engine.gpu.device_protocol import Device, DeviceMemory
-    from rwkv_cli.engine.sampling import Choice, Sampler
+    from rwkv_cli.engine.sampling import Sampler
 
 Array = NDArray[np.float32]
 
@@ -51,10 +53,11 @@ SLOT = 0
 """Where the state lies that the kernels advance."""
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """Runs a model file whose weights have been copied to a GPU."""
 
     name = "cuda"
+    batch_size = 64
 
     def __init__(self, model: ModelFile, gpu: Device) -> None:
         """Copy the weights. Raises DeviceError if there is too little memory."""
@@ -145,37 +148,37 @@ class CudaBackend:
                 logits[start : start + most] = padded[:, :V]
         return logits
 
-    def choose(self, token: int, state: State, sampler: Sampler) -> Choice:
-        """As `Chooses` has it."""
+    def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
+        """See `Backend.choose`: the logits stay on the GPU until they are asked for."""
         draw = sampler.draw(self.config.vocab_size)
         with self._advancing(state):
             if draw is None:
                 self._read_one(token)
                 self._kept[state] = logits = self._fetch_logits()
-                return sampler.sample(logits)
+                return Chosen(sampler.sample(logits), lambda: logits)
             self._chooser.ask([draw], token)
             self._decode_and_choose()
             self._chosen = weakref.ref(state)
             (choice,) = self._chooser.choices()
-        return sampler.take(choice)
+        return Chosen(sampler.take(choice), functools.partial(self._logits_of, state))
 
-    def logits_of(self, state: State) -> Array:
-        """As `Chooses` has it."""
+    def _logits_of(self, state: State) -> Array:
+        """The logits [V] after the token that `choose` has read last into this state."""
         with self._lock:
             if self._has_chosen_for() is state:
                 self._gpu.make_current()
                 self._keep_logits()
             return self._kept[state]
 
-    def bring_back(self, state: State) -> None:
-        """As `Keeper` has it."""
+    def evict(self, state: State) -> None:
+        """See `StateOwner`."""
         with self._lock:
             if self._resident() is state:
                 self._gpu.make_current()
                 self._send_back()
 
-    def copy_of(self, state: State) -> State | None:
-        """As `Keeper` has it."""
+    def snapshot(self, state: State) -> State | None:
+        """See `StateOwner`."""
         with self._lock:
             if self._resident() is not state:
                 return None
@@ -187,8 +190,8 @@ class CudaBackend:
     @contextmanager
     def _advancing(self, state: State) -> Iterator[None]:
         """With its numbers in the slot, and the GPU for nobody else."""
-        if state.keeper is not self:
-            state.come_back()  # before the lock: another backend has one of its own
+        if state.owner is not self:
+            state.to_host()  # before the lock: another backend has one of its own
         with self._lock:
             self._gpu.make_current()
             if self._has_chosen_for() is not state:
@@ -257,18 +260,18 @@ class CudaBackend:
             return
         self._send_back()
         self._states.store(SLOT, state)
-        self._staying, state.keeper = weakref.ref(state), self
+        self._staying, state.owner = weakref.ref(state), self
 
     def _send_back(self) -> None:
         """Copy what is in the slot to the state that it belongs to."""
         if state := self._resident():
             self._states.fetch(SLOT, state)
-            state.keeper = None
+            state.owner = None
         self._staying = None
 
-    def batch(self, slots: int) -> Batch:
+    def batch(self, slots: int) -> GpuBatch:
         """Room for so many sequences that are read together. Raises DeviceError if there is too little memory."""
-        return Batch(self._gpu, self._weights, slots, lock=self._lock)
+        return GpuBatch(self._gpu, self._weights, slots, lock=self._lock)
 
 
 def open_cuda(

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.backends.base import Progress, WeightSource
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.state import State
+from rwkv_cli.files.weight_source import WeightSource
+from rwkv_cli.reporting import Progress
 
 Array = NDArray[np.float32]
 
@@ -51,11 +53,11 @@ def wkv7(S: Array, r: Array, w: Array, k: Array, v: Array, kk: Array, a: Array) 
     return y
 
 
-class ReferenceBackend:
+class ReferenceBackend(Backend):
     """Holds every weight in float32; any checkpoint or model file can be its source."""
 
     name = "reference"
-    description = "plain float32 NumPy, one token at a time"
+    kernel = "plain float32 NumPy, one token at a time"
 
     def __init__(self, source: WeightSource) -> None:
         self.config = source.config

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.backends.base import NO_TOKENS, check_tokens
+from rwkv_cli.engine.batch import Batch
 from rwkv_cli.engine.gpu.batched_pass import TokenPass
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_protocol import Device
@@ -20,7 +20,6 @@ from rwkv_cli.engine.gpu.state_slots import StateMemory
 from rwkv_cli.engine.gpu.weights import Weights
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.state import State
-from rwkv_cli.errors import UsageError
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
@@ -32,7 +31,7 @@ GRAPHS = 32
 """Numbers of sequences whose passes of one token each are kept, ready to be replayed."""
 
 
-class Batch:
+class GpuBatch(Batch):
     """Sequences in slots, read together.
 
     slot = batch.join()
@@ -53,11 +52,8 @@ class Batch:
         `lock` is held while the device is used; others that use it have to share it. Raises UsageError for no slots,
         DeviceError if there is too little memory.
         """
-        if slots < 1:
-            raise UsageError(f"a batch of {slots} sequences: there must be at least one")
-        self.config = weights.config
+        super().__init__(weights.config, slots)
         self._gpu, self._lock, self._rows = gpu, lock or threading.Lock(), weights.head.R
-        self._free, self._taken = set(range(slots)), set[int]()
         # By the number of sequences and, of one alone, its slot; the latest used last.
         self._graphs: OrderedDict[tuple[int, int], Callable[[], None]] = OrderedDict()
         with self._on_device():
@@ -68,46 +64,20 @@ class Batch:
             self._chooser = Chooser(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
             self._logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
 
-    @property
-    def free(self) -> int:
-        """How many more sequences can join."""
-        return len(self._free)
-
-    def join(self, state: State | None = None) -> int:
-        """Let a sequence in that goes on from a copy of a state, None for the beginning: its slot.
-
-        Raises UsageError if there is no room, and for the state of a model of another shape.
-        """
-        if not self._free:
-            raise UsageError(f"all {len(self._taken)} places of the batch are taken: a sequence has to leave")
-        if state and not state.fits(self.config):
-            raise UsageError("the state belongs to a model of another shape")
+    def _store(self, slot: int, state: State | None) -> None:
         if state:
-            state.come_back()  # before the lock: who keeps it may hold the same
-        slot = min(self._free)
+            state.to_host()  # before the lock: its owner may hold the same one
         with self._on_device():
             if state:
                 self._states.store(slot, state)
             else:
                 self._states.clear(slot)
-        self._free.remove(slot)
-        self._taken.add(slot)
-        return slot
 
-    def leave(self, slot: int) -> State:
-        """The state of a sequence, whose slot is free again. Raises UsageError for a slot that has none."""
-        self._check_slot(slot)
+    def _fetch(self, slot: int) -> State:
         state = State.zeros(self.config)
         with self._on_device():
             self._states.fetch(slot, state)
-        self.drop(slot)
         return state
-
-    def drop(self, slot: int) -> None:
-        """Like `leave`, where nobody wants the state."""
-        self._check_slot(slot)
-        self._taken.remove(slot)
-        self._free.add(slot)
 
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
         """Read some tokens of each sequence, by its slot: the logits [n, V] after their last ones, in the same order.
@@ -129,7 +99,7 @@ class Batch:
         Raises what `read` and `Sampler.sample` do.
         """
         checked = self._checked(parts)
-        if any(sampler.settings.ranks for sampler in samplers):  # which only the host can
+        if any(sampler.settings.needs_ranking for sampler in samplers):  # which only the host can
             return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
         asked = [draw for sampler in samplers if (draw := sampler.draw(self.config.vocab_size))]
         with self._on_device():
@@ -144,21 +114,6 @@ class Batch:
         with self._lock:
             self._gpu.make_current()
             yield
-
-    def _check_slot(self, slot: int) -> None:
-        if slot not in self._taken:
-            raise UsageError(f"there is no sequence in slot {slot} of the batch")
-
-    def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[tuple[int, Tokens]]:
-        """What is to be read, as arrays."""
-        for slot in parts:
-            self._check_slot(slot)
-        if not parts or not all(map(len, parts.values())):
-            raise UsageError(NO_TOKENS)
-        flat = np.concatenate([*parts.values()])
-        check_tokens(flat, self.config.vocab_size)
-        ends = np.cumsum([len(tokens) for tokens in parts.values()])
-        return list(zip(parts, np.split(flat.astype(np.int32), ends[:-1]), strict=True))
 
     def _read(self, parts: list[tuple[int, Tokens]]) -> None:
         for first, pieces in _passes(parts, self._pass.room):

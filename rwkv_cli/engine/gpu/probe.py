@@ -51,6 +51,14 @@ def gpus() -> tuple[GpuFacts, ...]:
     return tuple(_facts(library, i, cuda) for i in range(count.value))
 
 
+def described() -> list[str]:
+    """Name, compute capability, memory and driver of each GPU; empty where there is none."""
+    try:
+        return [str(gpu) for gpu in gpus()]
+    except DeviceError:
+        return []
+
+
 def is_backend_installed() -> bool:
     """Whether the packages of the extra are there; they are not imported, which takes half a second."""
     try:

@@ -37,7 +37,7 @@ class StateMemory:
 
     def store(self, slot: int, state: State) -> None:
         """Copy the arrays of a state into a slot."""
-        parts = [np.ascontiguousarray(part) for part in state.in_memory]
+        parts = [np.ascontiguousarray(part) for part in state.host_arrays]
         for address, part in zip(self._addresses(slot), parts, strict=True):
             self._gpu.upload(address, part)
         self._gpu.synchronize()
@@ -48,7 +48,7 @@ class StateMemory:
 
     def fetch(self, slot: int, state: State) -> None:
         """Copy a slot into the arrays of a state."""
-        for address, part in zip(self._addresses(slot), state.in_memory, strict=True):
+        for address, part in zip(self._addresses(slot), state.host_arrays, strict=True):
             whole = np.ascontiguousarray(part)  # itself, unless somebody has put another array into the state
             self._gpu.download(address, whole)
             if whole is not part:

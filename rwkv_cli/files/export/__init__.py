@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rwkv_cli.engine.backends.base import WeightSource
 from rwkv_cli.errors import UsageError
+from rwkv_cli.files.weight_source import WeightSource
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 ExportFormat = Literal["pth", "hf", "gguf"]

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import UsageError
+from rwkv_cli.files.atomic import replacing
 from rwkv_cli.files.checkpoints.gguf import LAYER_NAMES, OUTER_NAMES
 from rwkv_cli.files.export import Export
-from rwkv_cli.files.export.tensors import LOW_RANK, Array, appearing, each, encoded
+from rwkv_cli.files.export.tensors import LOW_RANK, Array, each, encoded
 from rwkv_cli.text.tokenizer import TokenizerSpec, load_tokenizer
 
 _KINDS = {"fp16": Kind.F16, "q8_0": Kind.Q8_0, "fp32": Kind.F32}
@@ -42,7 +43,7 @@ _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # values of tokenizer.ggml.token_type
 def write_gguf(target: Path, what: Export) -> None:
     """Write a GGUF file. Raises StorageError, UnsupportedModelError, UsageError for a tokenizer that it cannot hold."""
     config = what.source.config
-    with appearing(target) as temporary:
+    with replacing(target) as temporary:
         writer = gguf.GGUFWriter(temporary, "rwkv7")
         try:
             writer.add_name(what.name)

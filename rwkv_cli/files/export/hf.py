@@ -8,10 +8,11 @@ from typing import Any
 
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import StorageError
+from rwkv_cli.files.atomic import replacing, storage_error
 from rwkv_cli.files.checkpoints.hf import LAYER_NAMES, OUTER_NAMES
 from rwkv_cli.files.export import Export
-from rwkv_cli.files.export.tensors import LOW_RANK, SHIFT, appearing, each, encoded
-from rwkv_cli.files.safetensors import SafetensorsWriter, storage_error
+from rwkv_cli.files.export.tensors import LOW_RANK, SHIFT, each, encoded
+from rwkv_cli.files.safetensors import SafetensorsWriter
 
 _DTYPES = {"bf16": ("BF16", "bfloat16"), "fp16": ("F16", "float16"), "fp32": ("F32", "float32")}
 _OUTER = {official: name for name, official in OUTER_NAMES.items()}
@@ -92,5 +93,5 @@ def settings(config: ModelConfig, torch_dtype: str) -> dict[str, Any]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with appearing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)

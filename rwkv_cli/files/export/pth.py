@@ -14,8 +14,9 @@ import zipfile
 from pathlib import Path
 
 from rwkv_cli.config import Shape
+from rwkv_cli.files.atomic import replacing
 from rwkv_cli.files.export import Export
-from rwkv_cli.files.export.tensors import appearing, each, encoded
+from rwkv_cli.files.export.tensors import each, encoded
 
 _STORAGES = {"bf16": "BFloat16Storage", "fp16": "HalfStorage", "fp32": "FloatStorage"}
 _ROW = re.compile(r".*\.(x_[rwkvag]|[wav]0|k_k|k_a)")  # what official files hold as [1, 1, C]
@@ -29,7 +30,7 @@ def write_pth(target: Path, what: Export) -> None:
     """Write an official file. Raises StorageError, UnsupportedModelError."""
     shapes = what.source.config.tensor_shapes()
     keys = {name: str(key) for key, name in enumerate(shapes)}
-    with appearing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         _add(
             archive,
             "data.pkl",

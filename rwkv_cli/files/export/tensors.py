@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.backends.base import WeightSource
 from rwkv_cli.errors import UnsupportedModelError
 from rwkv_cli.files.export import Progress
-from rwkv_cli.files.safetensors import let_go, storage_error
+from rwkv_cli.files.safetensors import let_go
 from rwkv_cli.files.weight_layouts import f32_to_bf16
+from rwkv_cli.files.weight_source import WeightSource
 
 Array = NDArray[np.float32]
 
@@ -48,19 +43,3 @@ def encoded(name: str, tensor: Array, kind: str) -> NDArray[Any]:
     if largest > (3.3895e38 if kind == "bf16" else float(np.finfo(np.float16).max)):
         raise UnsupportedModelError(f"{name} holds values too large for {kind}; use --type fp32")
     return f32_to_bf16(tensor) if kind == "bf16" else tensor.astype(np.float16)
-
-
-@contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to, which takes its name at the end, or vanishes. Raises StorageError."""
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise storage_error(target, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.sampling import SamplerMemory, SamplingSettings
+from rwkv_cli.engine.sampling import SamplerMemory
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.safetensors import MappedTensor, Shape
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.sessions.model_identity import ModelIdentity
 
 SCALE = ".scale"

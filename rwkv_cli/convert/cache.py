@@ -1,0 +1,33 @@
+"""The converted form of published checkpoints in the user's cache, so that each is quantized once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rwkv_cli import paths
+from rwkv_cli.convert.conversion import convert_checkpoint
+from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.files.checkpoints import Checkpoint
+from rwkv_cli.files.model_file import is_usable
+from rwkv_cli.reporting import Reporter
+
+
+def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
+    """The int8 form of a checkpoint in the user's cache; made now if it is missing. Raises what converting raises."""
+    identity = hashlib.sha256()
+    for file in checkpoint.files:
+        status = file.stat()
+        identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    identity.update(repr(checkpoint.tokenizer).encode())  # it may have been put beside the checkpoint since
+    folder = paths.cache_folder() / "models"
+    name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
+    target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"
+    if not is_usable(target):
+        reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(target, error) from None
+        convert_checkpoint(checkpoint, target, "int8", reporter)
+    return target

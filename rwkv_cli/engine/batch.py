@@ -1,0 +1,147 @@
+"""Many sequences, each with its state in a slot: they join and leave at any step, and are read together.
+
+slot = batch.join()
+logits = batch.read({slot: prompt, another: [token]})
+state = batch.leave(slot)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.sampling import Choice, Sampler
+from rwkv_cli.engine.state import State
+from rwkv_cli.engine.token_ids import NO_TOKENS, check_tokens
+from rwkv_cli.errors import UsageError
+from rwkv_cli.reporting import Progress
+
+Array = NDArray[np.float32]
+Tokens = NDArray[np.int32]
+
+
+class Batch(ABC):
+    """Slots for sequences, taken and given back. A subclass keeps the states and reads the tokens."""
+
+    def __init__(self, config: ModelConfig, slots: int) -> None:
+        """Raises UsageError for no slots."""
+        if slots < 1:
+            raise UsageError(f"a batch of {slots} sequences: there must be at least one")
+        self.config = config
+        self._free, self._taken = set(range(slots)), set[int]()
+
+    @property
+    def free(self) -> int:
+        """How many more sequences can join."""
+        return len(self._free)
+
+    def join(self, state: State | None = None) -> int:
+        """Add a sequence that continues from a copy of `state`, None for an empty one: its slot.
+
+        Raises UsageError if no slot is free, and for the state of a model of another shape.
+        """
+        if not self._free:
+            raise UsageError(f"all {len(self._taken)} slots of the batch are taken: a sequence has to leave")
+        if state:
+            state.check_fits(self.config)
+        slot = min(self._free)
+        self._store(slot, state)
+        self._free.remove(slot)
+        self._taken.add(slot)
+        return slot
+
+    def leave(self, slot: int) -> State:
+        """Remove a sequence: its state. Raises UsageError for a slot without one."""
+        self._check_slot(slot)
+        state = self._fetch(slot)
+        self.drop(slot)
+        return state
+
+    def drop(self, slot: int) -> None:
+        """Remove a sequence whose state is not needed."""
+        self._check_slot(slot)
+        self._taken.remove(slot)
+        self._free.add(slot)
+
+    @abstractmethod
+    def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
+        """Read some tokens of each sequence, by slot: the logits [n, V] after their last ones, in the same order.
+
+        A sequence may bring one token or a whole prompt; those that are not named stay where they are. The logits may
+        be a view that the next `read` overwrites. Raises UsageError, before anything is read, for a slot without a
+        sequence, no tokens, or a token outside the vocabulary.
+        """
+
+    @abstractmethod
+    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
+        """Read like `read`, and choose the next token of each sequence as its sampler would, which records it.
+
+        Raises like `read` and `Sampler.sample`.
+        """
+
+    @abstractmethod
+    def _store(self, slot: int, state: State | None) -> None:
+        """Put a copy of a state, None for an empty one, into a slot."""
+
+    @abstractmethod
+    def _fetch(self, slot: int) -> State:
+        """The state in a slot; nobody else uses it."""
+
+    def _check_slot(self, slot: int) -> None:
+        if slot not in self._taken:
+            raise UsageError(f"there is no sequence in slot {slot} of the batch")
+
+    def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[tuple[int, Tokens]]:
+        """What is to be read, as arrays; checked."""
+        for slot in parts:
+            self._check_slot(slot)
+        if not parts or not all(map(len, parts.values())):
+            raise UsageError(NO_TOKENS)
+        flat: NDArray[Any] = np.concatenate([*parts.values()])
+        check_tokens(flat, self.config.vocab_size)
+        ends = np.cumsum([len(tokens) for tokens in parts.values()])
+        return list(zip(parts, np.split(flat.astype(np.int32), ends[:-1]), strict=True))
+
+
+class _Reads(Protocol):
+    """What taking turns needs of a backend."""
+
+    config: ModelConfig
+
+    def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array: ...
+
+
+class SequentialBatch(Batch):
+    """Sequences that take turns: the default of every backend, with the results of each sequence alone."""
+
+    def __init__(self, backend: _Reads, slots: int) -> None:
+        super().__init__(backend.config, slots)
+        self._backend = backend
+        self._states: dict[int, State] = {}
+
+    def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
+        """See `Batch.read`."""
+        checked = self._checked(parts)
+        return np.stack(
+            [self._backend.forward(tokens.tolist(), self._states[slot]) for slot, tokens in checked]
+        )
+
+    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
+        """See `Batch.choose`."""
+        return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
+
+    def drop(self, slot: int) -> None:
+        """See `Batch.drop`."""
+        super().drop(slot)
+        del self._states[slot]
+
+    def _store(self, slot: int, state: State | None) -> None:
+        self._states[slot] = state.copy() if state else State.zeros(self.config)
+
+    def _fetch(self, slot: int) -> State:
+        return self._states[slot]

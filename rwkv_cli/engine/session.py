@@ -1,0 +1,140 @@
+"""A session: one mutable timeline of a model, and its snapshots.
+
+Everything that continues a text is built on it: generations, conversations, batches, state files, the prompt cache.
+Tokens go in and come out; text is the business of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.sampling import Choice, Sampler, SamplerMemory
+from rwkv_cli.engine.state import State
+from rwkv_cli.engine.token_ids import check_tokens
+from rwkv_cli.errors import UsageError
+from rwkv_cli.reporting import Progress
+
+Array = NDArray[np.float32]
+
+NOTHING_READ = "the prompt is empty: give some text to continue"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session, frozen: a place in a text from which a model continues without reading anything again.
+
+    Nobody changes a snapshot or what it refers to; a session starts from a copy of the state.
+    """
+
+    state: State
+    logits: Array | None = None  # [V] of the next token; None where nothing was read yet
+    n_tokens: int = 0  # read so far
+    memory: SamplerMemory | None = None  # of the sampler; None where nothing was sampled
+
+    @classmethod
+    def empty(cls, config: ModelConfig) -> Snapshot:
+        """Where nothing was read yet."""
+        return cls(State.zeros(config))
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory."""
+        logits = 0 if self.logits is None else self.logits.nbytes
+        return self.state.nbytes + logits + (self.memory.nbytes if self.memory else 0)
+
+    def fits(self, config: ModelConfig) -> bool:
+        """Whether it is that of a model of these sizes."""
+        return self.state.fits(config) and (self.logits is None or self.logits.shape == (config.vocab_size,))
+
+
+class Session:
+    """A state, the logits after it, the number of tokens read, and a sampler.
+
+    `feed` reads tokens and `sample` chooses the next one, which is *pending* until the next of either reads it: so a
+    backend can read a token and choose its successor in one step.
+    """
+
+    def __init__(self, backend: Backend, sampler: Sampler, start: Snapshot | None = None) -> None:
+        """`start` is left as it is. Raises UsageError for one of a model of another shape."""
+        self.backend, self.sampler = backend, sampler
+        start = start or Snapshot.empty(backend.config)
+        start.state.check_fits(backend.config)
+        self.state = start.state.copy()
+        self.n_tokens = start.n_tokens
+        self.pending: int | None = None
+        self._logits: Array | Callable[[], Array] | None = start.logits
+
+    @property
+    def logits(self) -> Array:
+        """The logits [V] after the last token that was read. Raises UsageError where nothing was read."""
+        if self._logits is None:
+            raise UsageError(NOTHING_READ)
+        if callable(self._logits):  # still on a device
+            self._logits = self._logits()
+        return self._logits
+
+    @property
+    def has_read(self) -> bool:
+        """Whether anything was read, so that there are logits."""
+        return self._logits is not None
+
+    def feed(self, tokens: Sequence[int], progress: Progress | None = None) -> None:
+        """Read the pending token, if there is one, and then `tokens`, which may be empty.
+
+        Raises UsageError, before anything is read, for a token outside the vocabulary.
+        """
+        if len(tokens):
+            check_tokens(np.asarray(tokens), self.backend.config.vocab_size)
+        if self.pending is not None:
+            tokens, self.pending = [self.pending, *tokens], None
+        if len(tokens):
+            self._logits = self.backend.forward(tokens, self.state, progress)
+            self.n_tokens += len(tokens)
+
+    def sample(self) -> Choice:
+        """Choose the next token, after reading the pending one. Raises like `Sampler.sample`."""
+        if self.pending is None:
+            choice = self.sampler.sample(self.logits)
+        else:
+            token, self.pending, self._logits = self.pending, None, None
+            self.n_tokens += 1
+            choice, self._logits = self.backend.choose(token, self.state, self.sampler)
+        self.pending = choice.token
+        return choice
+
+    def drop_pending(self) -> None:
+        """Forget the token that was chosen last, without reading it."""
+        self.pending = None
+
+    def snapshot(self) -> Snapshot:
+        """A copy of where the session stands; a pending token is not part of it."""
+        logits = self.logits if self.has_read else None
+        return Snapshot(self.state.copy(), logits, self.n_tokens, self.sampler.memory)
+
+    def freeze(self) -> Snapshot:
+        """The snapshot of a session that is over: the state is not copied. A pending token is read first."""
+        self.feed(())
+        logits = self.logits if self.has_read else None
+        return Snapshot(self.state, logits, self.n_tokens, self.sampler.memory)
+
+    def rewind(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this session, which is used up; the sampler stays as it is."""
+        self.state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
+        self.pending = None
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Overwrite the state in place with that of any snapshot; the sampler stays as it is."""
+        self.state.assign(snapshot.state)
+        self._logits, self.n_tokens, self.pending = snapshot.logits, snapshot.n_tokens, None
+
+    def fork(self) -> Session:
+        """An independent copy: a branch of the text."""
+        other = Session(self.backend, self.sampler.copy(), self.snapshot())
+        other.pending = self.pending
+        return other

@@ -1,0 +1,89 @@
+"""How the next token is chosen, as data: what files, commands and programs set, and `engine.sampling` follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TypedDict
+
+from rwkv_cli.errors import UsageError
+
+
+class SamplingOverrides(TypedDict, total=False):
+    """Fields of `SamplingSettings` that somebody chose; None stands for the model's default, like a missing key."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    penalty_decay: float | None
+    logit_bias: Mapping[int, float] | None
+    banned: frozenset[int] | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to choose; the defaults are those of the published `rwkv` package, without its penalties.
+
+    Raises UsageError for an invalid value.
+    """
+
+    temperature: float = 1.0  # above 1 flattens, below 1 sharpens, 0 always takes the most likely token
+    top_p: float = 0.85  # keep the most likely tokens whose probabilities add up to this; 1 keeps all
+    top_k: int = 0  # keep this many of the most likely tokens; 0 keeps all
+    min_p: float = 0.0  # drop tokens less likely than this times the most likely one; 0 keeps all
+    presence_penalty: float = 0.0  # subtracted from the logit of every token already used
+    frequency_penalty: float = 0.0  # subtracted from it again for each use
+    penalty_decay: float = 0.996  # after each token, all counts are multiplied by this
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
+    banned: frozenset[int] = frozenset()  # tokens that are never chosen
+    seed: int | None = None  # same seed, same tokens; None takes one from the operating system
+
+    def __post_init__(self) -> None:
+        _check("{temperature}", self.temperature, 0)
+        _check("{top_p}", self.top_p, 0, 1)
+        _check("{top_k}", self.top_k, 0)
+        if self.top_k != int(self.top_k):
+            raise UsageError(f"{{top_k}} is {self.top_k:g}: it must be a whole number")
+        _check("{min_p}", self.min_p, 0, 1)
+        _check("{presence_penalty}", self.presence_penalty)
+        _check("{frequency_penalty}", self.frequency_penalty)
+        _check("{penalty_decay}", self.penalty_decay, 0, 1)
+        for token, bias in self.logit_bias.items():
+            _check(f"{{logit_bias}} of token {token}", bias)
+        for token in {*self.logit_bias, *self.banned}:
+            _check("the id of a biased or banned token", token, 0)
+        if self.seed is not None:
+            _check("{seed}", self.seed, 0)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether only the most likely token can be chosen."""
+        return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
+
+    @property
+    def needs_ranking(self) -> bool:
+        """Whether the choice depends on how many tokens are more likely than another."""
+        return self.top_k > 0 and not self.greedy
+
+
+SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingSettings))
+NUMERIC_FIELDS = tuple(name for name in SAMPLING_FIELDS if name not in ("logit_bias", "banned", "seed"))
+"""Those that a model or a template may give defaults for."""
+
+
+def _check(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise UsageError unless value is finite and between low and high, both included."""
+    if math.isfinite(value) and low <= value <= high:
+        return
+    if high < math.inf:
+        wanted = f"be between {low:g} and {high:g}"
+    elif math.isfinite(value):
+        wanted = f"be at least {low:g}"
+    else:
+        wanted = "be a finite number"
+    raise UsageError(f"{name} is {value:g}: it must {wanted}")

@@ -1,0 +1,318 @@
+"""The state file: a place in a text, kept, from where a model goes on without reading anything again.
+
+It is a safetensors file, described in docs/state-file.md. `save` and `load` are exact; the compact form, in float16,
+is not. Nothing of a file is trusted: every size, type and number is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rwkv_cli.engine.sampling import SamplerMemory
+from rwkv_cli.engine.state import Position, State
+from rwkv_cli.errors import StateError
+from rwkv_cli.files.atomic import remove_leftovers
+from rwkv_cli.files.safetensors import Mapped, SafetensorsWriter, map_safetensors
+from rwkv_cli.sessions.model_identity import ModelIdentity, identify
+from rwkv_cli.sessions.state_file.fields import (
+    Array,
+    Metadata,
+    Stored,
+    Tensors,
+    check_checksum,
+    checksum,
+    plain_generator,
+    plain_settings,
+    read_conversation,
+    read_identity,
+    read_json,
+    read_memory,
+    read_settings,
+    read_string,
+    read_template,
+    read_text,
+    read_tokens,
+    read_values,
+    store_penalties,
+    store_text,
+    store_values,
+)
+
+if TYPE_CHECKING:
+    from rwkv_cli.config import ModelConfig
+    from rwkv_cli.model import Model
+
+VERSION = 1
+KEY = "rwkv_state"  # the first key of the metadata: the file is recognised by it
+SUFFIX = ".safetensors"
+T = TypeVar("T")
+
+_BEGINNING = f'{{"__metadata__":{{"{KEY}":'.encode()
+_MODEL_BEGINNING = b'{"__metadata__":{"rwkv":'
+
+
+@dataclass
+class SavedState:
+    """A place in a text, and what it takes to go on from there as if nobody had ever stopped."""
+
+    position: Position  # the state, the logits of the next token, tokens read
+    model: ModelIdentity
+    name: str = ""  # in the store, or of the conversation
+    created: str = ""  # ISO 8601, UTC; `save` fills it in
+    template: str | None = None  # the name of the prompt template that was used
+    memory: SamplerMemory | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of SamplingSettings that were chosen
+    text: str | None = None  # all text since the start; None where it is not kept
+    conversation: Mapping[str, Any] | None = None  # JSON of `rwkv_cli.sessions.conversation`
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What can be said of a state file without reading its tensors."""
+
+    model: ModelIdentity
+    name: str
+    created: str
+    template: str | None
+    tokens: int
+    compact: bool
+    has_text: bool
+    has_conversation: bool
+    n_layer: int
+    n_head: int
+    head_size: int
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Which model fits
+# ------------------------------------------------------------------------------------------------------------
+
+
+def fit(saved: SavedState, model: Model) -> str | None:
+    """Whether a model can go on from a state: None if it can, a sentence of warning if with other numbers.
+
+    Raises StateError, which names both models, for the state of another one.
+    """
+    own, wanted = identify(model), saved.model
+    if own.weights != wanted.weights:
+        same = own.name == wanted.name
+        theirs, ours = (f"{each.name} ({each.weights[:8]})" if same else each.name for each in (wanted, own))
+        raise StateError(
+            f"the state was made with the model {theirs}, and this is {ours}: choose it with --model"
+        )
+    if own.tokenizer != wanted.tokenizer:
+        raise StateError(
+            f"the state was made with {own.name} and another tokenizer than it has here: its tokens mean something else"
+        )
+    if not has_shape_of(saved.position, model.config):
+        raise StateError(f"the state has another shape than those of {own.name}: its file is damaged")
+    if wanted.weight_type and own.weight_type != wanted.weight_type:
+        return (
+            f"the state was made with {wanted.weight_type} weights, and goes on with {own.weight_type}: "
+            "the text may differ from what it would have been"
+        )
+    return None
+
+
+def has_shape_of(position: Position, config: ModelConfig) -> bool:
+    """Whether a position is that of a model of these sizes."""
+    logits = position.logits
+    return position.state.fits(config) and (logits is None or logits.shape == (config.vocab_size,))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Writing
+# ------------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, saved: SavedState, *, compact: bool = False, durable: bool = True) -> None:
+    """Write a state file; all or nothing: until the new one is complete, an old one stays as it is.
+
+    `compact` halves the size and rounds to float16; `durable` waits for the disk. Raises
+    StorageError when the file cannot be written, StateError for a state that holds something else than numbers or more
+    text than a file may have.
+    """
+    saved.created = saved.created or datetime.now(UTC).isoformat(timespec="seconds")
+    tensors = _tensors(saved, compact)
+    remove_leftovers(path.parent)
+    announced = {name: (dtype, array.shape) for name, (dtype, array) in tensors.items()}
+    metadata = _metadata(saved)
+    metadata["checksum"] = json.dumps(checksum(metadata, tensors))
+    with SafetensorsWriter(path, announced, metadata, durable) as writer:
+        for name, (_, array) in tensors.items():
+            writer.write(name, array)
+
+
+def _tensors(saved: SavedState, compact: bool) -> Stored:
+    """Everything that is stored as a tensor."""
+    tensors: Stored = {}
+    for name, array, axes in _parts(saved.position):
+        tensors |= store_values(name, array, axes, compact)
+    tensors |= store_penalties(saved.memory)
+    tensors |= store_text("text", saved.text or "")
+    if saved.conversation is not None:
+        encoded = json.dumps(saved.conversation, separators=(",", ":"), allow_nan=False)
+        tensors |= store_text("conversation", encoded)
+    return tensors
+
+
+def _parts(position: Position) -> list[tuple[str, Array, tuple[int, ...]]]:
+    """Name, values, and the axes over which the values of the compact form share a scale."""
+    state = position.state
+    parts: list[tuple[str, Array, tuple[int, ...]]] = [
+        ("shift_att", state.shift_att, (1,)),
+        ("wkv", state.wkv, (2, 3)),
+        ("shift_ffn", state.shift_ffn, (1,)),
+    ]
+    return parts if position.logits is None else [*parts, ("logits", position.logits, (0,))]
+
+
+def _metadata(saved: SavedState) -> dict[str, str]:
+    model = saved.model
+    fields: dict[str, Any] = {
+        KEY: VERSION,  # first: `is_state_file` looks for it
+        "model": {
+            "name": model.name,
+            "weights": model.weights,
+            "weight_type": model.weight_type,
+            "tokenizer": model.tokenizer,
+            "location": model.location,
+        },
+        "tokens": saved.position.tokens,
+        "name": saved.name,
+        "created": saved.created,
+        "template": saved.template,
+        "settings": plain_settings(saved.settings),
+        "generator": plain_generator(saved.memory),
+        "text": saved.text is not None,
+    }
+    return {key: json.dumps(value, allow_nan=False) for key, value in fields.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading
+# ------------------------------------------------------------------------------------------------------------
+
+
+def is_state_file(path: Path) -> bool:
+    """Whether a file is, or was meant to be, a state file."""
+    return _head(path, 64)[8:].startswith(_BEGINNING)
+
+
+def load(path: Path) -> SavedState:
+    """Read a state file; nothing of it stays mapped. Raises StateError, in one sentence, for anything wrong with it."""
+    return _read(path, _saved)
+
+
+def peek(path: Path) -> Summary:
+    """What a state file says of itself; its tensors are not read. Raises StateError like `load`."""
+    return _read(path, _summary)
+
+
+def _read(path: Path, make: Callable[[Mapped], T]) -> T:
+    try:
+        mapped = map_safetensors(path)
+        _check_kind(mapped.metadata)
+        return make(mapped)
+    except FileNotFoundError:
+        raise StateError(f"there is no state file {path}") from None
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:
+        raise StateError(f"{path} is not a state that can be used: {_other_kind(path) or error}") from None
+
+
+def _check_kind(metadata: Metadata) -> None:
+    if KEY not in metadata:
+        raise ValueError("it is a safetensors file of another program")
+    if (version := read_json(metadata, KEY, int)) != VERSION:
+        raise ValueError(
+            f"it has version {version} of the format and this program knows {VERSION}; update rwkv-cli"
+        )
+
+
+def _other_kind(path: Path) -> str | None:
+    """Half a sentence about a file that people may take for a state."""
+    if _head(path, 64)[8:].startswith(_MODEL_BEGINNING):
+        return "it is a model file; give it to --model"
+    magic = _head(path, 4)
+    if magic == b"GGUF":
+        return "it is a published model; give it to --model"
+    if magic == b"PK\x03\x04":
+        return "it is a PyTorch file; if it is a state that was trained, use rwkv state import"
+    return None
+
+
+def _head(path: Path, size: int) -> bytes:
+    if not path.is_file():  # whoever opens a pipe waits for its other end
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
+def _saved(mapped: Mapped) -> SavedState:
+    metadata, tensors = mapped.metadata, mapped.tensors
+    check_checksum(metadata, tensors)
+    position = _position(tensors, read_tokens(metadata))
+    size = None if position.logits is None else position.logits.size
+    text = read_text(tensors.get("text"), "text") if read_json(metadata, "text", bool) else None
+    return SavedState(
+        position=position,
+        model=read_identity(metadata),
+        name=read_string(metadata, "name"),
+        created=read_string(metadata, "created"),
+        template=read_template(metadata),
+        memory=read_memory(metadata, tensors, size),
+        settings=read_settings(metadata),
+        text=text,
+        conversation=read_conversation(tensors.get("conversation")),
+    )
+
+
+def _summary(mapped: Mapped) -> Summary:
+    metadata, tensors = mapped.metadata, mapped.tensors
+    L, H, N = _shape(tensors)
+    return Summary(
+        model=read_identity(metadata),
+        name=read_string(metadata, "name"),
+        created=read_string(metadata, "created"),
+        template=read_template(metadata),
+        tokens=read_tokens(metadata),
+        compact=tensors["wkv"].dtype == "F16",
+        has_text=read_json(metadata, "text", bool),
+        has_conversation="conversation" in tensors,
+        n_layer=L,
+        n_head=H,
+        head_size=N,
+    )
+
+
+def _shape(tensors: Tensors) -> tuple[int, int, int]:
+    """L, H and N, from the shape of the largest tensor."""
+    shape = tensors["wkv"].shape if "wkv" in tensors else ()
+    if len(shape) != 4 or 0 in shape or shape[2] != shape[3]:
+        raise ValueError("the tensor wkv is missing or has a senseless shape")
+    return shape[0], shape[1], shape[2]
+
+
+def _position(tensors: Tensors, tokens: int) -> Position:
+    L, H, N = _shape(tensors)
+    C = H * N
+    logits = None
+    if "logits" in tensors:
+        logits = read_values(tensors, "logits", (math.prod(tensors["logits"].shape),), (1,))
+    state = State(
+        shift_att=read_values(tensors, "shift_att", (L, C), (L,)),
+        wkv=read_values(tensors, "wkv", (L, H, N, N), (L, H)),
+        shift_ffn=read_values(tensors, "shift_ffn", (L, C), (L,)),
+    )
+    return Position(state, logits, tokens)
