@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkv_cli.engine.generate import Generation, Step
-    from rwkv_cli.engine.state import Position, State
+    from rwkv_cli.engine.session import Session, Snapshot
+    from rwkv_cli.engine.state import State
     from rwkv_cli.errors import RwkvError
+    from rwkv_cli.generation import Generation, Step
     from rwkv_cli.model import Model, load
     from rwkv_cli.sampling_settings import SamplingSettings
 
@@ -22,9 +24,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Generation",
     "Model",
-    "Position",
     "RwkvError",
     "SamplingSettings",
+    "Session",
+    "Snapshot",
     "State",
     "Step",
     "__version__",
@@ -32,13 +35,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Generation": "engine.generate",
+    "Generation": "generation",
     "Model": "model",
-    "Position": "engine.state",
     "RwkvError": "errors",
     "SamplingSettings": "sampling_settings",
+    "Session": "engine.session",
+    "Snapshot": "engine.session",
     "State": "engine.state",
-    "Step": "engine.generate",
+    "Step": "generation",
     "load": "model",
 }
 
@@ -46,7 +50,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import on first use: `rwkv --help` needs none of this."""
     if name in _HOMES:
-        from importlib import import_module
-
         return getattr(import_module(f"rwkv_cli.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,7 +33,9 @@ FieldSpelling = Callable[[str, str | None], str]
 
 def as_argument(field: str, value: str | None) -> str:
     """A field as an argument of a Python function: `device="cpu"`."""
-    return field if value is None else f'{field}="{value}"'
+    if value is None:
+        return field
+    return f"{field}={value.title()}" if value in ("true", "false") else f'{field}="{value}"'
 
 
 class RwkvError(Exception):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +17,21 @@ from rwkv_cli.convert.cache import cached_model_file
 from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry as backends
 from rwkv_cli.engine.backends.base import Backend
-from rwkv_cli.engine.generate import Generation
+from rwkv_cli.engine.generate import UNLIMITED, PromptReader, read_directly
 from rwkv_cli.engine.sampling import Sampler, SamplerMemory, exempt_tokens
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.session import NOTHING_READ, Session, Snapshot
+from rwkv_cli.engine.state import State
 from rwkv_cli.engine.token_ids import check_tokens
 from rwkv_cli.errors import MissingModelError, UsageError
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
+from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import Progress, Reporter
-from rwkv_cli.sampling_settings import SamplingSettings
+from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings
 from rwkv_cli.text.template import TEMPLATES, Template, get_template
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["UNLIMITED", "Model", "load"]
 
 Array = NDArray[np.float32]
 
@@ -52,11 +57,16 @@ class Model:
         """The prompt template that the model was trained on."""
         return TEMPLATES.get(self.info.template, TEMPLATES["raw"])
 
+    @functools.cached_property
+    def _exempt(self) -> Callable[[int], bool] | frozenset[int]:
+        """The tokens that are never penalised."""
+        return exempt_tokens(self.tokenizer) if self.tokenizer else frozenset()
+
     def forward(self, tokens: Sequence[int], state: State | None = None) -> tuple[Array, State]:
         """Read tokens: the logits after the last one, float32 [V], and the new state.
 
-        `state` is where to go on from, None for the beginning; it is left as it is. Raises UsageError for no tokens,
-        for a token outside the vocabulary, and for the state of a model of another shape.
+        `state` is where to continue from, None for the beginning; it is left as it is. Raises UsageError for no
+        tokens, for a token outside the vocabulary, and for the state of a model of another shape.
         """
         state = self._own(tokens, state)
         return self.backend.forward(tokens, state), state
@@ -65,6 +75,25 @@ class Model:
         """Like `forward`, with the logits after each token, float32 [T, V]."""
         state = self._own(tokens, state)
         return self.backend.forward_all(tokens, state), state
+
+    def _own(self, tokens: Sequence[int], state: State | None) -> State:
+        """A state that may be changed; checks that both fit the model."""
+        check_tokens(np.asarray(tokens), self.config.vocab_size)
+        if state is None:
+            return State.zeros(self.config)
+        state.check_fits(self.config)
+        return state.copy()
+
+    def sampler(self, settings: SamplingSettings, memory: SamplerMemory | None = None) -> Sampler:
+        """A sampler for this model's vocabulary, which continues from what another one remembers."""
+        return Sampler(settings, self._exempt, memory)
+
+    def session(self, settings: SamplingSettings, start: Snapshot | None = None) -> Session:
+        """A session of this model, whose sampler continues from what `start` remembers.
+
+        Raises UsageError for the snapshot of a model of another shape.
+        """
+        return Session(self.backend, self.sampler(settings, start.memory if start else None), start)
 
     def generate(
         self,
@@ -75,52 +104,46 @@ class Model:
         system: str | None = None,
         think: str | None = None,
         stop: Sequence[str] = (),
-        start: Position | None = None,
-        memory: SamplerMemory | None = None,
+        start: Snapshot | None = None,
+        reader: PromptReader = read_directly,
         progress: Progress | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOverrides],
     ) -> Generation:
         """Iterate over the tokens that follow a prompt, a `Step` each.
 
-        `prompt` is a text, laid out by `template` (None for the model's own), or tokens; `think` is one of the
-        template's modes of thinking. `max_tokens` of -1 sets no limit. `sampling` are fields of `SamplingSettings`;
-        their defaults are those of the template, if it is the model's own, those of the model file. The generation
-        also ends at the end of the document and, without it, before a stop string. `start` is where to go on from:
-        no prompt is needed there, and one in a template of conversations is the next turn; `memory` is that of the
-        sampler there. Both are left as they are. Raises UsageError for settings that cannot be right.
+        `prompt` is a text, formatted by `template` (None for the model's own), or tokens; `think` is one of the
+        template's thinking modes. `max_tokens` of -1 sets no limit. The defaults of `sampling` are those of the
+        template and, if it is the model's own, those of the model file. The generation also ends at the end of the
+        document and before a stop string, which is not part of the text. `start` is where to continue from, with its
+        sampler: no prompt is needed there, and one in a template of conversations is the next turn. It is left as it
+        is. `reader` reads the prompt, perhaps from a cache; `progress` receives the tokens read. Raises
+        UsageError for invalid settings.
         """
         layout = get_template(template) if isinstance(template, str) else template or self.template
-        start = start or Position.beginning(self.config)
+        has_read = start is not None and start.logits is not None
         if isinstance(prompt, str):
-            prompt = self.lay_out(prompt, layout, system, think, continued=start.logits is not None)
-        if len(prompt) or start.logits is None:
-            self._check(prompt)
-        self._check_state(start.state)
-        sampler = Sampler(self.sampling_settings(layout, **sampling), self._exempt())
-        if memory:
-            sampler.memory = memory
-        return Generation(
-            backend=self.backend,
-            tokenizer=self.tokenizer,
-            tokens=prompt,
-            position=start.copy(),
-            sampler=sampler,
-            max_tokens=max_tokens,
-            stop=(*layout.stop, *stop),
-            progress=progress,
-        )
+            prompt = self.encode_prompt(prompt, layout, system, think, continued=has_read)
+        if len(prompt) or not has_read:
+            check_tokens(np.asarray(prompt), self.config.vocab_size)
+        session = self.session(self.sampling_settings(layout, **sampling), start)
+        generation = Generation(session, prompt, self.tokenizer, max_tokens, (*layout.stop, *stop), reader)
+        if progress:
+            generation.report_to(progress)
+        return generation
 
-    def sampling_settings(self, template: Template, **overrides: Any) -> SamplingSettings:
+    def sampling_settings(
+        self, template: Template, **overrides: Unpack[SamplingOverrides]
+    ) -> SamplingSettings:
         """What to sample with: `overrides` that are not None, over the defaults of the model and of the template."""
         own = self.info.sampling if template.name == self.info.template else {}
         chosen = {name: value for name, value in overrides.items() if value is not None}
-        settings = SamplingSettings(**{**template.sampling, **own, **chosen})
+        settings = SamplingSettings(**{**template.sampling, **own, **chosen})  # type: ignore[arg-type]
         named = max({*settings.logit_bias, *settings.banned}, default=0)
         if named >= self.config.vocab_size:
             raise UsageError(f"there is no token {named}: the model has {self.config.vocab_size:,}")
         return settings
 
-    def lay_out(
+    def encode_prompt(
         self,
         prompt: str,
         template: Template,
@@ -129,9 +152,9 @@ class Model:
         *,
         continued: bool = False,
     ) -> list[int]:
-        """The tokens of a prompt in a template: the first turn of a conversation, or, if it is `continued`, another.
+        """The tokens of a prompt in a template: the first turn of a conversation or, if it is `continued`, another.
 
-        Empty for an empty prompt that nothing is laid around. Raises UsageError where the template has no place for
+        Empty for an empty prompt that nothing is put around. Raises UsageError where the template has no place for
         something, or the model has no tokenizer.
         """
         if self.tokenizer is None:
@@ -139,67 +162,51 @@ class Model:
                 f"{self.path} has no tokenizer: put its tokenizer.json beside the published checkpoint and use that"
             )
         if not prompt and not continued:
-            raise UsageError("the prompt is empty: give some text to go on from")
+            raise UsageError(NOTHING_READ)
         if not continued:
             begin = [self.tokenizer.end_of_document] if template.begin else []
             return begin + self.tokenizer.encode(template.render(prompt, system, think))
         if system is not None:
-            raise UsageError("a system text stands at the beginning, and this goes on from a state")
+            raise UsageError("a system prompt comes first, and this continues from a state")
         return self.tokenizer.encode(template.turn_end + template.turn(prompt, think=think) if prompt else "")
-
-    def _exempt(self) -> Callable[[int], bool] | frozenset[int]:
-        return exempt_tokens(self.tokenizer) if self.tokenizer else frozenset()
-
-    def _own(self, tokens: Sequence[int], state: State | None) -> State:
-        """A state that may be changed; checks that both fit the model."""
-        self._check(tokens)
-        if state is None:
-            return State.zeros(self.config)
-        self._check_state(state)
-        return state.copy()
-
-    def _check(self, tokens: Sequence[int]) -> None:
-        check_tokens(np.asarray(tokens), self.config.vocab_size)
-
-    def _check_state(self, state: State) -> None:
-        state.check_fits(self.config)
 
 
 def load(
     path_or_name: str | Path | None = None,
-    device: str = "auto",
+    device: str = backends.AUTO,
     *,
     threads: int | None = None,
     reporter: Reporter | None = None,
 ) -> Model:
     """Open a model: the embedded one, a model file, or a published checkpoint of any format.
 
-    `device` is one of `backends.auto.DEVICES`; "auto" takes the GPU where it can. On "reference" a checkpoint is read
-    as it is, in float32; on the others it is quantized to int8 once, into the user's cache. `threads` is for the CPU;
-    None takes one for each core. Raises an RwkvError, in one sentence, for whatever cannot be.
+    `device` is one of `engine.backends.registry.DEVICES`; "auto" takes the GPU where it can. On "reference" a
+    checkpoint is read as it is, in float32; on the others it is quantized to int8 once, into the user's cache.
+    `threads` is for the CPU; None takes one per core. Raises an RwkvError, in one sentence, if that fails.
     """
     reporter = reporter or Reporter()
     if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UsageError(f"--threads is {threads}: it must be between 1 and {MOST_THREADS}")
+        raise UsageError(f"{{threads}} is {threads}: it must be between 1 and {MOST_THREADS}")
     backends.check(device)
     try:
         path = registry.locate(path_or_name)
     except MissingModelError as error:
         path = reporter.missing(error)
     model_store.note_use(path)
-    source: ModelFile | Checkpoint
-    if is_model_file(path):
-        source = ModelFile(path)
-        info = source.info
-    else:
-        checkpoint = open_checkpoint(path)
-        if device == "reference":
-            source, info = checkpoint, describe(checkpoint, "fp32")
-        else:
-            source = ModelFile(cached_model_file(checkpoint, reporter))
-            info = source.info
+    source, info = _opened(path, device, reporter)
     tokenizer = load_tokenizer(info.tokenizer, info.config.vocab_size) if info.tokenizer else None
-    backend, _, failure = backends.create(device, source, threads, reporter.compiling)
+    backend, _, failure = backends.open_backend(device, source, threads, reporter.compiling)
     if failure:
         reporter.note(f"computing on the CPU: {failure}")
     return Model(info, path, tokenizer, backend)
+
+
+def _opened(path: Path, device: str, reporter: Reporter) -> tuple[ModelFile | Checkpoint, ModelInfo]:
+    """What the backend reads the weights from; a checkpoint is quantized first, but for the reference backend."""
+    if not is_model_file(path):
+        checkpoint = open_checkpoint(path)
+        if device == "reference":
+            return checkpoint, describe(checkpoint, "fp32")
+        path = cached_model_file(checkpoint, reporter)
+    model = ModelFile(path)
+    return model, model.info

@@ -9,6 +9,7 @@ import typer
 
 from rwkv_cli.cli import completion
 from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling_settings import SamplingOverrides
 
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to go on from.")]
 PromptFile = Annotated[
@@ -197,7 +198,7 @@ def refuse_with(option: str, others: Mapping[str, Any]) -> None:
             raise UsageError(f"give either {option} or {other}, not both")
 
 
-def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **given: Any) -> dict[str, Any]:
+def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **given: Any) -> SamplingOverrides:
     """The fields of `SamplingSettings` that were chosen; what is None was not.
 
     Raises UsageError for what cannot be right: that should not be said only after a large model was loaded.
@@ -208,7 +209,7 @@ def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **give
     fields = {**given, "logit_bias": _parse_logit_bias(logit_bias), "banned": banned}
     chosen = {name: value for name, value in fields.items() if value is not None}
     SamplingSettings(**chosen)
-    return chosen
+    return SamplingOverrides(**chosen)  # type: ignore[typeddict-item]
 
 
 def _parse_logit_bias(pairs: Sequence[str] | None) -> dict[int, float] | None:

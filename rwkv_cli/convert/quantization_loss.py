@@ -112,4 +112,4 @@ def _original(source: Source, folder: Path, reporter: Reporter) -> Iterator[Mode
 
 def _backend(file: ModelFile, reporter: Reporter) -> Backend:
     # The CPU runs all types: both sides of the comparison are computed alike.
-    return registry.create("cpu", file, None, reporter.compiling).backend
+    return registry.open_backend("cpu", file, None, reporter.compiling).backend

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_cli.engine.backends.base import Backend, MemoryLimited
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
 
@@ -46,9 +46,9 @@ class Plan:
         sizes = [("prefill", size) for size in self.prefill]
         for name, number in [*sizes, ("decode", self.decode), ("repeat", self.repeat)]:
             if number < 1:
-                raise UsageError(f"--{name} is {number}: it must be at least 1")
+                raise UsageError(f"{{{name}}} is {number}: it must be at least 1")
         if self.long is not None and self.long < 2:
-            raise UsageError(f"--long-tokens is {self.long}: it must be at least 2")
+            raise UsageError(f"{{long_tokens}} is {self.long}: it must be at least 2")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run(
             results.prefill.setdefault(size, []).append(speed)
 
     announce("memory")
-    read = backend.memory_reader() if isinstance(backend, MemoryLimited) else None
+    read = backend.memory_reader()
     if read:
         results.memory.append(memory_speed(read, clock))
     state = State.zeros(backend.config)
@@ -187,7 +187,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 def summary(backend: Backend, plan: Plan, results: Results) -> dict[str, Any]:
     """All results as JSON values; what was not measured is None."""
-    bytes_per_token = backend.bytes_per_token if isinstance(backend, MemoryLimited) else None
+    bytes_per_token = backend.bytes_per_token
     reached = shares(results, bytes_per_token) if bytes_per_token else []
 
     def described(stretch: Stretch) -> dict[str, float]:

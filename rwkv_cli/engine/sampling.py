@@ -109,7 +109,7 @@ class Sampler:
     ) -> None:
         """`exempt` are the tokens that are never penalised; see `exempt_tokens`. `memory` is what to continue with.
 
-        Raises UsageError for a memory that no sampler ever had.
+        Raises ValueError for a memory that no sampler ever had.
         """
         self.settings = settings
         self.rng = np.random.Generator(np.random.PCG64(settings.seed))
@@ -118,8 +118,8 @@ class Sampler:
         if memory and memory.generator is not None:
             try:
                 self.rng.bit_generator.state = dict(memory.generator)
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise UsageError("not a valid PCG64 state") from error
+            except (KeyError, TypeError, OverflowError) as error:
+                raise ValueError("not a valid PCG64 state") from error
         named = {**settings.logit_bias, **dict.fromkeys(settings.banned, -math.inf)}
         self._named = np.array(list(named), np.int64)
         self._bias = np.array(list(named.values()), np.float64)

@@ -124,14 +124,9 @@ class Session:
         return Snapshot(self.state, logits, self.n_tokens, self.sampler.memory)
 
     def rewind(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this session, which is used up; the sampler stays as it is."""
+        """Continue from a snapshot that nobody else uses, such as an earlier one of this session; the sampler stays."""
         self.state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
         self.pending = None
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Overwrite the state in place with that of any snapshot; the sampler stays as it is."""
-        self.state.assign(snapshot.state)
-        self._logits, self.n_tokens, self.pending = snapshot.logits, snapshot.n_tokens, None
 
     def fork(self) -> Session:
         """An independent copy: a branch of the text."""

@@ -114,11 +114,6 @@ class State:
         """The host arrays as they are in memory, a head key by key, stale or not: for an owner."""
         return self._shift_att, self._wkv.swapaxes(-1, -2), self._shift_ffn
 
-    def assign(self, other: State) -> None:
-        """Overwrite the values in place with those of a state of the same shape."""
-        for part in self.PARTS:
-            getattr(self, part)[...] = getattr(other, part)
-
     def fits(self, config: ModelConfig) -> bool:
         """Whether it is that of a model of these sizes."""
         shape = (config.n_layer, config.n_head, config.head_size, config.head_size)

@@ -1,22 +1,23 @@
-"""An answer while it comes: tokens become parts of a thought or of what is said after it."""
+"""An answer while it is generated: tokens become parts of a thought or of what is said after it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rwkv_cli.engine.generate import Generation, Usage
+from rwkv_cli.engine.generate import Usage
+from rwkv_cli.generation import Generation
 from rwkv_cli.text.thinking import Part, ThoughtSplitter
 
 
-class Answer(Iterator[Part]):
-    """Parts of an answer, as they come. Once it has ended, the conversation has a turn more.
+class AnswerStream(Iterator[Part]):
+    """Parts of an answer, as they come. Once it has ended, the conversation has one more turn.
 
-    It ends with the model's last word, at the limit of tokens, or after `stop`. Whoever leaves it unfinished, or meets
-    an exception, has a conversation in which nothing was said.
+    It ends when the model ends it, at the limit of tokens, or after `stop`. An answer that is left unfinished, or that
+    fails, leaves the conversation as it was.
     """
 
     def __init__(
-        self, generation: Generation, splitter: ThoughtSplitter, done: Callable[[Answer], None]
+        self, generation: Generation, splitter: ThoughtSplitter, done: Callable[[AnswerStream], None]
     ) -> None:
         self.generation = generation
         self.text = ""  # all of it so far, thought and tags included
@@ -30,7 +31,7 @@ class Answer(Iterator[Part]):
         return next(self._parts)
 
     def stop(self) -> None:
-        """End after the present token; may be called from a signal handler."""
+        """End after the current token; may be called from a signal handler."""
         self.stopped = True
 
     @property
@@ -50,7 +51,7 @@ class Answer(Iterator[Part]):
             yield from parts or [Part("")]  # one at least for each token: time passes
             if self.stopped:
                 break
-        if not self.generation.is_inside_character:  # which `settle` takes back
+        if not self.generation.is_inside_character:  # which `commit` takes back
             yield from self._take(self.generation.flush())
         yield from self._splitter.flush()
         self._done(self)

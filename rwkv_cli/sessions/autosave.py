@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import Model
+from rwkv_cli.sampling_settings import SamplingOverrides
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.sessions.state_file import SavedState
@@ -24,7 +24,7 @@ class Choices:
     system: str | None = None
     think: str | None = None
     max_tokens: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
 
     def begin(self, model: Model) -> Conversation:
         """A new conversation. Raises UsageError for what the template does not have."""

@@ -1,54 +1,22 @@
-"""Many prompts, each answered as if it were alone, and many at once where a backend can do that.
-
-There each one leaves the batch when it is done, and the next one joins.
-"""
+"""Many prompts, each answered as if it were alone: sequences leave the batch when they are done, and others join."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rwkv_cli.engine.generate import Finish, Generation
-from rwkv_cli.engine.sampling import Choice, Sampler, exempt_tokens
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.batch import Batch
+from rwkv_cli.engine.generate import PromptReader, check_limit
+from rwkv_cli.engine.sampling import Choice, Sampler
+from rwkv_cli.engine.session import Session
 from rwkv_cli.errors import UsageError
+from rwkv_cli.generation import Finish
 from rwkv_cli.model import Model
+from rwkv_cli.sampling_settings import SamplingOverrides
 from rwkv_cli.text.template import Template
-
-Array = NDArray[np.float32]
-
-AT_ONCE = 64
-"""Sequences of a batch, if nobody says otherwise."""
-
-
-class Batch(Protocol):
-    """Sequences that are read together: see `rwkv_cli.engine.gpu.batch.Batch`."""
-
-    def join(self, state: State | None = None) -> int:
-        """Let a sequence in: its slot."""
-        ...
-
-    def drop(self, slot: int) -> None:
-        """Let it go."""
-        ...
-
-    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
-        """Read some tokens of each sequence, by its slot; the next token of each, as its sampler chooses it."""
-        ...
-
-
-@runtime_checkable
-class Batching(Protocol):
-    """What a backend has besides if it can read many sequences at once."""
-
-    def batch(self, slots: int) -> Batch:
-        """Room for so many sequences. Raises DeviceError if there is too little memory."""
-        ...
+from rwkv_cli.text.text_stream import TextStream
 
 
 @dataclass(frozen=True)
@@ -75,95 +43,126 @@ def answers(
     model: Model,
     prompts: Sequence[Prompt],
     *,
-    at_once: int = AT_ONCE,
+    batch_size: int | None = None,
     max_tokens: int = 256,
     template: Template | None = None,
     stop: Sequence[str] = (),
-    **sampling: Any,
+    reader: PromptReader | None = None,
+    **sampling: Unpack[SamplingOverrides],
 ) -> Iterator[Answer]:
-    """Iterate over the answers to prompts, as they are complete: `at_once` on a backend with batches, one elsewhere.
+    """Iterate over the answers to prompts, as they are complete; up to `batch_size` are generated together.
 
-    Each is what `Model.generate` gives for the prompt alone; in a batch, up to rounding. `seed`, if there is one, is
-    that of the first prompt, and each has one more than the one before. `template` is None for the model's own. Raises
-    UsageError, before anything is read, for prompts and settings that cannot be right.
+    None takes the backend's own batch size. Each answer is what `Model.generate` gives for the prompt alone; in a batch
+    on a GPU, up to rounding. A `seed` is that of the first prompt, and each prompt has one more than the one before.
+    `template` is None for the model's own. `reader` reads each prompt on its own before it joins the batch, perhaps
+    from a cache. Raises UsageError, before anything is read, for prompts and settings that are invalid.
     """
     layout = template or model.template
-    seed = sampling.pop("seed", None)
-    exempt = exempt_tokens(model.tokenizer) if model.tokenizer else frozenset[int]()
-    tokens = [_laid_out(model, prompt, layout) for prompt in prompts]
-
-    def begin(index: int, position: Position) -> Generation:
-        own = None if seed is None else seed + index
-        sampler = Sampler(model.sampling_settings(layout, seed=own, **sampling), exempt)
-        stops = (*layout.stop, *stop)
-        return Generation(model.backend, model.tokenizer, tokens[index], position, sampler, max_tokens, stops)
-
-    if tokens:
-        begin(0, Position(_nowhere()))  # raises for what is wrong with all
-    if tokens and max_tokens and isinstance(model.backend, Batching):
-        slots = min(at_once, len(tokens))
-        return _together(model.backend.batch(slots), slots, begin, len(tokens))
-    return _in_turn(model, begin, len(tokens))
+    check_limit(max_tokens)
+    stops = (*layout.stop, *stop)
+    seed = sampling.get("seed")
+    jobs = []
+    for index, prompt in enumerate(prompts):
+        sampling["seed"] = None if seed is None else seed + index
+        sampler = model.sampler(model.sampling_settings(layout, **sampling))
+        jobs.append(_Job(index, _encoded(model, prompt, layout), sampler, _Text(model, stops, max_tokens)))
+    if not max_tokens:
+        return (job.answer() for job in jobs)
+    slots = 1 if model.backend.batch_size == 1 else batch_size or model.backend.batch_size
+    return _together(model, jobs, min(slots, len(jobs)), reader)
 
 
-def _laid_out(model: Model, prompt: Prompt, layout: Template) -> list[int]:
+def _encoded(model: Model, prompt: Prompt, layout: Template) -> list[int]:
     try:
-        return model.lay_out(prompt.text, layout, prompt.system)
+        return model.encode_prompt(prompt.text, layout, prompt.system)
     except UsageError as error:
-        raise UsageError(f"{prompt.where}: {error}" if prompt.where else str(error)) from None
+        raise UsageError(f"{prompt.where}: {error.args[0]}" if prompt.where else error.args[0]) from None
 
 
-_Begin = Callable[[int, Position], Generation]
+class _Text:
+    """The text of one answer, and why it ended: what `Generation` does with the tokens of a loop of its own."""
+
+    def __init__(self, model: Model, stops: Sequence[str], max_tokens: int) -> None:
+        self._stream = TextStream(model.tokenizer, stops)
+        self._end = model.tokenizer.end_of_document if model.tokenizer else 0
+        self._max_tokens = max_tokens
+        self._pieces: list[str] = []
+        self.tokens = 0
+        self.finish: Finish | None = None
+
+    def add(self, token: int) -> None:
+        self.tokens += 1
+        if token == self._end:
+            self.finish = "end"
+        else:
+            self._pieces.append(self._stream.feed(token))
+        if self._stream.is_stopped:
+            self.finish = "stop"
+        elif not self.finish and self.tokens == self._max_tokens:
+            self.finish = "length"
+        if self.finish:
+            self._pieces.append(self._stream.flush())
+
+    def __str__(self) -> str:
+        return "".join(self._pieces)
 
 
-def _in_turn(model: Model, begin: _Begin, count: int) -> Iterator[Answer]:
-    """One after another."""
-    for index in range(count):
-        generation = begin(index, Position.beginning(model.config))
-        yield _answer(index, "".join(step.text for step in generation), generation)
+@dataclass
+class _Job:
+    """A prompt and its answer so far."""
+
+    index: int
+    unread: list[int]  # tokens to be read next
+    sampler: Sampler
+    text: _Text
+
+    def __post_init__(self) -> None:
+        self._prompt_tokens = len(self.unread)
+
+    def accept(self, choice: Choice) -> Answer | None:
+        """Take the next token: the answer if it is complete, otherwise the token is to be read next."""
+        self.text.add(choice.token)
+        self.unread = [choice.token]
+        return self.answer() if self.text.finish else None
+
+    def answer(self) -> Answer:
+        """The answer as it stands."""
+        finish = self.text.finish or "length"  # without one, no tokens were wanted
+        return Answer(self.index, str(self.text), finish, self._prompt_tokens, self.text.tokens)
 
 
-def _together(batch: Batch, slots: int, begin: _Begin, count: int) -> Iterator[Answer]:
-    """Many at once."""
-    waiting = iter(range(count))
-    seats: dict[int, _Seat] = {}  # by slot
+def _together(
+    model: Model, jobs: Sequence[_Job], slots: int, reader: PromptReader | None
+) -> Iterator[Answer]:
+    """Answer jobs, `slots` at a time."""
+    if not jobs:
+        return
+    batch = model.backend.batch(slots)
+    waiting, running = iter(jobs), dict[int, _Job]()  # by slot
     while True:
-        for index in itertools.islice(waiting, slots - len(seats)):
-            # The state is in the batch. A generation takes copies of its own, and they should cost nothing.
-            seats[batch.join()] = _Seat(index, begin(index, Position(_nowhere())))
-        if not seats:
+        for job in itertools.islice(waiting, slots - len(running)):
+            if reader is None:
+                running[batch.join()] = job
+            elif answer := _read_alone(model, job, reader, batch, running):
+                yield answer
+        if not running:
             return
-        parts = {slot: seat.tokens for slot, seat in seats.items()}
-        choices = batch.choose(parts, [seat.generation.sampler for seat in seats.values()])
-        for (slot, seat), choice in zip([*seats.items()], choices, strict=True):
-            if answer := seat.go_on(choice):
+        parts = {slot: job.unread for slot, job in running.items()}
+        choices = batch.choose(parts, [job.sampler for job in running.values()])
+        for (slot, job), choice in zip([*running.items()], choices, strict=True):
+            if answer := job.accept(choice):
                 batch.drop(slot)
-                del seats[slot]
+                del running[slot]
                 yield answer
 
 
-class _Seat:
-    """One generation in a batch."""
-
-    def __init__(self, index: int, generation: Generation) -> None:
-        self.index, self.generation = index, generation
-        self.tokens = generation.tokens  # to be read next
-        self._pieces: list[str] = []
-
-    def go_on(self, choice: Choice) -> Answer | None:
-        """Take the next token: the answer, if it is complete, and otherwise there is something to be read."""
-        step = self.generation.take(choice)
-        self._pieces.append(step.text)
-        self.tokens = [step.token]
-        return _answer(self.index, "".join(self._pieces), self.generation) if step.finish else None
-
-
-def _nowhere() -> State:
-    """A state of nothing."""
-    return State(*(np.empty(shape, np.float32) for shape in ((0, 0), (0, 0, 0, 0), (0, 0))))
-
-
-def _answer(index: int, text: str, generation: Generation) -> Answer:
-    finish = generation.finish or "length"  # without one, no tokens were wanted
-    usage = generation.usage
-    return Answer(index, text, finish, usage.prompt_tokens, usage.generated_tokens)
+def _read_alone(
+    model: Model, job: _Job, reader: PromptReader, batch: Batch, running: dict[int, _Job]
+) -> Answer | None:
+    """Have a prompt read and its first token chosen, and let it join; the answer if that was the only one."""
+    session = Session(model.backend, job.sampler)
+    reader(session, job.unread, None)
+    if answer := job.accept(session.sample()):
+        return answer
+    running[batch.join(session.state)] = job
+    return None

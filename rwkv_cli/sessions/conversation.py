@@ -1,31 +1,31 @@
 """A conversation: turns of a user and a model, whose whole memory is one small state.
 
 The state after an answer has read the conversation as it stands, to the last character that was shown; what separates
-turns is read with the next one. Snapshots of earlier states make going back instant; where one was thinned out, the
-turns after the nearest earlier one are read again.
+turns is read with the next one. Snapshots of earlier turns make going back instant; where one was dropped, the turns
+after the nearest earlier one are read again.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Unpack
 
-from rwkv_cli.engine.sampling import Sampler, SamplerMemory, exempt_tokens
-from rwkv_cli.engine.state import Position
+from rwkv_cli.engine.generate import check_limit
+from rwkv_cli.engine.sampling import SamplerMemory
+from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import UsageError
+from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
-from rwkv_cli.sampling_settings import SamplingSettings
-from rwkv_cli.sessions.answer_stream import Answer
+from rwkv_cli.reporting import Progress, pluralize
+from rwkv_cli.sampling_settings import SAMPLING_FIELDS, SamplingOverrides, SamplingSettings
+from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.model_identity import identify
-from rwkv_cli.sessions.snapshots import BUDGET, Snapshot, Snapshots
+from rwkv_cli.sessions.snapshots import BUDGET, Snapshots
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.sessions.transcript import Record, Start, Turn
 from rwkv_cli.text.template import TEMPLATES, Template, chat_template
 from rwkv_cli.text.thinking import ThoughtSplitter, split
-
-Progress = Callable[[int], None]
 
 MOST_CHARACTERS = 4_000_000
 """Of one message: a few books."""
@@ -33,15 +33,13 @@ MOST_CHARACTERS = 4_000_000
 MAX_TOKENS = 4096
 """Of an answer, unless another limit is set."""
 
-SAMPLING = tuple(field.name for field in fields(SamplingSettings))
-
 
 class Conversation:
-    """What was said, where the model stands, and how it is to go on.
+    """What was said, where the model stands, and the settings of the next answer.
 
-    `template` is a prompt format, by default the one for conversations with this model. `system` is a text before
-    everything, `think` a mode of the template. `start` is where the conversation begins, if something was read before;
-    `sampling` are fields of `SamplingSettings`. Raises UsageError for what cannot be right.
+    `template` is a prompt format, by default the one for conversations with this model. `system` is the system prompt,
+    `think` a thinking mode of the template. `start` is where the conversation begins, if something was read before;
+    `sampling` are fields of `SamplingSettings`. Raises UsageError for invalid settings.
     """
 
     def __init__(
@@ -54,7 +52,7 @@ class Conversation:
         start: Start | None = None,
         max_tokens: int = MAX_TOKENS,
         budget: int = BUDGET,
-        **sampling: Any,
+        **sampling: Unpack[SamplingOverrides],
     ) -> None:
         self.model = model
         self.template = template or chat_template(model.template)
@@ -67,67 +65,60 @@ class Conversation:
         self.snapshots = Snapshots(budget)
         if self.start.snapshot:
             self.snapshots.put(0, self.start.snapshot)
+        # The random generator continues through the whole conversation: another answer to a message is another one.
         self._generator: Mapping[str, Any] | None = None
-        self._exempt: Callable[[int], bool] | Collection[int] = frozenset()
-        if model.tokenizer:
-            self._exempt = exempt_tokens(model.tokenizer)
         model.sampling_settings(self.template, **self.chosen)
         self._check(system, think)
 
     # ------------------------------------------------------------------------------------------- talking
 
-    def ask(self, text: str, progress: Progress | None = None) -> Answer:
-        """What the model answers to a message. `progress` hears of the tokens read.
+    def ask(self, text: str, progress: Progress | None = None) -> AnswerStream:
+        """What the model answers to a message. `progress` receives the tokens read.
 
         Raises UsageError for a blank message, and for one that is far too long.
         """
         return self._answer(text, len(self.turns), progress)
 
-    def retry(self, progress: Progress | None = None) -> Answer:
-        """Another answer to the last message, in place of the last one once it is complete."""
+    def retry(self, progress: Progress | None = None) -> AnswerStream:
+        """Another answer to the last message, which replaces the last one once it is complete."""
         return self._answer(self._last().user, len(self.turns) - 1, progress)
 
-    def edit(self, text: str, progress: Progress | None = None) -> Answer:
-        """The answer to another message, in place of the last turn once it is complete."""
+    def edit(self, text: str, progress: Progress | None = None) -> AnswerStream:
+        """The answer to another message, which replaces the last turn once it is complete."""
         self._last()
         return self._answer(text, len(self.turns) - 1, progress)
 
-    def _answer(self, text: str, after: int, progress: Progress | None) -> Answer:
+    def _answer(self, text: str, after: int, progress: Progress | None) -> AnswerStream:
         if not text.strip():
             raise UsageError("the message is blank")
         if len(text) > MOST_CHARACTERS:
-            raise UsageError(
-                f"the message has {len(text):,} characters: {MOST_CHARACTERS:,} are the most that one may have"
-            )
+            raise UsageError(f"the message has {len(text):,} characters; {MOST_CHARACTERS:,} are allowed")
         turn = Turn(text, "", self.think)
-        snapshot = self._at(after, progress)
-        settings = self.settings
-        generation = self.model.generate(
-            self._tokens_of_turn(turn, is_first=not after),
-            template="raw",
-            start=snapshot.position if snapshot else None,
-            stop=self.template.stop,
-            max_tokens=self.max_tokens,
-            progress=progress,
-            **{name: getattr(settings, name) for name in SAMPLING},
-        )
-        counts = snapshot.as_counts() if snapshot else {}
-        if self._generator:
-            generation.sampler.memory = SamplerMemory(counts, self._generator)
-        else:
-            generation.sampler.counts = counts
-        return Answer(
+        session = self._session(self._at(after, progress))
+        prompt = self._tokens_of_turn(turn, is_first=not after)
+        generation = Generation(session, prompt, self.model.tokenizer, self.max_tokens, self.template.stop)
+        if progress:
+            generation.report_to(progress)
+        return AnswerStream(
             generation,
             ThoughtSplitter(self.template, self.think),
             lambda answer: self._record(turn, after, answer),
         )
 
-    def _record(self, turn: Turn, after: int, answer: Answer) -> None:
-        position, memory = answer.generation.settle(), answer.generation.sampler.memory
-        self._generator = memory.generator
+    def _session(self, start: Snapshot | None) -> Session:
+        """A session that continues from a snapshot, with the counts of that and the generator of the conversation."""
+        start = start or Snapshot.empty(self.model.config)
+        counts = start.memory.counts if start.memory else {}
+        return self.model.session(
+            self.settings, replace(start, memory=SamplerMemory(counts, self._generator))
+        )
+
+    def _record(self, turn: Turn, after: int, answer: AnswerStream) -> None:
+        snapshot = answer.generation.commit()
+        self._generator = snapshot.memory.generator if snapshot.memory else None
         self.turns[after:] = [Turn(turn.user, answer.text, turn.think, answer.finish)]
         self.snapshots.forget_after(after)
-        self.snapshots.put(after + 1, Snapshot.take(position, memory.counts))
+        self.snapshots.put(after + 1, snapshot)
 
     def _last(self) -> Turn:
         if not self.turns:
@@ -137,17 +128,19 @@ class Conversation:
     # --------------------------------------------------------------------------------------- going back
 
     def undo(self, turns: int = 1, progress: Progress | None = None) -> None:
-        """Forget the last turns. Raises UsageError where there are not so many, or no way back."""
+        """Forget the last turns. Raises UsageError if there are fewer turns or the earlier state is lost."""
         self._last()
         if not 1 <= turns <= len(self.turns):
-            raise UsageError(f"there are {len(self.turns)} turns: choose among 1 to {len(self.turns)}")
+            raise UsageError(
+                f"the conversation has {pluralize(len(self.turns), 'turn')}: undo 1 to {len(self.turns)}"
+            )
         remaining = len(self.turns) - turns
         self._at(remaining, progress)
         del self.turns[remaining:]
         self.snapshots.forget_after(remaining)
 
     def reset(self, system: str | None = None) -> None:
-        """Begin again, with another system text or none. Raises UsageError where there is no place for it."""
+        """Begin again, with another system prompt or none. Raises UsageError if the template has no place for it."""
         self._check(system, self.think)
         self._at(0, None)
         self.system = system
@@ -182,7 +175,7 @@ class Conversation:
         return other
 
     def _at(self, turns: int, progress: Progress | None) -> Snapshot | None:
-        """Where it stood after so many turns, read again if it must be; None at the beginning of everything."""
+        """The snapshot after `turns` turns, recomputed if it was dropped; None at the very beginning."""
         done, snapshot = self.snapshots.last(turns) or (0, self._beginning(progress))
         for turn in range(done, turns):
             snapshot = self._read(self.turns[turn], snapshot, is_first=not turn, progress=progress)
@@ -190,36 +183,28 @@ class Conversation:
         return snapshot
 
     def _beginning(self, progress: Progress | None) -> Snapshot | None:
-        """Where the first turn begins, if that was forgotten."""
+        """Where the first turn begins, recomputed."""
         if self.start.kind == "nothing":
             return None
         if self.start.text is None or self.model.tokenizer is None:
-            raise UsageError(
-                "there is no way back: what was read before is not in the file that this began with"
-            )
+            raise UsageError("cannot go back: what was read before is not in the file that this began with")
         begin = [self.model.tokenizer.end_of_document] if self.start.begin else []
-        tokens = begin + self.model.tokenizer.encode(self.start.text)
-        snapshot = Snapshot.take(self._forward(tokens, None, progress))
+        session = self._session(None)
+        session.feed(begin + self.model.tokenizer.encode(self.start.text), progress)
+        snapshot = session.freeze()
         self.snapshots.put(0, snapshot)
         return snapshot
 
     def _read(
         self, turn: Turn, before: Snapshot | None, is_first: bool, progress: Progress | None
     ) -> Snapshot:
-        """Where it stands after a turn that was there before."""
+        """The snapshot after a turn that was said before."""
         said = self.model.tokenizer.encode(turn.text) if self.model.tokenizer else []
-        tokens = self._tokens_of_turn(turn, is_first) + said
-        sampler = Sampler(self.settings, self._exempt)
-        sampler.counts = before.as_counts() if before else {}
+        session = self._session(before)
+        session.feed(self._tokens_of_turn(turn, is_first) + said, progress)
         for token in said:
-            sampler.observe(token)
-        return Snapshot.take(self._forward(tokens, before, progress), sampler.counts)
-
-    def _forward(self, tokens: Sequence[int], before: Snapshot | None, progress: Progress | None) -> Position:
-        position = before.position.copy() if before else Position.beginning(self.model.config)
-        position.logits = self.model.backend.forward(tokens, position.state, progress)
-        position.tokens += len(tokens)
-        return position
+            session.sampler.accept(token)
+        return session.freeze()
 
     # ----------------------------------------------------------------------------------------- settings
 
@@ -231,36 +216,34 @@ class Conversation:
     def set(self, name: str, value: Any) -> None:
         """Change a field of `SamplingSettings`, `think` or `max_tokens`; None is the default again.
 
-        Raises UsageError for a name that there is not and for a value that cannot be right.
+        Raises UsageError for an unknown name and for an invalid value.
         """
         if name == "think":
             self._check(self.system, value)
             self.think = value
         elif name == "max_tokens":
             value = MAX_TOKENS if value is None else value
-            if value < -1:
-                raise UsageError(f"--max-tokens is {value}: it must be at least 0, or -1 for no limit")
+            check_limit(value)
             self.max_tokens = value
-        elif name in SAMPLING:
+        elif name in SAMPLING_FIELDS:
             chosen = {key: kept for key, kept in (self.chosen | {name: value}).items() if kept is not None}
             self.model.sampling_settings(self.template, **chosen)
             self.chosen = chosen
             if name == "seed":
                 self._generator = None
         else:
-            raise UsageError(f"there is no setting {name!r}")
+            raise UsageError(f"unknown setting {name!r}")
 
     # -------------------------------------------------------------------------------- what it looks like
 
     @property
-    def position(self) -> Position:
-        """Where the model stands; not to be changed."""
-        snapshot = self._at(len(self.turns), None)
-        return snapshot.position if snapshot else Position.beginning(self.model.config)
+    def snapshot(self) -> Snapshot:
+        """Where the model stands."""
+        return self._at(len(self.turns), None) or Snapshot.empty(self.model.config)
 
     @property
     def text(self) -> str | None:
-        """All that the model has read and said, in the letters of the template; None where a part is not known."""
+        """All that the model has read and said, as the template formats it; None where a part is not known."""
         if self.start.text is None and self.start.kind == "document":
             return None
         pieces = [self.start.text or ""]
@@ -281,11 +264,11 @@ class Conversation:
         """What the model reads of a turn before it answers."""
         continued = not is_first or self.start.kind == "document"
         system = self.system if is_first else None
-        return self.model.lay_out(turn.user, self.template, system, turn.think, continued=continued)
+        return self.model.encode_prompt(turn.user, self.template, system, turn.think, continued=continued)
 
     def _check(self, system: str | None, think: str | None) -> None:
         """Raise UsageError where the template has no place for them, or where it is too late for a system text."""
-        self.model.lay_out("x", self.template, system, think, continued=self.start.kind == "document")
+        self.model.encode_prompt("x", self.template, system, think, continued=self.start.kind == "document")
 
     # ------------------------------------------------------------------------------------------- keeping
 
@@ -294,21 +277,20 @@ class Conversation:
         return Record(self.system, self.think, self.max_tokens, self.template, self.start, tuple(self.turns))
 
     def to_saved(self, name: str = "", *, with_text: bool = True) -> SavedState:
-        """All that it takes to go on in another process, with the same words.
+        """All that it takes to continue in another process, with the same words.
 
-        Without the text what was said becomes a document that the model has read and nobody knows.
+        Without the text, what was said becomes a document that the model has read and whose text is unknown.
         """
-        record, snapshot = self.record(), self._at(len(self.turns), None)
+        record, snapshot = self.record(), self.snapshot
         if not with_text:
             forgotten = Start("document" if self.turns else self.start.kind, begin=self.start.begin)
-            record = dataclasses.replace(record, start=forgotten, turns=(), system=None)
-        counts = snapshot.as_counts() if snapshot else {}
+            record = replace(record, start=forgotten, turns=(), system=None)
+        counts = snapshot.memory.counts if snapshot.memory else {}
         return SavedState(
-            position=self.position,
+            snapshot=replace(snapshot, memory=SamplerMemory(counts, self._generator)),
             model=identify(self.model),
             name=name,
             template=self.template.name,
-            memory=SamplerMemory(counts, self._generator) if self._generator else None,
             settings=self.chosen,
             text=self.text if with_text else None,
             conversation=record.to_json(),
@@ -320,26 +302,24 @@ class Conversation:
     ) -> Conversation:
         """The conversation in a state, or one that begins after the document in it.
 
-        `template` is for a state without a conversation. That the state fits the model is for `statefile.fit` to say.
+        `template` is for a state without a conversation. That the state fits the model is for `state_file.fit` to say.
         Raises StateError for a damaged one, UsageError for settings that this model does not have.
         """
-        memory = saved.memory
-        snapshot = Snapshot.take(saved.position, memory.counts if memory else None)
+        snapshot = saved.snapshot
         if saved.conversation is None:
             start = Start(
-                "document" if saved.position.logits is not None else "state",
+                "document" if snapshot.logits is not None else "state",
                 snapshot,
                 saved.text,
                 _own_template(saved, model).begin,
             )
-            conversation = cls(
-                model, template or _template_after(saved, model), start=start, budget=budget, **saved.settings
-            )
+            template = template or _template_after(saved, model)
+            conversation = cls(model, template, start=start, budget=budget, **saved.settings)
         else:
             record = Record.from_json(saved.conversation, saved.text)
             start = record.start
             if not record.turns and start.kind != "nothing":
-                start = dataclasses.replace(start, snapshot=snapshot)
+                start = replace(start, snapshot=snapshot)
             conversation = cls(
                 model,
                 record.template,
@@ -353,12 +333,12 @@ class Conversation:
             conversation.turns = list(record.turns)
             if record.turns:
                 conversation.snapshots.put(len(record.turns), snapshot)
-        conversation._generator = memory.generator if memory else None
+        conversation._generator = snapshot.memory.generator if snapshot.memory else None
         return conversation
 
 
 def _own_template(saved: SavedState, model: Model) -> Template:
-    """The template that the text of a state was laid out in; without one, it was read as a document."""
+    """The template that the text of a state was formatted by; without one, it was read as a document."""
     if saved.template in TEMPLATES:
         return TEMPLATES[saved.template]
     return TEMPLATES["raw"] if model.template.answer else model.template

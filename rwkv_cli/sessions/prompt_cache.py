@@ -2,8 +2,8 @@
 
 A state is kept at the end of a prompt and, before it, at multiples of `STRIDE` whose distances from the end double. A
 prompt that begins alike and ends otherwise, as when many questions follow one document, then finds a state from which
-at most about twice its own ending is left to read; and a prompt of T tokens costs log T states, not T. Only the CPU
-backend takes part: it computes the same to the bit, in whatever parts it reads a text.
+at most about twice its own ending is left to read; and a prompt of T tokens costs log T states, not T. Only backends
+take part that give the same bits however a text is split.
 """
 
 from __future__ import annotations
@@ -15,22 +15,18 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rwkv_cli import __version__, paths
-from rwkv_cli.engine.backends.base import Backend
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.generate import PromptReader, read_directly
+from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import RwkvError, StateError, UsageError
 from rwkv_cli.files.atomic import remove_leftovers
+from rwkv_cli.model import Model
 from rwkv_cli.reporting import Progress
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import ModelIdentity, SavedState
-
-if TYPE_CHECKING:
-    from rwkv_cli.model import Model
 
 LEAST = 512
 """Tokens of a prompt that are worth a file: fewer are read about as fast as the file is."""
@@ -40,8 +36,6 @@ STRIDE = 256
 
 DEFAULT_SIZE = 512_000_000
 """Bytes of all files together, unless RWKV_CACHE_SIZE says otherwise."""
-
-Array = NDArray[np.float32]
 
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([kmgt]?)i?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -81,67 +75,43 @@ def clear() -> int:
     return total
 
 
-class CachedBackend:
-    """A backend that looks for the beginning of a long prompt in the cache, and keeps it there.
+class PromptCache:
+    """Reads long prompts from the longest beginning that is kept, and keeps theirs.
 
-    Used in the place of `model.backend`. Results are the same to the bit. What cannot be read or written is done
-    without; nothing is raised for it.
+    `read` is a `PromptReader`, with the results of reading directly, to the bit. What cannot be read from disk or
+    written is done without; nothing is raised for it.
     """
 
     def __init__(self, model: Model) -> None:
-        """Raises UsageError where RWKV_CACHE_SIZE is no size."""
-        self.inner: Backend = model.backend
-        self.name, self.config = self.inner.name, self.inner.config
-        self.reused = 0  # tokens of the last prompt that came from the cache
+        """Raises UsageError for an invalid RWKV_CACHE_SIZE."""
         self._model = model
         self._limit = size_limit()
 
-    @property
-    def description(self) -> str:
-        """What does the arithmetic."""
-        return self.inner.description
-
-    def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
-        """The logits [V] after the last token; advances `state`."""
-        self.reused = self.reused if len(tokens) == 1 else 0  # a single token is one that was generated
-        if len(tokens) < LEAST or not self._limit or not _is_beginning(state):
-            return self.inner.forward(tokens, state, progress)
-        entries = _Entries(self._model, self.inner, tokens)
-        logits: Array | None = None
+    def read(self, session: Session, tokens: Sequence[int], progress: Progress | None = None) -> int:
+        """Read a prompt: the number of its tokens that came from the cache."""
+        is_fresh = not session.has_read and session.state.is_empty
+        if len(tokens) < LEAST or not self._limit or not is_fresh:
+            session.feed(tokens, progress)
+            return 0
+        entries, reused = _Entries(self._model, tokens), 0
         if found := entries.longest():
-            _assign(state, found.state)
-            logits, self.reused = found.logits, found.tokens
+            session.rewind(found)
+            reused = found.n_tokens
             if progress:
-                progress(self.reused)
-        stops = [self.reused, *(place for place in _places(len(tokens)) if place > self.reused)]
+                progress(reused)
+        stops = [reused, *(place for place in _places(len(tokens)) if place > reused)]
         for begin, end in pairwise(stops):
-            logits = self.inner.forward(tokens[begin:end], state, progress)
-            entries.keep(Position(state, logits, end), self._limit)
-        assert logits is not None
-        return logits
-
-    def forward_all(self, tokens: Sequence[int], state: State) -> Array:
-        """The logits [T, V] after each token; advances `state`. These are not kept."""
-        return self.inner.forward_all(tokens, state)
+            session.feed(tokens[begin:end], progress)
+            entries.keep(Snapshot(session.state, session.logits, end), self._limit)
+        return reused
 
 
-def with_cache(model: Model) -> Backend:
-    """The model's backend, with the cache where that can help.
+def reader_for(model: Model) -> PromptReader:
+    """What reads prompts for a model: from the cache, where reading a text in parts gives the same bits.
 
-    Other backends read a prompt in one go differently than in parts, and choose tokens with nothing in between.
-    Raises UsageError where RWKV_CACHE_SIZE is no size.
+    Raises UsageError for an invalid RWKV_CACHE_SIZE.
     """
-    return CachedBackend(model) if model.backend.name == "cpu" else model.backend
-
-
-def _is_beginning(state: State) -> bool:
-    return not (state.wkv.any() or state.shift_att.any() or state.shift_ffn.any())
-
-
-def _assign(state: State, other: State) -> None:
-    """Overwrite a state in place, in the order in which it lies in memory."""
-    for name in State.PARTS:
-        getattr(state, name)[...] = getattr(other, name)
+    return PromptCache(model).read if model.backend.is_split_invariant else read_directly
 
 
 def _places(length: int) -> list[int]:
@@ -157,16 +127,16 @@ def _places(length: int) -> list[int]:
 class _Entries:
     """The files of one prompt: each is named after the model and the tokens that it has read."""
 
-    def __init__(self, model: Model, backend: Backend, tokens: Sequence[int]) -> None:
+    def __init__(self, model: Model, tokens: Sequence[int]) -> None:
         self._identity: ModelIdentity = state_file.identify(model)
         self._model = model
-        self._keys = dict(self._digests(backend, tokens))
+        self._keys = dict(self._digests(tokens))
 
-    def _digests(self, backend: Backend, tokens: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def _digests(self, tokens: Sequence[int]) -> Iterator[tuple[int, str]]:
         """Length and key of every beginning that may have been kept."""
         identity = self._identity
-        arithmetic = getattr(backend, "kernel", backend.description)
-        about = (identity.weights, identity.weight_type, identity.tokenizer, arithmetic, __version__)
+        kernel = self._model.backend.kernel
+        about = (identity.weights, identity.weight_type, identity.tokenizer, kernel, __version__)
         digest = hashlib.sha256("\n".join(about).encode())
         data = np.asarray(tokens, np.int32)
         for begin in range(0, len(data), STRIDE):
@@ -174,8 +144,8 @@ class _Entries:
             digest.update(part.tobytes())
             yield begin + len(part), digest.hexdigest()[:40]
 
-    def longest(self) -> Position | None:
-        """The position after the longest beginning that is there. A file that is damaged goes."""
+    def longest(self) -> Snapshot | None:
+        """The snapshot after the longest beginning that is kept. A damaged file is removed."""
         for length in sorted(self._keys, reverse=True):
             path = self._path(length)
             if not path.exists():
@@ -186,32 +156,31 @@ class _Entries:
                 saved = None
             if saved and self._is_right(saved, length):
                 with contextlib.suppress(OSError):
-                    os.utime(path)  # the latest to be used is the last to go
-                return saved.position
+                    os.utime(path)  # the last one to be used is the last to be removed
+                return saved.snapshot
             with contextlib.suppress(OSError):
                 path.unlink()
         return None
 
-    def keep(self, position: Position, limit: int) -> None:
-        """Write a position; make room for it by removing those that were not used for longest."""
-        path = self._path(position.tokens)
-        about = position.state.nbytes + (position.logits.nbytes if position.logits is not None else 0)
-        if about > limit:
+    def keep(self, snapshot: Snapshot, limit: int) -> None:
+        """Write a snapshot; make room for it by removing the least recently used ones."""
+        path = self._path(snapshot.n_tokens)
+        if snapshot.nbytes > limit:
             return
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _make_room(limit - about)
-            state_file.save(path, SavedState(position, self._identity), durable=False)
+            _make_room(limit - snapshot.nbytes)
+            state_file.save(path, SavedState(snapshot, self._identity), durable=False)
         except (OSError, RwkvError):  # a full disk, no permission: the next run reads the prompt again
             return
 
     def _is_right(self, saved: SavedState, length: int) -> bool:
-        position = saved.position
+        snapshot = saved.snapshot
         return (
             saved.model == self._identity
-            and position.tokens == length
-            and position.logits is not None
-            and state_file.has_shape_of(position, self._model.config)
+            and snapshot.n_tokens == length
+            and snapshot.logits is not None
+            and snapshot.fits(self._model.config)
         )
 
     def _path(self, length: int) -> Path:
@@ -219,7 +188,7 @@ class _Entries:
 
 
 def _make_room(limit: int) -> None:
-    """Remove the states that were not used for longest until the others take no more than this."""
+    """Remove the least recently used states until the others take at most `limit` bytes."""
     files = _files()
     total = sum(size for _, size, _ in files)
     for _, size, file in files:

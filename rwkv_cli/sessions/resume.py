@@ -1,4 +1,4 @@
-"""Where a command goes on from, and where it saves: states, and the models that belong to them."""
+"""Where a command continues from, and where it saves: states, and the models that belong to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from rwkv_cli.reporting import Reporter, format_size
 from rwkv_cli.sessions import state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import TEMPLATES, Template
-from rwkv_cli.text.template_file import open_template
 
 
 @dataclass
@@ -48,9 +47,9 @@ def check_target(name_or_path: str, force: bool, source: Path | None = None) -> 
     if not path.exists() or (source and source.exists() and path.samefile(source)):
         return path
     if not (path.is_file() and state_file.is_state_file(path)):
-        raise UsageError(f"{path} exists and is no state: it is not replaced")
+        raise UsageError(f"{path} exists and is not a state: it is not replaced")
     if not force:
-        raise UsageError(f"the state {name_or_path} exists already: use --force to replace it")
+        raise UsageError(f"the state {name_or_path} exists already: use {{force}} to replace it")
     return path
 
 
@@ -76,7 +75,7 @@ def _model_of(saved: SavedState, default: str | None) -> str:
             return other
     raise StateError(
         f"the model of this state, {saved.model.name}, is not at {location or 'any known place'} any more: "
-        "give its place with --model"
+        "pass {model}"
     )
 
 
@@ -96,31 +95,24 @@ def _weights(name: str) -> str | None:
         return None
 
 
-def layout_for(template: str | None, saved: SavedState | None, own: Template) -> Template:
+def layout_for(template: Template | None, saved: SavedState | None, own: Template) -> Template:
     """The prompt template: the one that was asked for, that of the state, or the model's own. Raises UsageError."""
     if template is not None:
-        return open_template(template)
+        return template
     if saved is None or saved.template is None:
         return own
     if saved.template not in TEMPLATES:
         raise UsageError(
-            f"the state has a template of its own, {saved.template}: name another with --template, or use rwkv chat"
+            f"the state has a template of its own, {saved.template}: pass another {{template}}, or use rwkv chat"
         )
     return TEMPLATES[saved.template]
 
 
 def text_of(layout: Template, prompt: str, system: str | None, saved: SavedState | None) -> str:
-    """The text of a prompt as `Model.lay_out` has it read."""
-    if saved is None or saved.position.logits is None:
+    """The text of a prompt as `Model.encode_prompt` has it read."""
+    if saved is None or saved.snapshot.logits is None:
         return layout.render(prompt, system)
     return layout.turn_end + layout.turn(prompt) if prompt else ""
-
-
-def keep(target: Path, saved: SavedState, compact: bool = False) -> None:
-    """Save a state under the name of its file. Raises StorageError, StateError."""
-    state_store.prepare(target)
-    saved.name = state_store.name_of(target)
-    state_file.save(target, saved, compact=compact)
 
 
 def is_plain(layout: Template) -> bool:
@@ -131,6 +123,4 @@ def is_plain(layout: Template) -> bool:
 def described(path: Path, saved: SavedState) -> str:
     """A line about a state that was written."""
     where = state_store.name_of(path) if path.parent == state_store.folder() else str(path)
-    return (
-        f"{where}: {saved.position.tokens:,} tokens of {saved.model.name}, {format_size(path.stat().st_size)}"
-    )
+    return f"{where}: {saved.snapshot.n_tokens:,} tokens of {saved.model.name}, {format_size(path.stat().st_size)}"

@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
-from rwkv_cli.engine.state import Position
+from rwkv_cli.engine.session import Snapshot
 
 BUDGET = 128_000_000
 """Bytes of snapshots that a conversation keeps."""
 
 _ALWAYS = 2  # the last ones, however large: where it stands, and what `retry` begins with
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A position, and how often the sampler had seen each token there. Neither is ever changed."""
-
-    position: Position
-    tokens: NDArray[np.int32]
-    counts: NDArray[np.float64]
-
-    @classmethod
-    def take(cls, position: Position, counts: Mapping[int, float] | None = None) -> Snapshot:
-        """Of a position that nobody will change, and the counts of a sampler."""
-        counts = counts or {}
-        return cls(position, np.array(list(counts), np.int32), np.array(list(counts.values()), np.float64))
-
-    def as_counts(self) -> dict[int, float]:
-        """The counts, for a sampler."""
-        return dict(zip(self.tokens.tolist(), self.counts.tolist(), strict=True))
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in memory."""
-        logits = self.position.logits
-        arrays = self.position.state.nbytes + (0 if logits is None else logits.nbytes)
-        return arrays + self.tokens.nbytes + self.counts.nbytes
 
 
 class Snapshots:
@@ -54,15 +22,15 @@ class Snapshots:
         """Keep a snapshot, in place of one after as many turns."""
         self._at[turns] = snapshot
         while self.nbytes > self.budget and len(self._at) > _ALWAYS + 1:
-            del self._at[self._least_missed()]
+            del self._at[self._cheapest_to_drop()]
 
     def last(self, turns: int) -> tuple[int, Snapshot] | None:
-        """The last snapshot after at most so many turns, and after how many it is."""
+        """The last snapshot after at most `turns` turns, with the number of turns before it."""
         found = max((each for each in self._at if each <= turns), default=None)
         return None if found is None else (found, self._at[found])
 
     def forget_after(self, turns: int) -> None:
-        """Forget what lies after so many turns."""
+        """Forget the snapshots after more than `turns` turns."""
         for each in [each for each in self._at if each > turns]:
             del self._at[each]
 
@@ -80,10 +48,10 @@ class Snapshots:
         """Bytes of all snapshots."""
         return sum(snapshot.nbytes for snapshot in self._at.values())
 
-    def _least_missed(self) -> int:
-        """Whose absence would cost least: few tokens to read again, for their distance from the end."""
+    def _cheapest_to_drop(self) -> int:
+        """The snapshot that is cheapest to recompute: few tokens to read again, for their distance from the end."""
         turns = sorted(self._at)
-        tokens = [self._at[each].position.tokens for each in turns]
+        tokens = [self._at[each].n_tokens for each in turns]
         end = tokens[-1] + 1
 
         def cost(index: int) -> float:

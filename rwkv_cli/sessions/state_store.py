@@ -19,7 +19,8 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.atomic import storage_error
-from rwkv_cli.sessions.state_file import is_state_file
+from rwkv_cli.sessions import state_file
+from rwkv_cli.sessions.state_file import SavedState, is_state_file
 
 SUFFIX = ".safetensors"
 LONGEST_NAME = 100
@@ -98,6 +99,13 @@ def prepare(path: Path) -> None:
         path.parent.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from None
+
+
+def save(path: Path, saved: SavedState, compact: bool = False) -> None:
+    """Write a state under the name of its file. Raises StorageError, StateError."""
+    prepare(path)
+    saved.name = name_of(path)
+    state_file.save(path, saved, compact=compact)
 
 
 def rename(source: str, target: str) -> Path:

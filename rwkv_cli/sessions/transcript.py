@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import StateError
-from rwkv_cli.sessions.snapshots import Snapshot
 from rwkv_cli.text.template import TEMPLATES, Template
 from rwkv_cli.text.template_file import as_fields, template_from
 from rwkv_cli.text.thinking import split

@@ -20,9 +20,10 @@ from rwkv_cli.cli.chat import commands, view
 from rwkv_cli.cli.chat.input import TerminalReader, is_unfinished, unblocked
 from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.cli.chat.view import TerminalView
+from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import StateError, StorageError, UsageError
 from rwkv_cli.sessions import state_file, state_store
-from rwkv_cli.sessions.autosave import Choices, Session, open_session
+from rwkv_cli.sessions.autosave import AutosavedConversation, Choices, open_conversation
 from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.text.template import TEMPLATES
 from rwkv_cli.text.thinking import Part
@@ -65,7 +66,7 @@ def play(capsys):
     def run(*lines, model=None, session=None, view=None, **choices):
         model = model or talking({"hi\n\nAssistant:": " Hello.", "bye\n\nAssistant:": " Farewell."})
         choices = Choices(**{"sampling": {"seed": 1}, "max_tokens": 12} | choices)
-        session = session or Session(choices.begin(model))
+        session = session or AutosavedConversation(choices.begin(model))
         chat = Chat(session, Script(*lines), view or TerminalView())
         capsys.readouterr()
         with contextlib.closing(session):
@@ -216,7 +217,7 @@ def opened(**options):
     """A session as a command line opens it."""
     choices = options.pop("choices", None) or Choices(max_tokens=8)
     own = options.pop("own", "story")
-    return open_session(lambda _: talking(template=own), choices, **options)
+    return open_conversation(lambda _: talking(template=own), choices, **options)
 
 
 def test_a_named_conversation_goes_on(play):
@@ -277,7 +278,7 @@ def document(path, text="A book."):
     """A state in which a talker has read a text."""
     model = talking(template="story")
     logits, state = model.forward([0, *model.tokenizer.encode(text)])
-    position = state_file.Position(state, logits, 1 + len(text))
+    position = Snapshot(state, logits, 1 + len(text))
     state_store.prepare(path)
     state_file.save(
         path, state_file.SavedState(position, state_file.identify(model), template="story", text=text)
@@ -712,7 +713,7 @@ def test_a_chat_that_was_killed_goes_on_from_its_last_answer(terminal):
         wait_for(it, r"then[^>]*\w+ \w+ \w+", place)
         it.process.kill()
     with contextlib.closing(
-        open_session(lambda _: __import__("rwkv_cli").load(), Choices(), name="killed")
+        open_conversation(lambda _: __import__("rwkv_cli").load(), Choices(), name="killed")
     ) as session:
         assert [turn.user for turn in session.conversation.turns] == ["Once upon a time"]
 

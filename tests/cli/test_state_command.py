@@ -84,7 +84,7 @@ def test_halves_of_halves(tiny):
         found += tokens(tiny("generate --state s -n 10 --json --save-state s"))
     assert found == whole
     saved = state_file.load(state_store.find("s"))
-    assert saved.position.tokens == 3 + 40
+    assert saved.snapshot.n_tokens == 3 + 40
     assert saved.created == "2020-02-02T02:02:02+00:00"
     expected = tiny("generate -p abc -n 40 --seed 5").out.removesuffix("\n")
     # A text that was cut in the middle of a character shows it as such, a few times more often.
@@ -96,7 +96,7 @@ def test_what_is_generated_after_a_stop_was_never_read(tiny):
     say_x = [f"--ban={token}" for token in range(300) if token != ord("x") + 1]
     tiny("generate -p ab --stop xx -n 9 --save-state s", *say_x)
     saved = state_file.load(state_store.find("s"))
-    assert (saved.text, saved.position.tokens) == ("ab", 2)
+    assert (saved.text, saved.snapshot.n_tokens) == ("ab", 2)
 
 
 def test_nothing_generated_is_only_read(tiny):
@@ -126,7 +126,7 @@ def test_one_document_and_many_questions(rwkv, tmp_path):
         for question in (" The fox", " One day, a bear")
     }
     assert state_store.find("book").read_bytes() == before
-    document = state_file.load(state_store.find("book")).position
+    document = state_file.load(state_store.find("book")).snapshot
     model = load()
     for question, answer in answers.items():
         assert answer[-1]["usage"]["prompt_tokens"] < 10
@@ -137,7 +137,12 @@ def test_one_document_and_many_questions(rwkv, tmp_path):
 def test_a_document_is_read_as_a_document(tiny):
     tiny("state save s", stdin=b"abc\n")
     saved = state_file.load(state_store.find("s"))
-    assert (saved.text, saved.position.tokens, saved.template, saved.memory) == ("abc", 3, None, None)
+    assert (saved.text, saved.snapshot.n_tokens, saved.template, saved.snapshot.memory) == (
+        "abc",
+        3,
+        None,
+        None,
+    )
     tiny("state save s --state s -p de")
     assert state_file.load(state_store.find("s")).text == "abcde"
     tiny("state save t --template qa -p", "why?")
@@ -310,17 +315,17 @@ def test_ctrl_c_saves_what_is_shown(tiny_model):
     assert (process.returncode, err) == (130, b"")
     saved = state_file.load(state_store.find("s"))
     model = load(tiny_model)
-    assert saved.position.tokens > 100
+    assert saved.snapshot.n_tokens > 100
     # The state has read exactly as much of what such a generation gives.
     generation = model.generate(
-        "ab", template="raw", seed=1, max_tokens=saved.position.tokens, banned=frozenset({0})
+        "ab", template="raw", seed=1, max_tokens=saved.snapshot.n_tokens, banned=frozenset({0})
     )
     read = [ord("a") + 1, ord("b") + 1, *(step.token for step in generation)]
     expected = State.zeros(model.config)
     model.backend.forward(read[:2], expected)
-    for token in read[2 : saved.position.tokens]:
+    for token in read[2 : saved.snapshot.n_tokens]:
         model.backend.forward([token], expected)
-    np.testing.assert_array_equal(saved.position.state.wkv, expected.wkv)
+    np.testing.assert_array_equal(saved.snapshot.state.wkv, expected.wkv)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -372,7 +377,7 @@ def test_show(rwkv, tiny):
     facts = json.loads(rwkv("state", "show", "s", "--json").out)
     assert np.array(facts["norms"]).shape == (3, 2)
     assert (facts["tokens"], facts["settings"]["seed"], facts["turns"]) == (11, 1, None)
-    wkv = state_file.load(state_store.find("s")).position.state.wkv
+    wkv = state_file.load(state_store.find("s")).snapshot.state.wkv
     np.testing.assert_allclose(facts["norms"][1][1], np.linalg.norm(wkv[1, 1]), rtol=1e-5, atol=1e-6)
 
 
@@ -465,7 +470,7 @@ def test_export_and_import(rwkv, tiny, tmp_path):
     assert state_file.load(tmp_path / "s.safetensors").text == "abc"
     assert rwkv("state", "import", tmp_path / "s.safetensors", "t").code == 0
     both = [state_file.load(state_store.find(name)) for name in "st"]
-    np.testing.assert_array_equal(both[0].position.state.wkv, both[1].position.state.wkv)
+    np.testing.assert_array_equal(both[0].snapshot.state.wkv, both[1].snapshot.state.wkv)
     assert "exists already" in rwkv("state", "export", "s", tmp_path).sentence
     assert rwkv("state", "export", "s", tmp_path, "--force").code == 0
 
@@ -483,15 +488,15 @@ def test_a_trained_state(rwkv, tiny_model, tmp_path):
     assert result.out.startswith("tuned: 0 tokens of random")
     assert result.out.endswith("a trained state\n")
     saved = state_file.load(state_store.find("tuned"))
-    assert saved.position.logits is None
+    assert saved.snapshot.logits is None
     for layer, values in enumerate(trained().values()):
-        np.testing.assert_array_equal(saved.position.state.wkv[layer], values.swapaxes(-1, -2))
-    assert not saved.position.state.shift_att.any()
+        np.testing.assert_array_equal(saved.snapshot.state.wkv[layer], values.swapaxes(-1, -2))
+    assert not saved.snapshot.state.shift_att.any()
     assert "the prompt is empty" in rwkv("generate", "--state", "tuned", stdin=b"").sentence
     found = tokens(rwkv("generate", "--state", "tuned", "-p", "abc", "-n", 5, "--json", "-t", 0))
     model = load(tiny_model)
     start = [step.token for step in model.generate("abc", template="raw", max_tokens=5, temperature=0)]
-    tuned = model.generate("abc", template="raw", max_tokens=5, temperature=0, start=saved.position)
+    tuned = model.generate("abc", template="raw", max_tokens=5, temperature=0, start=saved.snapshot)
     assert found == [step.token for step in tuned] != start
     assert "read      0 tokens" in rwkv("state", "show", "tuned").out
 

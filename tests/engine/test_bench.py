@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_cli.engine.backends import cpu
-from rwkv_cli.engine.backends.base import MemoryLimited
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.engine.bench import STRETCH, TURN, Plan, Results, run, shares, spread, stretches, summary
@@ -17,11 +17,11 @@ from rwkv_cli.errors import UsageError
 from rwkv_cli.files import weight_layouts
 
 
-class Unlimited:
+class Unlimited(Backend):
     """A backend that takes `prefill` or `decode` seconds a token, times `pace`, and nothing but its clock's time."""
 
     name = "fake"
-    description = "a fake"
+    kernel = "a fake"
     config = TINY
     prefill, decode, growth = (
         1 / 1024,
@@ -37,12 +37,15 @@ class Unlimited:
     def clock(self):
         return self.now
 
-    def forward(self, tokens, state):
+    def forward(self, tokens, state, progress=None):  # noqa: ARG002
         read = float(state.shift_att[0, 0])
         state.shift_att[0, 0] += len(tokens)
         each = self.prefill if len(tokens) > 1 else self.decode * (1 + self.growth * read)
         self.now += len(tokens) * each * self.pace
         self.calls.append(list(tokens))
+
+    def forward_all(self, tokens, state):
+        raise NotImplementedError
 
 
 class Fake(Unlimited):
@@ -177,11 +180,11 @@ def test_slowing_down_is_seen():
 @pytest.mark.parametrize(
     ("plan", "option"),
     [
-        ({"prefill": [0]}, "--prefill is 0"),
-        ({"prefill": [5, -1]}, "--prefill is -1"),
-        ({"decode": 0}, "--decode is 0"),
-        ({"repeat": 0}, "--repeat is 0"),
-        ({"long": 1}, "--long-tokens is 1"),
+        ({"prefill": [0]}, "prefill is 0"),
+        ({"prefill": [5, -1]}, "prefill is -1"),
+        ({"decode": 0}, "decode is 0"),
+        ({"repeat": 0}, "repeat is 0"),
+        ({"long": 1}, "long_tokens is 1"),
     ],
 )
 def test_numbers_that_cannot_be(plan, option):
@@ -228,5 +231,7 @@ def test_the_memory_is_read(tmp_path, monkeypatch, n_threads):
     backend = CpuBackend(write_and_open(tmp_path / "x", fine_weights(), "int8"), n_threads)
     read = backend.memory_reader()
     assert [read(), read()] == [3 << 18] * 2
-    assert isinstance(backend, MemoryLimited)
-    assert not isinstance(ReferenceBackend(backend._model), MemoryLimited)
+    reference = ReferenceBackend(backend._model)
+    assert backend.bytes_per_token
+    assert backend.memory_reader()
+    assert (reference.bytes_per_token, reference.memory_reader()) == (None, None)

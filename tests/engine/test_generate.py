@@ -4,25 +4,27 @@ import numpy as np
 import pytest
 from helpers.actor import CONFIG, END, Actor, ByteTokenizer, spoken
 
-from rwkv_cli.engine.generate import Generation
 from rwkv_cli.engine.sampling import Sampler
-from rwkv_cli.engine.state import Position
+from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.files.model_file import ModelInfo
+from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import SamplingSettings
 
 
 def perform(script, prompt="go", **options):
     """A greedy generation in which the model says the script."""
-    return Generation(
-        backend=Actor(script),
-        tokenizer=ByteTokenizer(),
-        tokens=spoken(prompt),
-        position=Position.beginning(CONFIG),
-        sampler=Sampler(SamplingSettings(temperature=0)),
-        **options,
-    )
+    return played(Actor(script), spoken(prompt), **options)
+
+
+def played(backend, prompt, tokenizer=ByteTokenizer(), start=None, progress=None, **options):  # noqa: B008
+    """A greedy generation of a backend."""
+    session = Session(backend, Sampler(SamplingSettings(temperature=0)), start)
+    generation = Generation(session, prompt, tokenizer, **options)
+    if progress:
+        generation.report_to(progress)
+    return generation
 
 
 def text_of(generation):
@@ -42,7 +44,7 @@ def test_it_ends_with_the_document():
 def test_the_prompt_is_read_at_once_and_each_token_is_fed_back():
     generation = perform([*spoken("abc"), END], prompt="xyz")
     list(generation)
-    assert generation.backend.passes == [spoken("xyz"), *([token] for token in spoken("abc"))]
+    assert generation.session.backend.passes == [spoken("xyz"), *([token] for token in spoken("abc"))]
 
 
 def test_log_probabilities_are_the_models_own():
@@ -54,13 +56,13 @@ def test_it_ends_after_max_tokens(limit):
     generation = perform(spoken("hello"), max_tokens=limit)
     assert text_of(generation) == "hello"[:limit]
     assert generation.finish == "length"
-    assert len(generation.backend.passes) == limit  # none to prepare a token that nobody wants
+    assert len(generation.session.backend.passes) == limit  # none to prepare a token that nobody wants
 
 
 def test_no_tokens_need_no_pass():
     generation = perform(spoken("hello"), max_tokens=0)
     assert list(generation) == []
-    assert generation.backend.passes == []
+    assert generation.session.backend.passes == []
     assert generation.usage.generated_tokens == 0
 
 
@@ -70,7 +72,7 @@ def test_the_end_at_the_limit_is_the_end():
 
 @pytest.mark.parametrize("limit", [-2, -100])
 def test_a_negative_limit_is_refused(limit):
-    with pytest.raises(UsageError, match="--max-tokens"):
+    with pytest.raises(UsageError, match="max_tokens"):
         perform([], max_tokens=limit)
 
 
@@ -133,11 +135,10 @@ def test_progress_hears_of_the_prompt_alone():
 
 
 def test_without_a_tokenizer_there_are_tokens_and_no_text():
-    greedy = Sampler(SamplingSettings(temperature=0))
-    generation = Generation(Actor(spoken("hi")), None, [5], Position.beginning(CONFIG), greedy)
+    generation = played(Actor(spoken("hi")), [5], None)
     assert [(step.token, step.text) for step in generation] == [(token, "") for token in [*spoken("hi"), END]]
     with pytest.raises(UsageError, match="tokenizer"):
-        Generation(Actor([]), None, [5], Position.beginning(CONFIG), greedy, stop=["x"])
+        played(Actor([]), [5], None, stop=["x"])
 
 
 def test_an_empty_prompt_is_refused():
@@ -147,7 +148,7 @@ def test_an_empty_prompt_is_refused():
 
 def test_logits_that_are_no_numbers_are_an_error():
     generation = perform(spoken("abc"))
-    generation.backend.forward = lambda *_: np.full(257, np.nan, np.float32)
+    generation.session.backend.forward = lambda *_: np.full(257, np.nan, np.float32)
     with pytest.raises(RwkvError, match="not a number"):
         next(generation)
 
@@ -175,10 +176,9 @@ def read(text):
 
 def settled(script, taken=None, **options):
     """The text that a reader's generation shows, with what it is after `taken` steps at most, and its position."""
-    generation = perform(script, **options)
-    generation.backend = Reader(script)
+    generation = played(Reader(script), spoken("go"), **options)
     shown = "".join(step.text for _, step in zip(range(taken or 1000), generation, strict=False))
-    return shown, generation.settle()
+    return shown, generation.commit()
 
 
 @pytest.mark.parametrize("script", ["hello", "hello there"])
@@ -186,7 +186,7 @@ def test_a_settled_generation_has_read_every_token(script):
     shown, position = settled(spoken(script), max_tokens=5)
     assert shown == "hello"
     assert (position.state.shift_att == read("gohello")).all()
-    assert position.tokens == 7
+    assert position.n_tokens == 7
     assert position.logits is not None
 
 
@@ -198,8 +198,8 @@ def test_the_end_of_the_document_is_not_read():
 def test_a_settled_generation_that_took_no_step_has_read_its_prompt():
     generation = perform(spoken("hello"), max_tokens=0)
     assert list(generation) == []
-    assert generation.settle().tokens == 2
-    assert generation.settle().tokens == 2  # once
+    assert generation.commit().n_tokens == 2
+    assert generation.commit().n_tokens == 2  # once
 
 
 @pytest.mark.parametrize("stop", ["\n\n", "\n\nUser:", "b\n", "ab"])
@@ -208,7 +208,7 @@ def test_after_a_stop_the_model_has_read_what_was_shown(text, stop):
     shown, position = settled(spoken(text), stop=[stop])
     assert shown == text[: text.index(stop)]
     assert (position.state.shift_att == read("go" + shown)).all()
-    assert position.tokens == 2 + len(shown.encode())
+    assert position.n_tokens == 2 + len(shown.encode())
 
 
 def test_a_token_that_ends_in_a_stop_string_is_read_up_to_it():
@@ -218,11 +218,9 @@ def test_a_token_that_ends_in_a_stop_string_is_read_up_to_it():
         def token_bytes(self, token):
             return {250: b"end.\n", 251: b"\nUser"}.get(token) or super().token_bytes(token)
 
-    generation = perform([*spoken("the "), 250, 251, 5], stop=["\n\n"])
-    generation.backend, generation.tokenizer = Reader(generation.backend.script), Words()
-    generation.__post_init__()
+    generation = played(Reader([*spoken("the "), 250, 251, 5]), spoken("go"), Words(), stop=["\n\n"])
     assert text_of(generation) == "the end."
-    assert (generation.settle().state.shift_att == read("gothe end.")).all()
+    assert (generation.commit().state.shift_att == read("gothe end.")).all()
 
 
 def test_an_interrupted_character_is_taken_back():
@@ -232,19 +230,18 @@ def test_an_interrupted_character_is_taken_back():
 
 
 def test_an_interruption_while_a_stop_string_may_be_coming_keeps_what_was_read():
-    generation = perform(spoken("a\nbc"), stop=["\n\n"])
-    generation.backend = Reader(generation.backend.script)
+    generation = played(Reader(spoken("a\nbc")), spoken("go"), stop=["\n\n"])
     shown = "".join(next(generation).text for _ in range(2)) + generation.flush()
     assert shown == "a\n"
-    assert (generation.settle().state.shift_att == read("goa\n")).all()
+    assert (generation.commit().state.shift_att == read("goa\n")).all()
 
 
 def test_a_generation_goes_on_without_a_prompt_where_something_was_read():
     first = perform(spoken("hello"), max_tokens=2)
     text = text_of(first)
-    second = Generation(first.backend, ByteTokenizer(), [], first.settle(), first.sampler, max_tokens=3)
+    second = played(first.session.backend, [], start=first.commit(), max_tokens=3)
     assert text + text_of(second) == "hello"
-    assert [len(tokens) for tokens in first.backend.passes] == [2, 1, 1, 1, 1]
+    assert [len(tokens) for tokens in first.session.backend.passes] == [2, 1, 1, 1, 1]
 
 
 # ------------------------------------------------------------------------------------ through `Model.generate`
@@ -256,34 +253,34 @@ def model(script, template="raw", **sampling):
 
 
 def test_the_state_of_the_caller_stays_as_it_is():
-    mine = Position.beginning(CONFIG)
+    mine = Snapshot.empty(CONFIG)
     generation = model(spoken("abc")).generate("12", start=mine, temperature=0)
     list(generation)
     assert not mine.state.wkv.any()
     assert mine.logits is None
-    assert (generation.position.state.wkv == 2 + 3).all()  # the prompt, and all but the end, which is last
+    assert (generation.session.state.wkv == 2 + 3).all()  # the prompt, and all but the end, which is last
 
 
 def test_two_generations_from_one_state_do_not_meet():
-    start = Position.beginning(CONFIG)
+    start = Snapshot.empty(CONFIG)
     first, second = (model(spoken("abc")).generate("1", start=start, temperature=0) for _ in range(2))
     assert [next(first).token, next(second).token] == spoken("aa")
-    assert (first.position.state.wkv == 1).all()
-    assert (second.position.state.wkv == 1).all()
+    assert (first.session.state.wkv == 1).all()
+    assert (second.session.state.wkv == 1).all()
 
 
 def test_templates_lay_out_the_prompt_and_add_their_stops():
     actor = model(spoken("Yes.\n\nUser: and")).generate("Is  it?\n\n\nSo?", template="world", temperature=0)
     assert text_of(actor) == "Yes."
     assert actor.finish == "stop"
-    read = bytes(token - 1 for token in actor.backend.passes[0]).decode()
+    read = bytes(token - 1 for token in actor.session.backend.passes[0]).decode()
     assert read.endswith("\n\nUser: Is  it?\nSo?\n\nAssistant:")
 
 
 def test_the_models_own_template_is_the_one_of_none():
     chosen = model([], template="story").generate("Once", template=None)
-    assert chosen.tokens == [END, *spoken("Once")]
-    assert model([], template="story").generate("Once").tokens == spoken("Once")
+    assert chosen.prompt == [END, *spoken("Once")]
+    assert model([], template="story").generate("Once").prompt == spoken("Once")
 
 
 def test_sampling_defaults():

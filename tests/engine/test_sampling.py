@@ -9,7 +9,6 @@ import pytest
 from helpers.plain_sampler import (
     NO_COUNTS,
     Counts,
-    FixedRandom,
     cases,
     float32,
     naive_distribution,
@@ -31,14 +30,9 @@ def measured_distribution(
     logits: NDArray[np.float32], settings: SamplingSettings, counts: Counts = NO_COUNTS
 ) -> NDArray[np.float64]:
     """The probability of every token [V], by bisecting where the draw passes from one token to the next."""
-    choose = Sampler(settings)
-    numbers = FixedRandom(0.0)
-    choose.rng = numbers  # type: ignore[assignment]
 
     def token_at(number: float) -> int:
-        numbers.number = number
-        choose.counts = counts
-        return choose.sample(logits).token
+        return sampler_with(settings, number, counts).sample(logits).token
 
     probabilities = np.zeros(len(logits))
     last = math.nextafter(1, 0)
@@ -75,7 +69,7 @@ def test_distribution_is_the_naive_one(
 def test_counts_of_another_vocabulary(options: dict[str, Any]) -> None:
     """They may come from a memory that was saved with another model."""
     sampler = sampler_with(SamplingSettings(**options), 0.5, {7: 1.0})
-    for choose in (lambda: sampler.sample(float32([1, 2, 3])), lambda: sampler.draw(3)):
+    for choose in (lambda: sampler.sample(float32([1, 2, 3])), lambda: sampler.request(3)):
         with pytest.raises(UsageError, match="there is no token 7: the model has 3"):
             choose()
 
@@ -150,19 +144,19 @@ def test_counts_decay_and_exempt_tokens_add_nothing(tokens: list[int], decay: fl
     sampler = Sampler(SamplingSettings(penalty_decay=decay), exempt={3, 4})
     expected: dict[int, float] = {}
     for token in tokens:
-        sampler.observe(token)
+        sampler.accept(token)
         expected = {seen: count * decay for seen, count in expected.items()}
         if token not in (3, 4):
             expected[token] = expected.get(token, 0) + 1
-    assert sampler.counts == pytest.approx(expected)
-    assert list(sampler.counts) == list(expected)
+    assert sampler.memory.counts == pytest.approx(expected)
+    assert list(sampler.memory.counts) == list(expected)
 
 
 def test_counts_of_many_tokens_and_penalties() -> None:
     sampler = Sampler(SamplingSettings(temperature=0, presence_penalty=1, frequency_penalty=1))
     logits = float32(np.linspace(1, 0, 300))
     assert [sampler.sample(logits).token for _ in range(300)] == list(range(300))
-    assert len(sampler.counts) == 300
+    assert len(sampler.memory.counts) == 300
 
 
 def test_same_seed_same_tokens_also_from_a_saved_state() -> None:
@@ -171,9 +165,7 @@ def test_same_seed_same_tokens_also_from_a_saved_state() -> None:
     first, second = Sampler(settings), Sampler(settings)
     begun = [first.sample(logits) for _ in range(20)]
     assert begun == [second.sample(logits) for _ in range(20)]
-    third = Sampler(settings)
-    third.rng.bit_generator.state = first.rng.bit_generator.state
-    third.counts = first.counts
+    third = Sampler(settings, memory=first.memory)
     assert [third.sample(logits) for _ in range(20)] == [first.sample(logits) for _ in range(20)]
     assert begun != [Sampler(SamplingSettings(seed=43, top_p=1)).sample(logits) for _ in range(20)]
 
@@ -214,18 +206,18 @@ def test_tokens_that_the_model_rules_out_are_never_chosen() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_p": 2}, "--top-p is 2: it must be between 0 and 1"),
-        ({"top_p": math.nan}, "--top-p is nan: it must be between 0 and 1"),
-        ({"temperature": -1}, "--temperature is -1: it must be at least 0"),
-        ({"temperature": math.inf}, "--temperature is inf: it must be a finite number"),
-        ({"top_k": -3}, "--top-k is -3: it must be at least 0"),
-        ({"min_p": 1.5}, "--min-p is 1.5: it must be between 0 and 1"),
-        ({"presence_penalty": math.inf}, "--presence-penalty is inf: it must be a finite number"),
-        ({"frequency_penalty": math.nan}, "--frequency-penalty is nan: it must be a finite number"),
-        ({"penalty_decay": 1.1}, "--penalty-decay is 1.1: it must be between 0 and 1"),
-        ({"logit_bias": {5: math.nan}}, "--logit-bias of token 5 is nan: it must be a finite number"),
+        ({"top_p": 2}, "top_p is 2: it must be between 0 and 1"),
+        ({"top_p": math.nan}, "top_p is nan: it must be between 0 and 1"),
+        ({"temperature": -1}, "temperature is -1: it must be at least 0"),
+        ({"temperature": math.inf}, "temperature is inf: it must be a finite number"),
+        ({"top_k": -3}, "top_k is -3: it must be at least 0"),
+        ({"min_p": 1.5}, "min_p is 1.5: it must be between 0 and 1"),
+        ({"presence_penalty": math.inf}, "presence_penalty is inf: it must be a finite number"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty is nan: it must be a finite number"),
+        ({"penalty_decay": 1.1}, "penalty_decay is 1.1: it must be between 0 and 1"),
+        ({"logit_bias": {5: math.nan}}, "logit_bias of token 5 is nan: it must be a finite number"),
         ({"banned": frozenset({-1})}, "the id of a biased or banned token is -1: it must be at least 0"),
-        ({"seed": -1}, "--seed is -1: it must be at least 0"),
+        ({"seed": -1}, "seed is -1: it must be at least 0"),
     ],
 )
 def test_senseless_settings(options: dict[str, Any], message: str) -> None:

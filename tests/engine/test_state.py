@@ -10,7 +10,7 @@ import pytest
 from helpers.models import assert_same_state
 from helpers.writers import TINY
 
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.state import State
 
 
 def random_state(seed=0):
@@ -81,7 +81,6 @@ def test_a_copy_leaves_the_state_where_it_is(away):
     assert (state.owner, made.owner) == (away, None)
     made.wkv[...] = 0
     assert_same_state(state, away.numbers)
-    assert_same_state(Position(away.numbers, None, 3).copy().state, away.numbers)
 
 
 def test_a_copy_of_a_state_that_has_just_come_back(away):

@@ -24,7 +24,8 @@ from rwkv_cli.engine.gpu import weights as gpu_weights
 from rwkv_cli.engine.gpu.batched_pass import TokenPass
 from rwkv_cli.engine.gpu.decode import VALUE_CHANNELS, VALUE_WARPS, Decoder
 from rwkv_cli.engine.gpu.state_slots import StateMemory
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.session import Snapshot
+from rwkv_cli.engine.state import State
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.sessions import state_file
@@ -418,7 +419,7 @@ def model(backend, tiny_model) -> rwkv_cli.Model:
 
 def test_a_conversation_can_be_taken_back(backend):
     """Snapshots are copies: what was read since does not reach them."""
-    position = Position.beginning(TINY)
+    position = Snapshot.empty(TINY)
     position.logits = backend.forward([1, 2, 3], position.state)
     snapshot = position.copy()
     backend.forward([4], position.state)
@@ -433,9 +434,9 @@ def test_a_saved_state_has_what_was_read(backend, model, tmp_path):
     state, expected = State.zeros(TINY), State.zeros(TINY)
     for each in (state, expected):
         logits = backend.forward([1, 2, 3], each)
-    position = Position(state, logits, 3)
+    position = Snapshot(state, logits, 3)
     state_file.save(tmp_path / "x", state_file.SavedState(position, state_file.identify(model)))
-    assert_same_state(state_file.load(tmp_path / "x").position.state, expected)
+    assert_same_state(state_file.load(tmp_path / "x").snapshot.state, expected)
 
 
 def test_generate_and_go_on(model):
@@ -444,7 +445,7 @@ def test_generate_and_go_on(model):
     tokens = [step.token for step in first]
     again = model.generate([1, 2, 3], **(options | {"max_tokens": 6}))
     expected = [step.token for step in again]
-    rest = model.generate([], start=first.settle(), **options)
+    rest = model.generate([], start=first.commit(), **options)
     assert tokens + [step.token for step in rest] == expected
 
 

@@ -239,7 +239,7 @@ def test_a_generation_is_the_same(models, way, taken):
     for model in models:
         generation = model.generate("go", seed=3, max_tokens=15, **WAYS[way])
         steps = [step for _, step in zip(range(taken), generation, strict=False)]
-        ends.append((steps, generation.settle(), generation))
+        ends.append((steps, generation.commit(), generation))
     (steps, position, first), (expected, expected_position, second) = ends
     assert [(step.token, step.text, step.finish) for step in steps] == [
         (step.token, step.text, step.finish) for step in expected
@@ -270,7 +270,7 @@ def test_generations_in_turns(models):
     for model in models:
         both = [model.generate(prompt, seed=3, max_tokens=12, temperature=2) for prompt in ("go", "on")]
         steps = [tuple(step.token for step in pair) for pair in zip(*both, strict=False)]
-        texts.append((steps, [generation.settle() for generation in both]))
+        texts.append((steps, [generation.commit() for generation in both]))
     assert texts[0][0] == texts[1][0]
     for position, expected in zip(texts[0][1], texts[1][1], strict=True):
         assert_same_state(position.state, expected.state)
@@ -285,6 +285,6 @@ def test_a_generation_whose_model_says_no_numbers_can_be_settled(models, monkeyp
         patch.setattr(models[0].backend._chooser, "choices", lambda: [Choice(NOT_A_NUMBER, 0.0)])
         with pytest.raises(RwkvError, match="not a number"):
             next(generation)
-    position, wanted = generation.settle(), expected.settle()
+    position, wanted = generation.commit(), expected.commit()
     assert position.tokens == wanted.tokens
     np.testing.assert_array_equal(position.logits, wanted.logits)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.backends.base import Backend
 
 END = 0
 
@@ -25,13 +26,13 @@ class ByteTokenizer:
         return bytes([token - 1]) if token else b""
 
 
-class Actor:
+class Actor(Backend):
     """A backend whose model says a script, a token a pass, with the probability 1/2, and the end for ever after.
 
     It counts the tokens that it read in the state, as a model would change it.
     """
 
-    name = "actor"
+    name = kernel = "actor"
     config = CONFIG
 
     def __init__(self, script):
@@ -48,6 +49,9 @@ class Actor:
         logits = np.full(257, np.log(1 / 2 / 256), np.float32)
         logits[self.script[said] if said < len(self.script) else END] = np.log(1 / 2)
         return logits
+
+    def forward_all(self, tokens, state):
+        return np.stack([self.forward([token], state) for token in tokens])
 
 
 def spoken(text):

@@ -3,7 +3,8 @@
 import numpy as np
 
 from rwkv_cli.engine.sampling import SamplerMemory
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.session import Snapshot
+from rwkv_cli.engine.state import State
 from rwkv_cli.sessions.state_file import ModelIdentity, SavedState
 
 L, H, N, V = 2, 2, 8, 50
@@ -19,8 +20,8 @@ def some_state(seed=0, scale=1.0, **fields):
     """A state of a small model that there is not."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: (scale * rng.standard_normal(shape)).astype(np.float32)  # noqa: E731
-    position = Position(State(normal(L, C), normal(L, H, N, N), normal(L, C)), normal(V), 17)
-    return SavedState(position, IDENTITY, **fields)
+    state = State(normal(L, C), normal(L, H, N, N), normal(L, C))
+    return SavedState(Snapshot(state, normal(V), 17, fields.pop("memory", None)), IDENTITY, **fields)
 
 
 def some_memory():

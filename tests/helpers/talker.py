@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.actor import CONFIG, END, ByteTokenizer
+from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.files.model_file import ModelInfo
 from rwkv_cli.model import Model
 
@@ -18,14 +19,13 @@ def read(value, tokens):
     return value
 
 
-class Talker:
+class Talker(Backend):
     """A backend whose state is a number in which each token counts, and whose words come from that number.
 
     In `script` are texts that it says instead, by what it has read last.
     """
 
-    name = "talker"
-    description = "talker"
+    name = kernel = "talker"
     config = CONFIG
 
     def __init__(self, script=None):
@@ -41,6 +41,9 @@ class Talker:
         self.tokens_read += len(tokens)
         self.heard = (self.heard + bytes(token - 1 for token in tokens if token))[-1000:]
         return self.logits(int(state.shift_att[0, 0]))
+
+    def forward_all(self, tokens, state):
+        return np.stack([self.forward([token], state) for token in tokens])
 
     def logits(self, value):
         logits = np.full(CONFIG.vocab_size, -50, np.float32)

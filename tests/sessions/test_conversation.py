@@ -8,11 +8,12 @@ import pytest
 from helpers.talker import read, talking
 
 import rwkv_cli
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.session import Snapshot
+from rwkv_cli.engine.state import State
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.conversation import MOST_CHARACTERS, Conversation
-from rwkv_cli.sessions.snapshots import Snapshot, Snapshots
+from rwkv_cli.sessions.snapshots import Snapshots
 from rwkv_cli.sessions.state_file import SavedState, identify
 from rwkv_cli.text.template import TEMPLATES, Template
 
@@ -24,14 +25,14 @@ def gosling():
 
 def heard(conversation):
     """The number that the state of a talker holds."""
-    return conversation.position.state.shift_att[0, 0]
+    return conversation.snapshot.state.shift_att[0, 0]
 
 
 def is_true(conversation):
     """Whether the state has read exactly what stands in the transcript."""
     begin = [0] if conversation.template.begin and conversation.start.kind != "document" else []
     tokens = begin + conversation.model.tokenizer.encode(conversation.text)
-    return heard(conversation) == read(0, tokens) and conversation.position.tokens == len(tokens)
+    return heard(conversation) == read(0, tokens) and conversation.snapshot.n_tokens == len(tokens)
 
 
 def say(answer):
@@ -121,7 +122,7 @@ def test_a_blank_message_is_refused(text):
 
 
 def test_an_endless_message_is_refused():
-    with pytest.raises(UsageError, match="4,000,000 are the most"):
+    with pytest.raises(UsageError, match="4,000,000 are allowed"):
         chat().ask("x" * (MOST_CHARACTERS + 1))
 
 
@@ -198,7 +199,7 @@ def test_undo_goes_back_without_reading():
 @pytest.mark.parametrize("turns", [0, -1, 3, 10**9])
 def test_undo_of_turns_that_there_are_not(turns):
     conversation = chat("one", "two")
-    with pytest.raises(UsageError, match="there are 2 turns"):
+    with pytest.raises(UsageError, match="the conversation has 2 turns"):
         conversation.undo(turns)
     with pytest.raises(UsageError, match="nothing was said"):
         chat().undo()
@@ -281,8 +282,8 @@ def test_penalties_go_back_with_the_turns():
 def test_snapshots_hold_a_budget_dense_at_the_end():
     snapshots = Snapshots(budget=100 * 1000)
     for turns in range(1, 1001):
-        state = State(*(np.zeros((1, 64, 1, 1), np.float32) for _ in range(3)))
-        snapshots.put(turns, Snapshot.take(Position(state, None, 50 * turns)))
+        state = State(*(np.zeros(shape, np.float32) for shape in ((1, 13), (1, 1, 13, 13), (1, 13))))
+        snapshots.put(turns, Snapshot(state, None, 50 * turns))
         assert snapshots.nbytes <= snapshots.budget
     kept = sorted(snapshots._at)
     assert kept[0] == 1
@@ -377,7 +378,7 @@ def test_a_template_of_the_users_own_is_saved_with_it(tmp_path):
 def document(text, model, **options):
     """A state in which a model has read a text."""
     logits, state = model.forward([0, *model.tokenizer.encode(text)])
-    position = Position(state, logits, 1 + len(text))
+    position = Snapshot(state, logits, 1 + len(text))
     return SavedState(position, identify(model), text=text, **options)
 
 
@@ -394,7 +395,7 @@ def test_a_conversation_may_begin_after_a_document(tmp_path, template):
     came_back.undo(3)
     say(came_back.ask("one"))
     assert heard(came_back) == read(0, [0, *model.tokenizer.encode(came_back.text)])
-    with pytest.raises(UsageError, match="a system text stands at the beginning"):
+    with pytest.raises(UsageError, match="a system prompt comes first"):
         Conversation.from_saved(model, document("A book.", model), TEMPLATES["g1"]).reset("System")
 
 
@@ -409,7 +410,7 @@ def test_without_its_text_a_conversation_becomes_a_document(tmp_path):
     again = through_a_file(came_back, tmp_path)
     say(again.ask("four"))
     again = through_a_file(again, tmp_path)
-    with pytest.raises(UsageError, match="no way back"):
+    with pytest.raises(UsageError, match="cannot go back"):
         again.undo()
     assert len(again.turns) == 1
 
@@ -418,7 +419,7 @@ def test_a_state_that_was_trained_is_where_a_conversation_begins():
     model = talking()
     state = State.zeros(model.config)
     state.shift_att += 5
-    saved = SavedState(Position(state), identify(model))
+    saved = SavedState(Snapshot(state), identify(model))
     conversation = Conversation.from_saved(model, saved)
     say(conversation.ask("one"))
     tokens = [0, *model.tokenizer.encode(conversation.text)]
@@ -469,10 +470,10 @@ def test_gosling_talks(gosling, tmp_path):
     assert say(came_back.ask("Thanks.")) == say(stayed.ask("Thanks."))
     tokens = [0, *gosling.tokenizer.encode(stayed.text)]
     logits, _ = gosling.forward(tokens)
-    np.testing.assert_allclose(stayed.position.logits, logits, atol=0.5)
+    np.testing.assert_allclose(stayed.snapshot.logits, logits, atol=0.5)
     for turns in (1, 2):
         stayed.undo(turns), came_back.undo(turns)
-        np.testing.assert_allclose(stayed.position.logits, came_back.position.logits, atol=0.5)
+        np.testing.assert_allclose(stayed.snapshot.logits, came_back.snapshot.logits, atol=0.5)
 
 
 def test_memory_does_not_grow_with_the_turns(gosling):

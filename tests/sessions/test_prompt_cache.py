@@ -11,10 +11,15 @@ from helpers.models import assert_same_state, some_tokens, write_file
 from helpers.writers import random_weights
 
 import rwkv_cli
+from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.generate import read_directly
+from rwkv_cli.engine.sampling import Sampler
+from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.sessions import prompt_cache, state_file
-from rwkv_cli.sessions.prompt_cache import LEAST, STRIDE, CachedBackend, with_cache
+from rwkv_cli.sessions.prompt_cache import LEAST, STRIDE, PromptCache, reader_for
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +30,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "prompts"
 
 
-class Counting:
+class Counting(Backend):
     """A backend that counts the tokens it reads."""
+
+    is_split_invariant = True
 
     def __init__(self, inner):
         self.inner, self.read = inner, 0
-        self.name, self.config, self.description = inner.name, inner.config, inner.description
+        self.name, self.config = inner.name, inner.config
+
+    @property
+    def kernel(self):
+        return self.inner.kernel
 
     def forward(self, tokens, state, progress=None):
         self.read += len(tokens)
@@ -47,18 +58,23 @@ def model(tiny_model):
     return model
 
 
+def session_of(model, start=None):
+    return Session(model.backend, Sampler(SamplingSettings()), start)
+
+
 def read(model, tokens, progress=None):
-    """Through the cache: the backend, the logits and the state."""
-    cached, state = CachedBackend(model), State.zeros(model.config)
+    """Through the cache: how many tokens came from it, and the session, whose logits and state are looked at."""
+    session = session_of(model)
     model.backend.read = 0
-    logits = cached.forward(tokens, state, progress)
-    return cached, logits, state
+    reused = PromptCache(model).read(session, tokens, progress)
+    assert session.n_tokens == len(tokens)
+    return reused, session
 
 
-def assert_as_without(model, tokens, logits, state):
+def assert_as_without(model, tokens, session):
     expected = State.zeros(model.config)
-    np.testing.assert_array_equal(logits, model.backend.forward(tokens, expected))
-    assert_same_state(state, expected)
+    np.testing.assert_array_equal(session.logits, model.backend.forward(tokens, expected))
+    assert_same_state(session.state, expected)
 
 
 # ----------------------------------------------------------------------------------------------- what it saves
@@ -68,12 +84,11 @@ def assert_as_without(model, tokens, logits, state):
 def test_the_same_prompt_is_read_once(model, length):
     tokens = some_tokens(model.config, length)
     for reused in (0, length):
-        cached, logits, state = read(model, tokens)
-        assert (cached.reused, model.backend.read) == (reused, length - reused)
-        assert_as_without(model, tokens, logits, state)
-    np.testing.assert_array_equal(
-        cached.forward([5], state), model.backend.forward([5], state_after(model, tokens))
-    )
+        found, session = read(model, tokens)
+        assert (found, model.backend.read) == (reused, length - reused)
+        assert_as_without(model, tokens, session)
+    session.feed([5])
+    np.testing.assert_array_equal(session.logits, model.backend.forward([5], state_after(model, tokens)))
 
 
 def state_after(model, tokens):
@@ -87,18 +102,18 @@ def test_a_prompt_that_ends_otherwise_reads_little_more_than_its_ending(model, e
     document = some_tokens(model.config, 2000)
     first, second = (document + some_tokens(model.config, ending, seed) for seed in (1, 2))
     read(model, first)
-    cached, logits, state = read(model, second)
-    assert cached.reused + model.backend.read == len(second)
+    reused, session = read(model, second)
+    assert reused + model.backend.read == len(second)
     assert model.backend.read <= 2 * (ending + STRIDE)
-    assert_as_without(model, second, logits, state)
+    assert_as_without(model, second, session)
 
 
 def test_a_longer_prompt_goes_on_from_a_shorter_one(model):
     tokens = some_tokens(model.config, 1500)
     read(model, tokens[:1024])
-    cached, logits, state = read(model, tokens)
-    assert cached.reused == 1024
-    assert_as_without(model, tokens, logits, state)
+    reused, session = read(model, tokens)
+    assert reused == 1024
+    assert_as_without(model, tokens, session)
 
 
 @pytest.mark.parametrize("weight_type", ["int8", "int4", "fp16", "fp32"])
@@ -109,9 +124,9 @@ def test_every_type_of_weights(tmp_path, byte_vocabulary, weight_type):
     model.backend = Counting(model.backend)
     tokens = some_tokens(model.config, 1000)
     read(model, tokens[:700])
-    cached, logits, state = read(model, tokens)
-    assert cached.reused == 512  # where the shorter prompt ended, only itself is looked for
-    assert_as_without(model, tokens, logits, state)
+    reused, session = read(model, tokens)
+    assert reused == 512  # where the shorter prompt ended, only itself is looked for
+    assert_as_without(model, tokens, session)
 
 
 def test_a_few_states_serve_a_long_prompt():
@@ -134,10 +149,10 @@ def test_a_generation_through_the_cache(model):
     """Nothing changes but the time."""
     prompt = some_tokens(model.config, LEAST)
     plain = list(model.generate(prompt, seed=1, max_tokens=20))
-    model.backend = CachedBackend(model)
     for _ in range(2):
-        assert list(model.generate(prompt, seed=1, max_tokens=20)) == plain
-    assert model.backend.reused == LEAST
+        generation = model.generate(prompt, seed=1, max_tokens=20, reader=PromptCache(model).read)
+        assert list(generation) == plain
+    assert generation.usage.cached_tokens == LEAST
 
 
 # ------------------------------------------------------------------------------------------- what it leaves alone
@@ -150,20 +165,17 @@ def test_short_prompts_leave_nothing(model, folder):
 
 def test_only_beginnings_are_kept(model, folder):
     tokens = some_tokens(model.config, LEAST)
-    state = state_after(model, [1, 2, 3])
-    CachedBackend(model).forward(tokens, state)
+    PromptCache(model).read(session_of(model, Snapshot(state_after(model, [1, 2, 3]))), tokens)
     assert not folder.exists()
 
 
 def test_the_reference_computes_everything(tiny_model):
     model = rwkv_cli.load(tiny_model, device="reference")
-    assert with_cache(model) is model.backend
+    assert reader_for(model) is read_directly
 
 
 def test_the_cpu_has_the_cache(model):
-    cached = with_cache(model)
-    assert isinstance(cached, CachedBackend)
-    assert (cached.name, cached.description) == ("cpu", model.backend.description)
+    assert isinstance(reader_for(model).__self__, PromptCache)
 
 
 def test_another_model_finds_nothing(model, tmp_path, byte_vocabulary):
@@ -172,10 +184,10 @@ def test_another_model_finds_nothing(model, tmp_path, byte_vocabulary):
     path = write_file(tmp_path / "other.safetensors", random_weights(seed=1), tokenizer=byte_vocabulary)
     other = rwkv_cli.load(path, threads=1)
     other.backend = Counting(other.backend)
-    cached, logits, state = read(other, tokens)
-    assert cached.reused == 0
-    assert_as_without(other, tokens, logits, state)
-    assert read(model, tokens)[0].reused == LEAST  # both have their own
+    reused, session = read(other, tokens)
+    assert reused == 0
+    assert_as_without(other, tokens, session)
+    assert read(model, tokens)[0] == LEAST  # both have their own
 
 
 def test_another_version_finds_nothing(model, monkeypatch):
@@ -183,7 +195,7 @@ def test_another_version_finds_nothing(model, monkeypatch):
     tokens = some_tokens(model.config, LEAST)
     read(model, tokens)
     monkeypatch.setattr(prompt_cache, "__version__", "99")
-    assert read(model, tokens)[0].reused == 0
+    assert read(model, tokens)[0] == 0
 
 
 # ------------------------------------------------------------------------------------------------- what is wrong
@@ -203,10 +215,10 @@ def test_a_damaged_file_is_ignored_and_goes(model, folder, damage):
     read(model, tokens)
     for file in folder.iterdir():
         file.write_bytes(damage(file.read_bytes()))
-    cached, logits, state = read(model, tokens)
-    assert cached.reused == 0
-    assert_as_without(model, tokens, logits, state)
-    assert read(model, tokens)[0].reused == LEAST
+    reused, session = read(model, tokens)
+    assert reused == 0
+    assert_as_without(model, tokens, session)
+    assert read(model, tokens)[0] == LEAST
 
 
 def test_a_file_of_another_prompt_is_ignored(model, folder):
@@ -217,16 +229,16 @@ def test_a_file_of_another_prompt_is_ignored(model, folder):
     for file in folder.iterdir():
         if file != longest:
             file.write_bytes(longest.read_bytes())
-    cached, logits, state = read(model, tokens)
-    assert cached.reused == 0
-    assert_as_without(model, tokens, logits, state)
+    reused, session = read(model, tokens)
+    assert reused == 0
+    assert_as_without(model, tokens, session)
 
 
 def test_a_folder_that_cannot_be_written_is_no_failure(model, folder):
     folder.write_text("a file")
     tokens = some_tokens(model.config, LEAST)
-    _, logits, state = read(model, tokens)
-    assert_as_without(model, tokens, logits, state)
+    _, session = read(model, tokens)
+    assert_as_without(model, tokens, session)
     assert prompt_cache.usage() == (0, 0)
     assert prompt_cache.clear() == 0
 
@@ -242,15 +254,15 @@ def test_the_oldest_goes(model, folder, monkeypatch):
     for file in folder.iterdir():
         os.utime(file, (1, 1))
     read(model, second)
-    end = prompt_cache._Entries(model, model.backend, second)._path(LEAST)
+    end = prompt_cache._Entries(model, second)._path(LEAST)
     for file in folder.iterdir():
         if file.stat().st_mtime > 1:
             os.utime(file, (2, 2) if file == end else (3, 3))  # of the second, its end is the oldest
-    assert read(model, first)[0].reused == LEAST  # now the state at its end is the latest to be used
+    assert read(model, first)[0] == LEAST  # now the state at its end is the latest to be used
     read(model, third)
     assert prompt_cache.usage()[1] <= 2.2 * size
-    assert [read(model, each)[0].reused for each in (third, first)] == [LEAST, LEAST]
-    assert read(model, second)[0].reused < LEAST
+    assert [read(model, each)[0] for each in (third, first)] == [LEAST, LEAST]
+    assert read(model, second)[0] < LEAST
 
 
 @pytest.mark.parametrize("limit", ["0", "1kB"])
@@ -301,18 +313,17 @@ sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from helpers.models import some_tokens
 import rwkv_cli
+from rwkv_cli import SamplingSettings, State
 from rwkv_cli.sessions import prompt_cache
-from rwkv_cli.engine.state import State
 
 prompt_cache.folder = lambda: Path(sys.argv[2])
 model = rwkv_cli.load(sys.argv[1], threads=1)
-cached = prompt_cache.CachedBackend(model)
 for turn in range(30):
     tokens = some_tokens(model.config, 600, turn % 3)
-    found, expected = State.zeros(model.config), State.zeros(model.config)
-    logits = cached.forward(tokens, found)
-    assert (logits == model.backend.forward(tokens, expected)).all()
-    assert (found.wkv == expected.wkv).all()
+    found, expected = model.session(SamplingSettings()), State.zeros(model.config)
+    prompt_cache.PromptCache(model).read(found, tokens)
+    assert (found.logits == model.backend.forward(tokens, expected)).all()
+    assert (found.state.wkv == expected.wkv).all()
 print(prompt_cache.usage()[0])
 """
 

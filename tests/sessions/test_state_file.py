@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import rwkv_cli
 from rwkv_cli.engine.sampling import SamplerMemory
-from rwkv_cli.engine.state import Position
+from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import CheckpointError, ModelFileError, StateError, StorageError
 from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.model_file import ModelFile, is_model_file, write_model
@@ -59,13 +59,14 @@ def gosling_int4(tmp_path_factory):
 
 def assert_same(a, b):
     """Equal to the bit in everything that a file keeps."""
-    assert_same_state(a.position.state, b.position.state)
-    assert a.position.state.wkv.dtype == np.float32
-    assert (a.position.logits is None) == (b.position.logits is None)
-    if b.position.logits is not None:
-        np.testing.assert_array_equal(a.position.logits, b.position.logits)
-    assert a.position.tokens == b.position.tokens
-    for name in ("model", "name", "created", "template", "memory", "settings", "text", "conversation"):
+    assert_same_state(a.snapshot.state, b.snapshot.state)
+    assert a.snapshot.state.wkv.dtype == np.float32
+    assert (a.snapshot.logits is None) == (b.snapshot.logits is None)
+    if b.snapshot.logits is not None:
+        np.testing.assert_array_equal(a.snapshot.logits, b.snapshot.logits)
+    assert a.snapshot.n_tokens == b.snapshot.n_tokens
+    assert a.snapshot.memory == b.snapshot.memory
+    for name in ("model", "name", "created", "template", "settings", "text", "conversation"):
         assert getattr(a, name) == getattr(b, name), name
     assert a.model.location == b.model.location
 
@@ -95,7 +96,7 @@ def test_what_is_saved_is_loaded(path, fields):
 
 def test_a_state_that_has_read_nothing(path):
     saved = some_state()
-    saved.position.logits, saved.position.tokens = None, 0
+    saved.snapshot = dataclasses.replace(saved.snapshot, logits=None, n_tokens=0)
     state_file.save(path, saved)
     assert_same(state_file.load(path), saved)
 
@@ -119,7 +120,7 @@ def test_the_file_is_as_documented(path):
         "text": ("u1", (3,)),
         "conversation": ("u1", (12,)),
     }
-    np.testing.assert_array_equal(tensors["wkv"], saved.position.state.wkv)
+    np.testing.assert_array_equal(tensors["wkv"], saved.snapshot.state.wkv)
     assert set(metadata) == set(
         "rwkv_state model tokens name created template settings generator text checksum".split()
     )
@@ -152,10 +153,10 @@ def test_a_summary_needs_no_tensors(path):
 def test_a_loaded_state_lets_go_of_its_file(path):
     state_file.save(path, some_state())
     loaded = state_file.load(path)
-    before = loaded.position.state.wkv.copy()
+    before = loaded.snapshot.state.wkv.copy()
     path.write_bytes(b"")
-    np.testing.assert_array_equal(loaded.position.state.wkv, before)
-    loaded.position.state.shift_att[:] = 0  # it may be changed
+    np.testing.assert_array_equal(loaded.snapshot.state.wkv, before)
+    loaded.snapshot.state.shift_att[:] = 0  # it may be changed
 
 
 # --------------------------------------------------------------------------------------------- the compact form
@@ -164,23 +165,23 @@ def test_a_loaded_state_lets_go_of_its_file(path):
 @pytest.mark.parametrize("scale", [1e-42, 1e-12, 1.0, 7e4, 1e30, 3e37])
 def test_float16_neither_overflows_nor_vanishes(path, scale):
     saved = some_state(scale=scale)
-    saved.position.state.wkv[0, 0] = 0
-    saved.position.state.wkv[0, 1] *= np.float32(1e-3)  # each head has its own scale
+    saved.snapshot.state.wkv[0, 0] = 0
+    saved.snapshot.state.wkv[0, 1] *= np.float32(1e-3)  # each head has its own scale
     state_file.save(path, saved, compact=True)
-    loaded = state_file.load(path).position
+    loaded = state_file.load(path).snapshot
     assert not loaded.state.wkv[0, 0].any()
     bound = 2**-11 if scale > 1e-30 else 1e-2  # float32 itself has few bits down there
     for layer in range(L):
         for head in range(H):
-            part = saved.position.state.wkv[layer, head]
+            part = saved.snapshot.state.wkv[layer, head]
             if part.any():
                 assert difference(loaded.state.wkv[layer, head], part) <= bound
-    assert difference(loaded.logits, saved.position.logits) <= bound
+    assert difference(loaded.logits, saved.snapshot.logits) <= bound
 
 
 def test_compact_is_half_as_large(path, gosling):
-    position = Position.beginning(gosling.config)
-    position.logits, position.state = gosling.forward([5, 6, 7])
+    logits, state = gosling.forward([5, 6, 7])
+    position = Snapshot(state, logits)
     sizes = []
     for compact in (False, True):
         state_file.save(path, SavedState(position, identify(gosling)), compact=compact)
@@ -197,8 +198,8 @@ def test_what_compact_loses(path, gosling, reference, device, tokens, bound):
     ids = [0, *gosling.tokenizer.encode("Once upon a time"), *(step.token for step in generation)]
     half = len(ids) // 2
     logits, state = model.forward(ids[:half])
-    state_file.save(path, SavedState(Position(state, logits, half), identify(model)), compact=True)
-    rounded = state_file.load(path).position
+    state_file.save(path, SavedState(Snapshot(state, logits, half), identify(model)), compact=True)
+    rounded = state_file.load(path).snapshot
     assert state_difference(rounded.state, state) < 2**-11
     exact, lossy = (log_softmax(model.forward_all(ids[half:], each)[0]) for each in (state, rounded.state))
     assert 0 < np.mean((np.exp(exact) * (exact - lossy)).sum(-1)) < bound
@@ -259,8 +260,8 @@ HOSTILE = {
     "no half": ({"generator": json.dumps(GENERATOR | {"half": True})}, {}, "'generator'"),
     "checksum": ({"checksum": '"00000000"'}, {}, "its checksum is wrong"),
     "no wkv": ({}, {"wkv": None}, "wkv is missing"),
-    "flat wkv": ({}, {"wkv": f32(L, H * N, N)}, "wkv is missing or has a senseless shape"),
-    "oblong wkv": ({}, {"wkv": f32(L, H, N, N + 1)}, "wkv is missing or has a senseless shape"),
+    "flat wkv": ({}, {"wkv": f32(L, H * N, N)}, "wkv is missing or has an invalid shape"),
+    "oblong wkv": ({}, {"wkv": f32(L, H, N, N + 1)}, "wkv is missing or has an invalid shape"),
     "other layers": ({}, {"wkv": f32(L + 1, H, N, N)}, "has the wrong type or shape"),
     "no shift": ({}, {"shift_ffn": None}, "shift_ffn is missing"),
     "wide shift": ({}, {"shift_att": f32(L, C + 1)}, "shift_att is missing or has the wrong"),
@@ -340,7 +341,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     for path, said in (
         (missing, "there is no state file"),
         (other, "it is a safetensors file of another program"),
-        (EMBEDDED_MODEL, "it is a model file; give it to --model"),
+        (EMBEDDED_MODEL, "it is a model file, to be passed as model"),
         (pth, "rwkv state import"),
         (tmp_path / "empty", "too short"),
         (tmp_path, "is a directory"),
@@ -362,12 +363,14 @@ def test_a_state_is_no_model(path):
 
 def test_another_model_is_refused_by_name(gosling):
     saved = some_state()
-    with pytest.raises(StateError, match=r"made with the model some\.pth, and this is gosling\.pth"):
+    with pytest.raises(
+        StateError, match=r"this state belongs to some\.pth; pass model \(this is gosling\.pth\)"
+    ):
         state_file.fit(saved, gosling)
     own = identify(gosling)
     saved.model = dataclasses.replace(own, weights="b" * 64)
     with pytest.raises(
-        StateError, match=rf"gosling\.pth \(bbbbbbbb\), .* gosling\.pth \({own.weights[:8]}\)"
+        StateError, match=rf"gosling\.pth \(bbbbbbbb\); .* gosling\.pth \({own.weights[:8]}\)"
     ):
         state_file.fit(saved, gosling)
 
@@ -400,12 +403,12 @@ def test_the_identity_of_a_model(gosling, reference, gosling_int4, tmp_path):
 def test_another_quantization_goes_on_with_a_warning(path, gosling, gosling_int4):
     start = gosling.generate("Once upon a time", template="story", seed=1, max_tokens=10)
     list(start)
-    state_file.save(path, SavedState(start.settle(), identify(gosling)))
+    state_file.save(path, SavedState(start.commit(), identify(gosling)))
     saved = state_file.load(path)
     assert state_file.fit(saved, gosling) is None
-    assert "int8 weights, and goes on with int4" in state_file.fit(saved, gosling_int4)
+    assert "int8 weights, and continues with int4" in state_file.fit(saved, gosling_int4)
     text = "".join(
-        step.text for step in gosling_int4.generate("", start=saved.position, seed=1, max_tokens=8)
+        step.text for step in gosling_int4.generate("", start=saved.snapshot, seed=1, max_tokens=8)
     )
     assert re.search("[a-z]", text)
 
@@ -420,9 +423,9 @@ def test_a_text_goes_on_as_if_nobody_had_stopped(path, gosling, reference, devic
     whole = [step.token for step in model.generate("One day", max_tokens=2 * half, **options)]
     generation = model.generate("One day", max_tokens=half, **options)
     first = [step.token for step in generation]
-    state_file.save(path, SavedState(generation.settle(), identify(model), memory=generation.sampler.memory))
+    state_file.save(path, SavedState(generation.commit(), identify(model)))
     saved = state_file.load(path)
-    again = model.generate("", max_tokens=half, start=saved.position, memory=saved.memory, **options)
+    again = model.generate("", max_tokens=half, start=saved.snapshot, **options)
     assert first + [step.token for step in again] == whole
 
 
@@ -430,10 +433,10 @@ def test_a_text_goes_on_as_if_nobody_had_stopped(path, gosling, reference, devic
 def test_a_state_moves_between_backends(path, gosling, reference, there):
     first, second = (gosling, reference) if there == "reference" else (reference, gosling)
     logits, state = first.forward([0, 5, 6, 7, 8])
-    state_file.save(path, SavedState(Position(state, logits, 5), identify(first)))
+    state_file.save(path, SavedState(Snapshot(state, logits, 5), identify(first)))
     saved = state_file.load(path)
     assert state_file.fit(saved, second) is None
-    moved, stayed = (model.forward([9, 10], saved.position.state)[0] for model in (second, first))
+    moved, stayed = (model.forward([9, 10], saved.snapshot.state)[0] for model in (second, first))
     assert difference(moved, stayed) < 0.05  # int8 activations against none
 
 
@@ -444,7 +447,7 @@ def test_what_is_no_number_is_not_saved(path):
     state_file.save(path, some_state())
     before = path.read_bytes()
     damaged = some_state()
-    damaged.position.state.wkv[1, 1, 3, 3] = np.nan
+    damaged.snapshot.state.wkv[1, 1, 3, 3] = np.nan
     with pytest.raises(StateError, match="it holds something that is no number"):
         state_file.save(path, damaged)
     assert path.read_bytes() == before
@@ -452,7 +455,7 @@ def test_what_is_no_number_is_not_saved(path):
 
 def test_too_much_text_is_not_saved(path, monkeypatch):
     monkeypatch.setattr("rwkv_cli.sessions.state_file.fields.MOST_TEXT", 10)
-    with pytest.raises(StateError, match=r"its text is longer .*--no-text"):
+    with pytest.raises(StateError, match=r"its text is longer .*keep_text=False"):
         state_file.save(path, some_state(text="a" * 11))
     assert not path.exists()
 
@@ -466,7 +469,7 @@ def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="no space left on the disk"):
         state_file.save(path, some_state(2))
-    assert_same_state(state_file.load(path).position.state, some_state(1).position.state)
+    assert_same_state(state_file.load(path).snapshot.state, some_state(1).snapshot.state)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -474,6 +477,7 @@ def test_a_full_disk_leaves_the_old_file(path, monkeypatch):
 # does it, to be killed; its parent has imported everything.
 SAVER = """
 import os, random, signal, sys, time
+from dataclasses import replace
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from helpers.saved import some_state
@@ -486,9 +490,9 @@ for kill in range(100):
     if not child:
         for number in range(done + 1, 10**6):
             saved = some_state(0)
-            saved.position.tokens = number
+            saved.snapshot = replace(saved.snapshot, n_tokens=number)
             saved.text = "x" * 300_000
-            statefile.save(path, saved)
+            state_file.save(path, saved)
             os.write(writer, b".")
     os.close(writer)
     time.sleep(random.Random(kill).uniform(0.003, 0.02))
@@ -499,11 +503,11 @@ for kill in range(100):
         written += len(data)
     os.close(reader)
     if done + written:
-        found = statefile.load(path).position.tokens
+        found = state_file.load(path).snapshot.n_tokens
         assert found in (done + written, done + written + 1), (found, done, written)
         done = found
 left = [name for name in os.listdir(path.parent) if name.endswith(".tmp")]
-statefile.save(path, some_state(0))
+state_file.save(path, some_state(0))
 print(done, len(left), os.listdir(path.parent))
 """
 
@@ -539,7 +543,7 @@ def test_only_leftovers_of_the_dead_go(tmp_path):
 def test_the_temporary_file_of_a_long_name_has_a_shorter_one(tmp_path, name):
     path = tmp_path / name
     state_file.save(path, some_state())
-    assert state_file.load(path).position.tokens == 17
+    assert state_file.load(path).snapshot.n_tokens == 17
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -548,13 +552,13 @@ def test_an_interrupt_while_saving_leaves_nothing_behind(path):
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from pathlib import Path
-        from test_statefile import some_state
+        from helpers.saved import some_state
         from rwkv_cli.sessions import state_file
-        statefile.save(Path(sys.argv[1]), some_state(1))
+        state_file.save(Path(sys.argv[1]), some_state(1))
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGINT)
-        statefile.save(Path(sys.argv[1]), some_state(2))
+        state_file.save(Path(sys.argv[1]), some_state(2))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(path)], capture_output=True)
     assert done.returncode in (1, 130, -signal.SIGINT)
-    assert_same_state(state_file.load(path).position.state, some_state(1).position.state)
+    assert_same_state(state_file.load(path).snapshot.state, some_state(1).snapshot.state)
     assert list(path.parent.iterdir()) == [path]

@@ -201,7 +201,7 @@ def test_a_damaged_state_can_be_removed():
 HOLDER = """
 import sys
 from rwkv_cli.sessions import state_store
-with store.lock(store.resolve(sys.argv[1])):
+with state_store.lock(state_store.resolve(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.reporting import format_size, pluralize
+from rwkv_cli.sampling_settings import SAMPLING_FIELDS
 from rwkv_cli.sessions import state_store, transcript
 from rwkv_cli.sessions.autosave import Choices
-from rwkv_cli.sessions.conversation import SAMPLING
 
 if TYPE_CHECKING:
     from rwkv_cli.cli.chat.loop import Chat
@@ -184,8 +184,8 @@ def _show(chat: Chat, _: str) -> None:
         "template": f"{conversation.template.name}: {conversation.template.description}",
         "name": session.name or "none: /save NAME keeps it",
         "turns": f"{len(conversation.turns):,}",
-        "tokens": f"{conversation.position.tokens:,} read",
-        "state": f"{format_size(conversation.position.state.nbytes)}, however long it gets",
+        "tokens": f"{conversation.snapshot.n_tokens:,} read",
+        "state": f"{format_size(conversation.snapshot.state.nbytes)}, however long it gets",
         "undo": f"{pluralize(len(conversation.snapshots), 'snapshot')}, {format_size(conversation.snapshots.nbytes)}",
     }
     if conversation.system:
@@ -205,7 +205,7 @@ def _stats(chat: Chat, _: str) -> None:
         f"{totals.prompt_tokens:,} read"
     )
     rows["conversation"] = (
-        f"{pluralize(len(chat.conversation.turns), 'turn')}, {chat.conversation.position.tokens:,} tokens"
+        f"{pluralize(len(chat.conversation.turns), 'turn')}, {chat.conversation.snapshot.n_tokens:,} tokens"
     )
     chat.say_table(rows)
 
@@ -237,7 +237,11 @@ _SWITCHES: dict[str, tuple[str, ...]] = {
 }
 _WHOLE = ("top_k", "seed", "max_tokens")
 _SETTINGS: dict[str, type] = {
-    **{name: int if name in _WHOLE else float for name in SAMPLING if name not in ("logit_bias", "banned")},
+    **{
+        name: int if name in _WHOLE else float
+        for name in SAMPLING_FIELDS
+        if name not in ("logit_bias", "banned")
+    },
     "max_tokens": int,
     "think": str,
     **dict.fromkeys(_SWITCHES, str),
@@ -250,7 +254,7 @@ def _settings(chat: Chat) -> dict[str, str]:
     settings = conversation.settings
     rows = {}
     for name in _SETTINGS:
-        if name in SAMPLING:
+        if name in SAMPLING_FIELDS:
             value: Any = getattr(settings, name)
             text = "a new one each time" if value is None else f"{value:g}" if name != "seed" else str(value)
             text += " (chosen)" if name in conversation.chosen else ""

@@ -19,7 +19,7 @@ from rwkv_cli.engine.generate import Usage
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.reporting import Progress, pluralize
 from rwkv_cli.sessions import resume
-from rwkv_cli.sessions.answer_stream import Answer
+from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.autosave import AutosavedConversation, Choices, open_conversation
 from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.text.thinking import Part
@@ -27,7 +27,7 @@ from rwkv_cli.text.thinking import Part
 _LEAST_COLUMN = 20  # characters beside a name, or it goes above
 _REPEATED = 2000  # characters of the last exchange that are shown again
 
-Asking = Callable[[Progress | None], Answer]
+Asking = Callable[[Progress | None], AnswerStream]
 
 
 @dataclass
@@ -180,7 +180,7 @@ class Chat:
 
     def rereading(self) -> AbstractContextManager[Progress | None]:
         """Around something that may have to read a part of the conversation again."""
-        return counting("reading again", self.conversation.position.tokens)
+        return counting("reading again", self.conversation.snapshot.n_tokens)
 
     def edit_last(self) -> None:
         """Have the last message edited, and answered in place of it."""
@@ -199,7 +199,7 @@ class Chat:
         self._note(
             f"{about}, template {self.conversation.template.name}. /help lists commands, Ctrl-D leaves."
         )
-        turns, tokens = len(self.conversation.turns), self.conversation.position.tokens
+        turns, tokens = len(self.conversation.turns), self.conversation.snapshot.n_tokens
         stands = f"{pluralize(turns, 'turn')}, {tokens:,} tokens" if tokens else "it begins"
         if session.name:
             self._note(f"{session.name}: {stands}. It is saved after every answer.")
@@ -253,7 +253,7 @@ class Chat:
         for line in textwrap.wrap(text, max(shutil.get_terminal_size().columns, 20)):
             ui.note(line)
 
-    def _count(self, answer: Answer | None) -> None:
+    def _count(self, answer: AnswerStream | None) -> None:
         if answer:
             self.last_usage = answer.usage
             self.totals.answers += 1

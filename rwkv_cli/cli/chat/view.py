@@ -12,7 +12,7 @@ from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.markdown import MarkdownStream, PlainStream, Stream
 from rwkv_cli.cli.terminal.progress import reading
-from rwkv_cli.sessions.answer_stream import Answer
+from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.text.thinking import Part
 
 
@@ -22,7 +22,7 @@ class View(Protocol):
     show_thinking: bool
     markdown: bool
 
-    def show(self, answer: Answer) -> None:
+    def show(self, answer: AnswerStream) -> None:
         """Show an answer to its end. Ctrl-C stops it; KeyboardInterrupt means that there is none."""
         ...
 
@@ -37,7 +37,7 @@ class PlainView:
     show_thinking = False
     markdown = False
 
-    def show(self, answer: Answer) -> None:
+    def show(self, answer: AnswerStream) -> None:
         """See `View`."""
         text, is_seen = "", ui.is_terminal(sys.stdout)
         for part in _watched(answer):
@@ -59,7 +59,7 @@ class TerminalView:
         self.show_thinking = show_thinking
         self.markdown = markdown
 
-    def show(self, answer: Answer) -> None:
+    def show(self, answer: AnswerStream) -> None:
         """See `View`."""
         self.show_parts(_watched(answer), answer)
         if answer.finish == "length":
@@ -69,7 +69,7 @@ class TerminalView:
         elif answer.finish == "stopped":
             ui.note("(stopped)")
 
-    def show_parts(self, parts: Iterable[Part], answer: Answer | None = None) -> None:
+    def show_parts(self, parts: Iterable[Part], answer: AnswerStream | None = None) -> None:
         """Show a thought and an answer; `answer` knows how long the thought is."""
         thought, said = _Block(self._thought()), _Block(self._answer())
         folded = False
@@ -96,7 +96,7 @@ class TerminalView:
         if not (thought.has_begun or said.has_begun):
             ui.note("(no answer)")
 
-    def _unfold(self, answer: Answer | None) -> bool:
+    def _unfold(self, answer: AnswerStream | None) -> bool:
         count = f" {answer.thought_tokens} tokens" if answer else ""
         _write(ui.styled(f"{count})", ui.DIM, sys.stdout) + "\n")
         return False
@@ -135,7 +135,7 @@ class _Block:
         _write(self._stream.end() + "\n")
 
 
-def _watched(answer: Answer) -> Iterable[Part]:
+def _watched(answer: AnswerStream) -> Iterable[Part]:
     """The parts of an answer; Ctrl-C ends it after the present token, or at once while the message is read."""
     with Interrupts() as interrupts:
         with reading(answer.generation, quiet=False):

@@ -13,25 +13,23 @@ from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import load
-from rwkv_cli.sessions.batch import AT_ONCE, Answer, Prompt, answers
-from rwkv_cli.sessions.prompt_cache import with_cache
-from rwkv_cli.text.template_file import open_template
+from rwkv_cli.sessions.batch import Answer, Prompt, answers
+from rwkv_cli.sessions.prompt_cache import reader_for
 
 
-def run(request: Request, file: str, at_once: int | None) -> int:
+def run(request: Request, file: str, batch_size: int | None) -> int:
     """Answer the prompts of a file, in their order; gives the exit code. Raises UsageError for a file that is wrong."""
     prompts = read_prompts(file, request.system)
     with TerminalReporter(request.quiet) as reporter:
         model = load(request.model, request.device, threads=request.threads, reporter=reporter)
-    if request.cache:
-        model.backend = with_cache(model)
     found = answers(
         model,
         prompts,
-        at_once=at_once or AT_ONCE,
+        batch_size=batch_size,
         max_tokens=request.max_tokens,
-        template=open_template(request.template) if request.template else None,
+        template=request.template,
         stop=request.stops,
+        reader=reader_for(model) if request.cache and model.backend.is_split_invariant else None,
         **request.sampling,
     )
     out = sys.stdout  # a bar on stderr takes the name, and what is written to it

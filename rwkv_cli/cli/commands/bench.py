@@ -58,8 +58,8 @@ def bench(
         "machine": f"{machine.cpu_name()}; {machine.system()}",
         "model": str(loaded.path),
         "weight_type": loaded.info.weight_type,
-        "kernel": getattr(backend, "kernel", backend.description),
-        "threads": getattr(backend, "n_threads", None),
+        "kernel": backend.kernel,
+        "threads": backend.n_threads,
     }
     measured = summary(backend, plan, results)
     if json:

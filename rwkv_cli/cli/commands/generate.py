@@ -63,8 +63,7 @@ def generate(
     elif batch_size is not None:
         raise UsageError("--batch-size is for --batch, which is not there")
     template = "raw" if raw else template
-    if template:
-        open_template(template)
+    layout = open_template(template) if template else None
     system = None if system is None else checked_text(system, "system text")
     stops = [unescaped(checked_text(each, "stop string")) for each in stop or ()]
     chosen = options.sampling(
@@ -87,7 +86,7 @@ def generate(
         threads=threads,
         max_tokens=max_tokens,
         stops=stops,
-        template=template,
+        template=layout,
         system=system,
         state=state,
         save_state=save_state,

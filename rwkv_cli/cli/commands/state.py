@@ -61,15 +61,14 @@ def save(
     from rwkv_cli.cli.prompt import checked_text, read_prompt
     from rwkv_cli.text.template_file import open_template
 
-    if template:
-        open_template(template)
     request = Request(
         text=read_prompt(prompt, prompt_file),
         model=model,
         device=device,
         threads=threads,
         max_tokens=0,
-        template=template,
+        template=open_template(template) if template else None,
+        reads_only=True,
         system=None if system is None else checked_text(system, "system text"),
         state=state,
         save_state=name,
@@ -159,7 +158,7 @@ def show(
     from rwkv_cli.sessions import resume
 
     source = resume.open_state(name)
-    norms = heat_map.norms(source.saved.position.state)
+    norms = heat_map.norms(source.saved.snapshot.state)
     facts = states.facts(source.path, source.saved)
     if png:
         heat_map.write_png(png, norms, f"{facts['name']}: {facts['tokens']:,} tokens of {facts['model']}")

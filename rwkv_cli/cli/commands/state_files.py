@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rwkv_cli.catalog import registry
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.engine.state import Position
+from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.model_identity import identify_file
@@ -43,7 +43,7 @@ def copy(
             saved.text = saved.conversation = None
         if new:
             saved.created = ""
-        resume.keep(path, saved, state_file.peek(found.path).compact if compact is None else compact)
+        state_store.save(path, saved, state_file.peek(found.path).compact if compact is None else compact)
     return resume.described(path, saved)
 
 
@@ -83,6 +83,6 @@ def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
         model_path = registry.locate(model)
         identity, config = identify_file(model_path)
         state = trained_state(file, config, identity.name)
-        saved = SavedState(Position(state), identity)
-        resume.keep(path, saved)
+        saved = SavedState(Snapshot(state), identity)
+        state_store.save(path, saved)
     return f"{resume.described(path, saved)}; a trained state"

@@ -83,16 +83,16 @@ def _memory_speed(reporter: Reporter) -> float | None:
     from rwkv_cli import paths
     from rwkv_cli.engine import bench
     from rwkv_cli.engine.backends import registry
-    from rwkv_cli.engine.backends.base import MemoryLimited
     from rwkv_cli.files.model_file import ModelFile
 
     try:
-        backend = registry.create("auto", ModelFile(paths.EMBEDDED_MODEL), None, reporter.compiling).backend
+        backend = registry.open_backend(
+            "auto", ModelFile(paths.EMBEDDED_MODEL), None, reporter.compiling
+        ).backend
     except DeviceError:
         return None
-    if not isinstance(backend, MemoryLimited):
-        return None
-    return bench.memory_speed(backend.memory_reader(), time.perf_counter)
+    read = backend.memory_reader()
+    return bench.memory_speed(read, time.perf_counter) if read else None
 
 
 def write_json(source: Source, target: Path, weight_type: str, found: Comparison | None) -> None:

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import reading
-from rwkv_cli.engine.generate import Generation, Step
-from rwkv_cli.sessions.prompt_cache import CachedBackend
+from rwkv_cli.generation import Generation, Step
 
 _ECHO = 1000  # characters of a prompt that are repeated before the text that goes on from it
 
@@ -56,11 +55,6 @@ def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
                 return ui.INTERRUPTED
         output.end(generation.finish or "length", "", generation)  # without either, no tokens were wanted
         return 0
-
-
-def reused(generation: Generation) -> int:
-    """Tokens of the prompt that came from the cache."""
-    return generation.backend.reused if isinstance(generation.backend, CachedBackend) else 0
 
 
 @dataclass
@@ -122,7 +116,7 @@ class TextOutput:
         if self.quiet:
             return
         if self._is_empty and not rest and finish in ("end", "stop"):
-            ui.note("there is no text: the model ended it at once; it may not know this form of prompt")
+            ui.note("no text: the model ended the document at once; it may not know this prompt format")
         if ui.is_terminal(sys.stderr):
             ui.note(_summary(finish, generation))
 
@@ -135,7 +129,7 @@ class TextOutput:
 
 def _summary(finish: str, generation: Generation) -> str:
     usage = generation.usage
-    cached, prompt = reused(generation), ""
+    cached, prompt = usage.cached_tokens, ""
     if cached:
         prompt = f"{cached:,} of {usage.prompt_tokens:,} prompt tokens came from the cache; "
     elif usage.prompt_tokens:
@@ -166,8 +160,8 @@ class JsonOutput:
         """The line that sums up."""
         usage = generation.usage
         counts = {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens}
-        if cached := reused(generation):
-            counts["cached_tokens"] = cached
+        if usage.cached_tokens:
+            counts["cached_tokens"] = usage.cached_tokens
         self._line(
             {
                 "finish": finish,

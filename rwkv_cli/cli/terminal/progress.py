@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.engine.generate import Generation
 from rwkv_cli.errors import MissingModelError
+from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import COMPILING, Reporter
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def reading(generation: Generation, quiet: bool) -> Iterator[None]:
     """Around the first step of a generation, which reads the prompt."""
     with counting("reading the prompt", generation.usage.prompt_tokens, quiet) as progress:
         if progress:
-            generation.progress = progress
+            generation.report_to(progress)
         yield
 
 

@@ -51,6 +51,7 @@ class CpuBackend(Backend):
     """Runs a model file as it lies in memory: the weights are used in place, in the layout that the file has."""
 
     name = "cpu"
+    n_threads: int
     is_split_invariant = True
 
     def __init__(self, model: ModelFile, n_threads: int | None = None, chunk: int = CHUNK) -> None:

@@ -1,65 +1,54 @@
-"""The choice of a backend: imports only what it chooses, and says why."""
+"""The backends in one table, and the choice among them. A backend's module is imported only when it is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError, UsageError
-from rwkv_cli.files.checkpoints import Checkpoint
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.files.weight_source import WeightSource
 
-Device = Literal["auto", "cuda", "cpu", "reference"]
-DEVICES: tuple[Device, ...] = get_args(Device)
+AUTO = "auto"
 
 Compiling = Callable[[str], AbstractContextManager[None]]
-"""Around the compilation of kernels for "CPU" or "GPU", which takes long and happens once."""
+"""Entered while kernels for the "CPU" or "GPU" are compiled, which takes seconds and happens once."""
 
 
 class Selection(NamedTuple):
-    """A backend by name, and why it was taken."""
+    """A backend by name, and why it was chosen."""
 
-    device: Literal["cuda", "cpu", "reference"]
+    device: str
     reason: str
 
 
-class Created(NamedTuple):
+class Opened(NamedTuple):
     """A backend that runs, and how it was chosen."""
 
     backend: Backend
     selection: Selection
-    failure: str | None = None  # why another one was tried in vain
+    failure: str | None = None  # why the preferred backend failed
 
 
-def check(device: str) -> None:
-    """Raises UsageError for the name of a device that nothing has."""
-    if device not in DEVICES:
-        raise UsageError(f"there is no device {device!r}: choose among {', '.join(DEVICES)}")
+@dataclass(frozen=True)
+class Entry:
+    """A backend before its module is imported."""
 
-
-def select(device: str, weight_type: WeightType, weight_bytes: int = 0) -> Selection:
-    """The backend for a --device option and a model of this type and size; nothing is loaded, and little asked.
-
-    Raises UsageError for a name that nothing has.
-    """
-    check(device)
-    if device == "cuda":
-        return Selection("cuda", "chosen with --device")
-    if device == "cpu":
-        return Selection("cpu", "chosen with --device")
-    if device == "reference":
-        return Selection("reference", "chosen with --device")
-    if reason := why_not_cuda(weight_type, weight_bytes):
-        return Selection("cpu", reason)
-    return Selection("cuda", "the fastest backend on this machine")
+    name: str
+    open: Callable[[ModelFile, int | None, Compiling], Backend]
+    why_not: Callable[[WeightType, int], str | None] = lambda _type, _bytes: (
+        None
+    )  # a cheap probe, see `why_not_cuda`
+    is_automatic: bool = True
 
 
 def why_not_cuda(weight_type: WeightType, weight_bytes: int = 0) -> str | None:
-    """Why the GPU cannot run such a model, as far as that is known before it is tried; None if it seems to."""
+    """Why the GPU cannot run a model of this type and size, as far as is known before it is tried; None if it may."""
     try:
         gpu = probe.gpus()[0]
     except DeviceError as error:
@@ -75,46 +64,92 @@ def why_not_cuda(weight_type: WeightType, weight_bytes: int = 0) -> str | None:
     return None
 
 
-def create(
-    device: str,
-    source: ModelFile | Checkpoint,
-    threads: int | None = None,
-    compiling: Compiling = lambda _: nullcontext(),
-) -> Created:
-    """Build the backend for a --device option; a checkpoint that is no model file can only be read by the reference.
+def _open_cuda(model: ModelFile, _threads: int | None, compiling: Compiling) -> Backend:
+    if reason := why_not_cuda(model.info.weight_type):
+        raise DeviceError(reason)
+    from rwkv_cli.engine.backends import cuda
 
-    `auto` goes on with the CPU where the GPU fails. `threads` is for the CPU; None takes `machine.default_threads`.
-    Raises UsageError for a name that nothing has, DeviceError when the backend cannot run on this machine.
-    """
-    check(device)
-    if not isinstance(source, ModelFile):
-        from rwkv_cli.engine.backends.reference import ReferenceBackend
-
-        return Created(ReferenceBackend(source), Selection("reference", "chosen with --device"))
-    selection = select(device, source.info.weight_type, source.weight_bytes)
-    if device != "auto" or selection.device != "cuda":
-        return Created(_create(selection.device, source, threads, compiling), selection)
-    try:
-        return Created(_create("cuda", source, threads, compiling), selection)
-    except DeviceError as error:
-        failure = str(error)
-    return Created(_create("cpu", source, threads, compiling), Selection("cpu", failure), failure)
+    return cuda.open_cuda(model, lambda: compiling("GPU"))
 
 
-def _create(device: str, source: ModelFile, threads: int | None, compiling: Compiling) -> Backend:
-    if device == "reference":
-        from rwkv_cli.engine.backends.reference import ReferenceBackend
-
-        return ReferenceBackend(source)
-    if device == "cuda":
-        if reason := why_not_cuda(source.info.weight_type):
-            raise DeviceError(reason)
-        from rwkv_cli.engine.backends.cuda import open_cuda
-
-        return open_cuda(source, lambda: compiling("GPU"))
+def _open_cpu(model: ModelFile, threads: int | None, compiling: Compiling) -> Backend:
     try:
         from rwkv_cli.engine.backends.cpu import CpuBackend, is_compiled
     except (ImportError, ValueError) as error:  # Numba is broken, or RWKV_CPU_KERNEL is wrong
         raise DeviceError(f"the CPU kernels cannot run: {error}") from None
     with nullcontext() if is_compiled() else compiling("CPU"):
-        return CpuBackend(source, threads)
+        return CpuBackend(model, threads)
+
+
+def _open_reference(model: WeightSource, _threads: int | None, _compiling: Compiling) -> Backend:
+    from rwkv_cli.engine.backends.reference import ReferenceBackend
+
+    return ReferenceBackend(model)
+
+
+BACKENDS = {
+    entry.name: entry
+    for entry in (
+        Entry("cuda", _open_cuda, why_not_cuda),
+        Entry("cpu", _open_cpu),
+        Entry("reference", _open_reference, is_automatic=False),
+    )
+}
+"""By name; of the automatic ones the fastest first. The last of those runs on every machine."""
+
+DEVICES = (AUTO, *BACKENDS)
+"""What the setting `device` may be."""
+
+
+def check(device: str) -> None:
+    """Raise UsageError for the name of an unknown device."""
+    if device not in DEVICES:
+        raise UsageError(f"unknown {{device}} {device!r}: choose among {', '.join(DEVICES)}")
+
+
+def select(device: str, weight_type: WeightType, weight_bytes: int = 0) -> Selection:
+    """The backend for the setting `device` and a model of this type and size; nothing is loaded, and little probed.
+
+    Raises UsageError for an unknown device.
+    """
+    check(device)
+    if device != AUTO:
+        return Selection(device, "chosen by name")
+    reason = "the fastest backend on this machine"
+    for entry in BACKENDS.values():
+        if not entry.is_automatic:
+            continue
+        obstacle = entry.why_not(weight_type, weight_bytes)
+        if obstacle is None:
+            return Selection(entry.name, reason)
+        reason = obstacle
+    raise DeviceError(reason)
+
+
+def open_backend(
+    device: str,
+    source: ModelFile | WeightSource,
+    threads: int | None = None,
+    compiling: Compiling = lambda _: nullcontext(),
+) -> Opened:
+    """Open the backend for the setting `device`. A source that is not a model file runs on the reference backend only.
+
+    "auto" falls back to the next backend where one fails. `threads` is for the CPU; None takes
+    `machine.default_threads`. Raises UsageError for an unknown device, DeviceError if the backend cannot run on this
+    machine.
+    """
+    check(device)
+    if not isinstance(source, ModelFile):
+        return Opened(_open_reference(source, None, compiling), Selection("reference", "chosen by name"))
+    selection = select(device, source.info.weight_type, source.weight_bytes)
+    candidates = [entry.name for entry in BACKENDS.values() if entry.is_automatic] if device == AUTO else []
+    failure = None
+    for name in candidates[candidates.index(selection.device) :] if candidates else [selection.device]:
+        try:
+            backend = BACKENDS[name].open(source, threads, compiling)
+            return Opened(backend, Selection(name, failure or selection.reason), failure)
+        except DeviceError as error:
+            if device != AUTO or name == candidates[-1]:
+                raise
+            failure = str(error)
+    raise AssertionError("unreachable")

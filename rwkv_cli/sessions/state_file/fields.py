@@ -66,7 +66,7 @@ def _halved(array: Array, axes: tuple[int, ...]) -> tuple[NDArray[np.float16], A
 
 def store_penalties(memory: SamplerMemory | None) -> Stored:
     """The counts of a sampler; nothing where there are none."""
-    if memory is None or not memory.counts:
+    if memory is None or memory.generator is None or not memory.counts:
         return {}
     tokens, counts = memory.counts.keys(), memory.counts.values()
     return {
@@ -81,7 +81,7 @@ def store_text(name: str, text: str) -> Stored:
     if len(data) > MOST_TEXT:
         limit = f"{MOST_TEXT >> 20} MB"
         raise StateError(
-            f"the state is not saved: its {name} is longer than {limit}; leave it out (--no-text)"
+            f"the state is not saved: its {name} is longer than {limit}; leave it out ({{keep_text=false}})"
         )
     return {name: ("U8", np.frombuffer(data, np.uint8))} if data else {}
 
@@ -111,7 +111,7 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain_generator(memory: SamplerMemory | None) -> dict[str, Any] | None:
     """The state of PCG64; its two numbers have 128 bits, more than JSON readers keep, and become strings."""
-    if memory is None:
+    if memory is None or memory.generator is None:
         return None
     generator, numbers = memory.generator, memory.generator["state"]
     return {

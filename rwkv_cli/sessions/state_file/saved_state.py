@@ -1,4 +1,4 @@
-"""The state file: a place in a text, kept, from where a model goes on without reading anything again.
+"""The state file: a saved position in a text, from which a model continues without reading anything again.
 
 It is a safetensors file, described in docs/state-file.md. `save` and `load` are exact; the compact form, in float16,
 is not. Nothing of a file is trusted: every size, type and number is checked before it is used.
@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rwkv_cli.engine.sampling import SamplerMemory
-from rwkv_cli.engine.state import Position, State
+from rwkv_cli.engine.session import Snapshot
+from rwkv_cli.engine.state import State
 from rwkv_cli.errors import StateError
 from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.safetensors import Mapped, SafetensorsWriter, map_safetensors
@@ -45,7 +45,6 @@ from rwkv_cli.sessions.state_file.fields import (
 )
 
 if TYPE_CHECKING:
-    from rwkv_cli.config import ModelConfig
     from rwkv_cli.model import Model
 
 VERSION = 1
@@ -59,14 +58,13 @@ _MODEL_BEGINNING = b'{"__metadata__":{"rwkv":'
 
 @dataclass
 class SavedState:
-    """A place in a text, and what it takes to go on from there as if nobody had ever stopped."""
+    """A place in a text, and what it takes to continue from there exactly as if the process had never ended."""
 
-    position: Position  # the state, the logits of the next token, tokens read
+    snapshot: Snapshot  # the state, the logits of the next token, the number of tokens read, the sampler
     model: ModelIdentity
     name: str = ""  # in the store, or of the conversation
     created: str = ""  # ISO 8601, UTC; `save` fills it in
     template: str | None = None  # the name of the prompt template that was used
-    memory: SamplerMemory | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of SamplingSettings that were chosen
     text: str | None = None  # all text since the start; None where it is not kept
     conversation: Mapping[str, Any] | None = None  # JSON of `rwkv_cli.sessions.conversation`
@@ -103,27 +101,19 @@ def fit(saved: SavedState, model: Model) -> str | None:
     if own.weights != wanted.weights:
         same = own.name == wanted.name
         theirs, ours = (f"{each.name} ({each.weights[:8]})" if same else each.name for each in (wanted, own))
-        raise StateError(
-            f"the state was made with the model {theirs}, and this is {ours}: choose it with --model"
-        )
+        raise StateError(f"this state belongs to {theirs}; pass {{model}} (this is {ours})")
     if own.tokenizer != wanted.tokenizer:
         raise StateError(
             f"the state was made with {own.name} and another tokenizer than it has here: its tokens mean something else"
         )
-    if not has_shape_of(saved.position, model.config):
+    if not saved.snapshot.fits(model.config):
         raise StateError(f"the state has another shape than those of {own.name}: its file is damaged")
     if wanted.weight_type and own.weight_type != wanted.weight_type:
         return (
-            f"the state was made with {wanted.weight_type} weights, and goes on with {own.weight_type}: "
+            f"the state was made with {wanted.weight_type} weights, and continues with {own.weight_type}: "
             "the text may differ from what it would have been"
         )
     return None
-
-
-def has_shape_of(position: Position, config: ModelConfig) -> bool:
-    """Whether a position is that of a model of these sizes."""
-    logits = position.logits
-    return position.state.fits(config) and (logits is None or logits.shape == (config.vocab_size,))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -152,9 +142,9 @@ def save(path: Path, saved: SavedState, *, compact: bool = False, durable: bool 
 def _tensors(saved: SavedState, compact: bool) -> Stored:
     """Everything that is stored as a tensor."""
     tensors: Stored = {}
-    for name, array, axes in _parts(saved.position):
+    for name, array, axes in _parts(saved.snapshot):
         tensors |= store_values(name, array, axes, compact)
-    tensors |= store_penalties(saved.memory)
+    tensors |= store_penalties(saved.snapshot.memory)
     tensors |= store_text("text", saved.text or "")
     if saved.conversation is not None:
         encoded = json.dumps(saved.conversation, separators=(",", ":"), allow_nan=False)
@@ -162,15 +152,15 @@ def _tensors(saved: SavedState, compact: bool) -> Stored:
     return tensors
 
 
-def _parts(position: Position) -> list[tuple[str, Array, tuple[int, ...]]]:
+def _parts(snapshot: Snapshot) -> list[tuple[str, Array, tuple[int, ...]]]:
     """Name, values, and the axes over which the values of the compact form share a scale."""
-    state = position.state
+    state = snapshot.state
     parts: list[tuple[str, Array, tuple[int, ...]]] = [
         ("shift_att", state.shift_att, (1,)),
         ("wkv", state.wkv, (2, 3)),
         ("shift_ffn", state.shift_ffn, (1,)),
     ]
-    return parts if position.logits is None else [*parts, ("logits", position.logits, (0,))]
+    return parts if snapshot.logits is None else [*parts, ("logits", snapshot.logits, (0,))]
 
 
 def _metadata(saved: SavedState) -> dict[str, str]:
@@ -184,12 +174,12 @@ def _metadata(saved: SavedState) -> dict[str, str]:
             "tokenizer": model.tokenizer,
             "location": model.location,
         },
-        "tokens": saved.position.tokens,
+        "tokens": saved.snapshot.n_tokens,
         "name": saved.name,
         "created": saved.created,
         "template": saved.template,
         "settings": plain_settings(saved.settings),
-        "generator": plain_generator(saved.memory),
+        "generator": plain_generator(saved.snapshot.memory),
         "text": saved.text is not None,
     }
     return {key: json.dumps(value, allow_nan=False) for key, value in fields.items()}
@@ -240,10 +230,10 @@ def _check_kind(metadata: Metadata) -> None:
 def _other_kind(path: Path) -> str | None:
     """Half a sentence about a file that people may take for a state."""
     if _head(path, 64)[8:].startswith(_MODEL_BEGINNING):
-        return "it is a model file; give it to --model"
+        return "it is a model file, to be passed as {model}"
     magic = _head(path, 4)
     if magic == b"GGUF":
-        return "it is a published model; give it to --model"
+        return "it is a published model, to be passed as {model}"
     if magic == b"PK\x03\x04":
         return "it is a PyTorch file; if it is a state that was trained, use rwkv state import"
     return None
@@ -262,16 +252,13 @@ def _head(path: Path, size: int) -> bytes:
 def _saved(mapped: Mapped) -> SavedState:
     metadata, tensors = mapped.metadata, mapped.tensors
     check_checksum(metadata, tensors)
-    position = _position(tensors, read_tokens(metadata))
-    size = None if position.logits is None else position.logits.size
     text = read_text(tensors.get("text"), "text") if read_json(metadata, "text", bool) else None
     return SavedState(
-        position=position,
+        snapshot=_snapshot(metadata, tensors),
         model=read_identity(metadata),
         name=read_string(metadata, "name"),
         created=read_string(metadata, "created"),
         template=read_template(metadata),
-        memory=read_memory(metadata, tensors, size),
         settings=read_settings(metadata),
         text=text,
         conversation=read_conversation(tensors.get("conversation")),
@@ -300,11 +287,11 @@ def _shape(tensors: Tensors) -> tuple[int, int, int]:
     """L, H and N, from the shape of the largest tensor."""
     shape = tensors["wkv"].shape if "wkv" in tensors else ()
     if len(shape) != 4 or 0 in shape or shape[2] != shape[3]:
-        raise ValueError("the tensor wkv is missing or has a senseless shape")
+        raise ValueError("the tensor wkv is missing or has an invalid shape")
     return shape[0], shape[1], shape[2]
 
 
-def _position(tensors: Tensors, tokens: int) -> Position:
+def _snapshot(metadata: Metadata, tensors: Tensors) -> Snapshot:
     L, H, N = _shape(tensors)
     C = H * N
     logits = None
@@ -315,4 +302,5 @@ def _position(tensors: Tensors, tokens: int) -> Position:
         wkv=read_values(tensors, "wkv", (L, H, N, N), (L, H)),
         shift_ffn=read_values(tensors, "shift_ffn", (L, C), (L,)),
     )
-    return Position(state, logits, tokens)
+    vocab_size = None if logits is None else logits.size
+    return Snapshot(state, logits, read_tokens(metadata), read_memory(metadata, tensors, vocab_size))

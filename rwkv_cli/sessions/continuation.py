@@ -1,0 +1,114 @@
+"""One text that continues a prompt, a saved state or both, and the state that it leaves; no terminal is known here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rwkv_cli.engine.generate import PromptReader
+from rwkv_cli.engine.session import Snapshot
+from rwkv_cli.generation import Generation
+from rwkv_cli.model import Model
+from rwkv_cli.sampling_settings import SamplingOverrides
+from rwkv_cli.sessions import resume, state_file, state_store
+from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.text.template import TEMPLATES, Template
+
+
+@dataclass
+class TextRequest:
+    """What to generate, or only to read."""
+
+    text: str  # the prompt; empty to continue from the state
+    max_tokens: int = 256
+    stops: Sequence[str] = ()
+    template: Template | None = None  # None for the state's own, or the model's
+    system: str | None = None
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # what was chosen
+    keep_text: bool = True  # in a state that is saved
+    reads_only: bool = False  # nothing is generated: without a template, the text is a document
+
+
+class Continuation:
+    """A request, with its generation ready to run."""
+
+    def __init__(
+        self, model: Model, request: TextRequest, saved: SavedState | None, reader: PromptReader
+    ) -> None:
+        """Raises UsageError for a request that does not fit the model or the state."""
+        self.model, self.request, self.saved = model, request, saved
+        self.is_document = request.reads_only and request.template is None
+        self.layout = self._layout()
+        self.chosen: SamplingOverrides = {**(saved.settings if saved else {}), **request.sampling}  # type: ignore[typeddict-item]
+        self.generation = self._generation(reader)
+
+    def _layout(self) -> Template:
+        own = self.model.template
+        if self.is_document:
+            return own if resume.is_plain(own) else TEMPLATES["raw"]
+        return resume.layout_for(self.request.template, self.saved, own)
+
+    def _generation(self, reader: PromptReader) -> Generation:
+        sampling: SamplingOverrides = {"seed": secrets.randbits(32), **self.chosen}  # a seed that can be told
+        return self.model.generate(
+            self.request.text,
+            max_tokens=self.request.max_tokens,
+            template=self.layout,
+            system=self.request.system,
+            stop=self.request.stops,
+            start=self._start(),
+            reader=reader,
+            **sampling,
+        )
+
+    def _start(self) -> Snapshot | None:
+        """The saved snapshot. With a new seed, only the counts of its sampler remain."""
+        if self.saved is None:
+            return None
+        start = self.saved.snapshot
+        if start.memory and "seed" in self.request.sampling:
+            return replace(start, memory=replace(start.memory, generator=None))
+        return start
+
+    @property
+    def before(self) -> str:
+        """The text that the state has read; empty where it is unknown."""
+        return (self.saved.text if self.saved else "") or ""
+
+    @property
+    def continued_text(self) -> str:
+        """The text that the generation continues, where both read as one."""
+        if not self.request.text:
+            return self.before
+        return self.request.text if resume.is_plain(self.layout) else ""
+
+    def save(self, target: Path, generated: str, compact: bool = False, created: str = "") -> SavedState:
+        """Save where the generation stands. Raises StorageError, StateError."""
+        before, snapshot = self.saved, self.generation.commit()
+        text = None
+        if self.request.keep_text and (before is None or before.text is not None):
+            read = resume.text_of(self.layout, self.request.text, self.request.system, before)
+            text = self.before + read + generated
+        if self.request.reads_only:
+            memory, settings = (before.snapshot.memory, before.settings) if before else (None, {})
+            snapshot = replace(snapshot, memory=memory)
+        else:
+            settings = {**self.chosen, "seed": self.generation.sampler.settings.seed}
+        saved = SavedState(
+            snapshot=snapshot,
+            model=state_file.identify(self.model),
+            created=created,
+            template=self._template(),
+            settings=settings,
+            text=text,
+        )
+        state_store.save(target, saved, compact)
+        return saved
+
+    def _template(self) -> str | None:
+        """The name of the template that the state continues with."""
+        if self.is_document or (self.saved and not self.request.text):
+            return self.saved.template if self.saved else None
+        return self.layout.name
