@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 def main() -> None:
-    """Run the command line and end the process; an interrupt is no traceback, even while modules are imported."""
+    """Run the command line and end the process; an interrupt shows no traceback, even while modules are imported."""
     try:
         from rwkv_cli.cli.main import main
 
@@ -30,7 +30,7 @@ def _end(code: int) -> NoReturn:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-    except Exception:  # a stream that is closed, or that nobody reads: Python knows what to do
+    except Exception:  # a closed stream or pipe: Python handles it
         sys.exit(code)
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""The host: processor, memory, threads. What the system does not tell is None."""
+"""The host: processor, memory, threads. Unknown facts are None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things live on this machine."""
+"""The folders of the user, and the files inside the package."""
 
 from __future__ import annotations
 
@@ -14,40 +14,36 @@ EMBEDDED_MODEL = DATA / "gosling.safetensors"
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: RWKV_CACHE_DIR, or the user's cache folder of this platform.
+    """The folder of what can be recreated: RWKV_CACHE_DIR, or the user's cache folder of this platform.
 
     Raises StorageError for a user without a home.
     """
     try:
         return Path(os.environ.get("RWKV_CACHE_DIR") or platformdirs.user_cache_dir("rwkv"))
     except RuntimeError:
-        raise StorageError(
-            "there is no home folder for the cache: set RWKV_CACHE_DIR to a folder for it"
-        ) from None
+        raise StorageError("no home folder found for the cache: set RWKV_CACHE_DIR") from None
 
 
 def data_folder() -> Path:
-    """Where a user's models, states and histories are kept: RWKV_DATA_DIR, or the user's data folder of this platform.
+    """The folder of the user's models, states and histories: RWKV_DATA_DIR, or the user's data folder of this platform.
 
     Raises StorageError for a user without a home.
     """
     try:
         return Path(os.environ.get("RWKV_DATA_DIR") or platformdirs.user_data_dir("rwkv", appauthor=False))
     except RuntimeError:
-        raise StorageError(
-            "there is no home folder for models and states: set RWKV_DATA_DIR to a folder for them"
-        ) from None
+        raise StorageError("no home folder found for models and states: set RWKV_DATA_DIR") from None
 
 
 def user_registry_file() -> Path:
-    """The user's own models.toml, which need not exist: in RWKV_CONFIG_DIR, or the platform's folder for settings.
+    """The user's own models.toml, which may be missing: in RWKV_CONFIG_DIR, or the platform's folder for settings.
 
     Raises StorageError for a user without a home.
     """
     try:
         folder = os.environ.get("RWKV_CONFIG_DIR") or platformdirs.user_config_dir("rwkv", appauthor=False)
     except RuntimeError:
-        raise StorageError("there is no home folder for settings: set RWKV_CONFIG_DIR to a folder") from None
+        raise StorageError("no home folder found for settings: set RWKV_CONFIG_DIR") from None
     return Path(folder) / "models.toml"
 
 

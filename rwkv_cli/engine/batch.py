@@ -90,7 +90,7 @@ class Batch(ABC):
 
     @abstractmethod
     def _fetch(self, slot: int) -> State:
-        """The state in a slot; nobody else uses it."""
+        """The state in a slot, which the batch gives up."""
 
     def _check_slot(self, slot: int) -> None:
         if slot not in self._taken:

@@ -147,7 +147,7 @@ def stretches(n: int) -> list[tuple[int, int]]:
 
 
 def prefill_speed(backend: Backend, tokens: Sequence[int], clock: Clock) -> float:
-    """Tokens of a prompt read in a second, from an empty state."""
+    """Tokens of a prompt read per second, from an empty state."""
     state = State.zeros(backend.config)
     start = clock()
     backend.forward(tokens, state)
@@ -155,7 +155,7 @@ def prefill_speed(backend: Backend, tokens: Sequence[int], clock: Clock) -> floa
 
 
 def decode_speed(backend: Backend, tokens: Sequence[int], state: State, clock: Clock) -> float:
-    """Tokens read one after another in a second; advances `state`."""
+    """Tokens read one after another, per second; advances `state`."""
     start = clock()
     for token in tokens:
         backend.forward([token], state)
@@ -163,7 +163,7 @@ def decode_speed(backend: Backend, tokens: Sequence[int], state: State, clock: C
 
 
 def memory_speed(read: Callable[[], int], clock: Clock) -> float:
-    """Bytes that the memory gives in a second; `read` reads some once and gives their number."""
+    """Bytes read from memory per second; `read` reads some once and returns their number."""
     start = clock()
     n_bytes = sum(read() for _ in range(READS))
     return n_bytes / (clock() - start)

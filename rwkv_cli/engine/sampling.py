@@ -55,7 +55,7 @@ class TokenCounts(Mapping[int, float]):
     """Token -> how often it was used, decayed; compact, and never changed."""
 
     def __init__(self, tokens: NDArray[np.int32], counts: NDArray[np.float64]) -> None:
-        """Arrays [n] that nobody changes."""
+        """Arrays [n] that must not change."""
         self.tokens, self.counts = tokens, counts
 
     @classmethod
@@ -153,7 +153,7 @@ class Sampler:
     def request(self, vocab_size: int) -> SampleRequest | None:
         """What a device needs to choose in place of `sample`; `accept` is to follow. None if the settings need ranking.
 
-        Raises UsageError if the settings name a token that the model does not have.
+        Raises UsageError if the settings name a token outside the vocabulary.
         """
         settings = self.settings
         tokens, amounts = self._adjustments(vocab_size)

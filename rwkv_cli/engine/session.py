@@ -124,7 +124,7 @@ class Session:
         return Snapshot(self.state, logits, self.n_tokens, self.sampler.memory)
 
     def rewind(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot that nobody else uses, such as an earlier one of this session; the sampler stays."""
+        """Continue from a snapshot that is not used elsewhere, such as an earlier one; the sampler is unchanged."""
         self.state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
         self.pending = None
 

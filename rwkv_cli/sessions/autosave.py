@@ -1,4 +1,4 @@
-"""A conversation and the file that it is kept in; nothing here knows a terminal."""
+"""A conversation and the file that it is saved to after every answer; nothing here knows a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rwkv_cli.text.template import Template
 
 @dataclass
 class Choices:
-    """How a conversation is to be, as far as somebody said so."""
+    """The choices of a user for a conversation; None where there is none."""
 
     template: Template | None = None
     system: str | None = None
@@ -27,25 +27,25 @@ class Choices:
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
 
     def begin(self, model: Model) -> Conversation:
-        """A new conversation. Raises UsageError for what the template does not have."""
+        """A new conversation. Raises UsageError for what the template does not support."""
         conversation = Conversation(model, self.template, self.system, self.think, **self.sampling)
         if self.max_tokens is not None:
             conversation.set("max_tokens", self.max_tokens)
         return conversation
 
     def resume(self, model: Model, saved: SavedState) -> Conversation:
-        """The conversation of a state, gone on with in this way. Raises UsageError for what is settled already."""
+        """The conversation in a state, continued with these choices. Raises UsageError for those that come too late."""
         conversation = Conversation.from_saved(model, saved, self.template)
         has_begun = bool(conversation.turns)
         if self.template and self.template != conversation.template:
             if has_begun:
                 raise UsageError(
-                    f"the conversation has the template {conversation.template.name}: leave out --template"
+                    f"the conversation uses the template {conversation.template.name}: leave out {{template}}"
                 )
             conversation.change_template(self.template)
         if self.system is not None and self.system != conversation.system:
             if has_begun:
-                raise UsageError("the conversation began with another system text: leave out --system")
+                raise UsageError("the conversation began with another system prompt: leave out {system}")
             conversation.reset(self.system)
         given = {"think": self.think, "max_tokens": self.max_tokens, **self.sampling}
         for name, value in given.items():
@@ -55,28 +55,28 @@ class Choices:
 
 
 class AutosavedConversation:
-    """The conversation that goes on, and where it is saved after every answer, if it has a name.
+    """The current conversation, and where it is saved after every answer, if it has a name.
 
-    `close` it: it keeps a lock on its file.
+    It holds a lock on its file until `close`.
     """
 
     def __init__(self, conversation: Conversation, keep_text: bool = True) -> None:
         self.conversation = conversation
         self.keep_text = keep_text
         self.path: Path | None = None
-        self.is_kept = True  # the last attempt to save it went well
+        self.is_kept = True  # the last attempt to save it succeeded
         self.before: Conversation | None = None  # what `reset` put away
         self._lock = ExitStack()
         self._written: set[Path] = set()  # files that this session made, and may replace
 
     @property
     def model(self) -> Model:
-        """That which talks."""
+        """The model that answers."""
         return self.conversation.model
 
     @property
     def name(self) -> str | None:
-        """Of the conversation that is saved after every answer."""
+        """The name of the conversation, if it is saved after every answer."""
         return state_store.name_of(self.path) if self.path else None
 
     def adopt(self, path: Path, lock: ExitStack) -> None:
@@ -92,13 +92,13 @@ class AutosavedConversation:
             self.is_kept = True
 
     def save(self, target: str | None) -> Path:
-        """Save under a name or in a file; a name is kept from then on, unless there is one. Gives the file.
+        """Save under a name or in a file: its path. A conversation without a name takes the name from then on.
 
-        Raises UsageError without a name, and for one that is another state's.
+        Raises UsageError without a name, and for the name of another state.
         """
         if target is None:
             if self.path is None:
-                raise UsageError("the conversation has no name yet: /save NAME")
+                raise UsageError("the conversation has no {name} yet: give one")
             self._write(self.path)
             return self.path
         path = state_store.resolve(target)
@@ -115,7 +115,7 @@ class AutosavedConversation:
         return path
 
     def fork(self, name: str) -> Path:
-        """Save under a new name and go on there; what was saved before stays as it is."""
+        """Save under a new name and continue there; what was saved before is unchanged."""
         path = state_store.resolve(name)
         lock = self._free(path, name)
         self._write(path, lock)
@@ -123,13 +123,13 @@ class AutosavedConversation:
         return path
 
     def load(self, target: str, choices: Choices | None = None) -> str | None:
-        """Go on from a state. A named conversation is saved from then on; any other state stays as it is.
+        """Continue from a state. A named conversation is saved from then on; any other state is unchanged.
 
-        Gives a warning, if there is one. Raises StateError, UsageError.
+        Returns a warning, if there is one. Raises StateError, UsageError.
         """
         path = state_store.find(target)
         if self.path and _is_same(path, self.path):
-            raise UsageError(f"this is {self.name}")
+            raise UsageError(f"{self.name} is the current conversation")
         lock = locked(path)
         try:
             saved = state_file.load(path)
@@ -147,19 +147,19 @@ class AutosavedConversation:
         return warning
 
     def adopt_nothing(self) -> None:
-        """From now on, the conversation has no name."""
+        """From now on, save nothing: the conversation has no name."""
         self._lock.close()
         self.path, self._lock = None, ExitStack()
 
     def reset(self, system: str | None) -> None:
-        """Begin again; `restore` brings back what was said."""
+        """Start over; `restore` brings the previous conversation back."""
         before = self.conversation.fork()
         self.conversation.reset(system)
         if before.turns:
             self.before = before
 
     def restore(self) -> bool:
-        """Bring back what a `reset` put away; whether there was something."""
+        """Bring back the conversation before `reset`; False if there is none."""
         if self.before is None or self.conversation.turns:
             return False
         self.conversation, self.before = self.before, None
@@ -172,7 +172,9 @@ class AutosavedConversation:
     def _free(self, path: Path, target: str) -> ExitStack:
         """A lock on a file that may be written."""
         if path.exists() and path not in self._written:
-            raise UsageError(f"there is {target} already: choose another name, or rwkv state rm it")
+            raise UsageError(
+                f"a conversation or state named {target} exists; choose another name, or delete it with: rwkv state rm {target}"
+            )
         return locked(path)
 
     def _write(self, path: Path, lock: ExitStack | None = None) -> None:
@@ -212,7 +214,7 @@ def open_conversation(
     try:
         has_begun = path is not None and path.exists()
         if has_begun and state is not None:
-            raise UsageError(f"{name} has begun already: leave out --state, or choose another name")
+            raise UsageError(f"{name} exists already: leave out {{state}}, or choose another name")
         source = str(path) if has_begun else state
         saved = resume.open_state(source).saved if source is not None else None
         model = load(saved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -140,7 +139,7 @@ def _together(
     batch = model.backend.batch(slots)
     waiting, running = iter(jobs), dict[int, _Job]()  # by slot
     while True:
-        for job in itertools.islice(waiting, slots - len(running)):
+        while len(running) < slots and (job := next(waiting, None)):
             if reader is None:
                 running[batch.join()] = job
             elif answer := _read_alone(model, job, reader, batch, running):

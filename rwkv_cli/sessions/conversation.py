@@ -267,7 +267,7 @@ class Conversation:
         return self.model.encode_prompt(turn.user, self.template, system, turn.think, continued=continued)
 
     def _check(self, system: str | None, think: str | None) -> None:
-        """Raise UsageError where the template has no place for them, or where it is too late for a system text."""
+        """Raise UsageError where the template has no place for them, or where it is too late for a system prompt."""
         self.model.encode_prompt("x", self.template, system, think, continued=self.start.kind == "document")
 
     # ------------------------------------------------------------------------------------------- keeping

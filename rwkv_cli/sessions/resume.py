@@ -32,15 +32,15 @@ def open_state(name_or_path: str) -> Source:
 
 
 def check_folder(path: Path) -> None:
-    """Raise StorageError, before the work, where the folder of a state to be written is not there."""
+    """Raise StorageError, before the work, if the folder of a state to be written does not exist."""
     if path.parent != state_store.folder() and not path.parent.is_dir():
         raise StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
 def check_target(name_or_path: str, force: bool, source: Path | None = None) -> Path:
-    """Where a state is to be written. Raises, before the work, for what must not be replaced.
+    """The file to write a state to. Raises, before the work, UsageError for a file that must not be replaced.
 
-    A state is replaced if that is asked for, or if it is the `source` that was gone on from; anything else never.
+    A state is replaced if `force` is set, or if it is the `source` that was continued; other files never.
     """
     path = state_store.resolve(name_or_path)
     check_folder(path)
@@ -66,7 +66,7 @@ def load_model(
 
 
 def _model_of(saved: SavedState, default: str | None) -> str:
-    """Where the model of a state is: where it was, or it is the one that is used by default."""
+    """The model of a state: the one at its location, or the default model if that is the same."""
     location = saved.model.location
     if location in registry.entries() or _is_here(location):
         return location
@@ -74,7 +74,7 @@ def _model_of(saved: SavedState, default: str | None) -> str:
         if other and _weights(other) == saved.model.weights:
             return other
     raise StateError(
-        f"the model of this state, {saved.model.name}, is not at {location or 'any known place'} any more: "
+        f"the model of this state, {saved.model.name}, is no longer at {location or 'a known location'}: "
         "pass {model}"
     )
 
@@ -116,7 +116,7 @@ def text_of(layout: Template, prompt: str, system: str | None, saved: SavedState
 
 
 def is_plain(layout: Template) -> bool:
-    """Whether a template lays nothing around the prompt, so that text goes on from the prompt itself."""
+    """Whether a template adds nothing around the prompt, so that the text continues the prompt itself."""
     return layout.user == "{prompt}" and not layout.answer
 
 

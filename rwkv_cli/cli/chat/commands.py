@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.reporting import format_size, pluralize
 from rwkv_cli.sampling_settings import SAMPLING_FIELDS
 from rwkv_cli.sessions import state_store, transcript
 from rwkv_cli.sessions.autosave import Choices
-
-if TYPE_CHECKING:
-    from rwkv_cli.cli.chat.loop import Chat
 
 
 @dataclass(frozen=True)
@@ -33,20 +31,20 @@ class Command:
 
 
 def dispatch(chat: Chat, line: str) -> None:
-    """Run a line that begins with a slash. Raises UsageError for a command that there is not, with the nearest one."""
+    """Run a line that begins with a slash. Raises UsageError for an unknown command, with the nearest one."""
     name, _, argument = line[1:].partition(" ")
     command = COMMANDS.get(name.strip())
     if command is None:
         near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
         hint = f"; did you mean /{near[0]}?" if near else ""
-        raise UsageError(f"there is no command /{name[:40]}{hint} (/help lists them; // sends a slash)")
+        raise UsageError(f"unknown command /{name[:40]}{hint} (/help lists them; // sends a slash)")
     if argument.strip() and not command.arguments:
-        raise UsageError(f"/{name} takes nothing after it")
+        raise UsageError(f"/{name} takes no argument")
     command.run(chat, argument.strip())
 
 
 def words(chat: Chat, line: str) -> Iterable[str]:
-    """What a line may go on with; see `chat_input.Words`."""
+    """What may complete a line; see `chat.input.Words`."""
     if not line.startswith("/") or "\n" in line:
         return ()
     name, space, argument = line[1:].partition(" ")
@@ -64,8 +62,8 @@ def _help(chat: Chat, _: str) -> None:
     usages = {f"/{each.name} {each.arguments}".strip(): each.help for each in COMMANDS.values()}
     chat.say_table(usages)
     chat.say_text(
-        'Alt-Enter or a \\ at the end: another line. """ around a message: several lines. Tab completes. '
-        "Ctrl-C stops an answer, Ctrl-D leaves. // sends a message that begins with a slash."
+        'Alt-Enter, or \\ at the end, starts another line; """ encloses several lines. Tab completes. '
+        "Ctrl-C stops an answer, Ctrl-D leaves. Begin with // to send a message that starts with a slash."
     )
 
 
@@ -78,7 +76,7 @@ def _save(chat: Chat, target: str) -> None:
 
 def _load(chat: Chat, target: str) -> None:
     if not target:
-        raise UsageError("say which: /load NAME or /load FILE; /list shows the names")
+        raise UsageError("give a name or a file: /load NAME or /load FILE; /list shows the names")
     warning = chat.session.load(target, Choices())
     if warning:
         chat.view.say(warning)
@@ -99,7 +97,7 @@ def _list(chat: Chat, _: str) -> None:
     if rows:
         chat.say_table(rows)
     else:
-        chat.view.say("nothing is saved yet: /save NAME")
+        chat.view.say("nothing saved yet: /save NAME")
 
 
 def _fork(chat: Chat, name: str) -> None:
@@ -107,28 +105,26 @@ def _fork(chat: Chat, name: str) -> None:
         raise UsageError("give the branch a name: /fork NAME")
     before = chat.session.name
     path = chat.session.fork(name)
-    kept = f"; {before} stays as it is" if before else ""
-    chat.view.say(f"this is {state_store.name_of(path)} now{kept}")
+    kept = f"; {before} is unchanged" if before else ""
+    chat.view.say(f"now on branch {state_store.name_of(path)}{kept}")
 
 
 def _undo(chat: Chat, argument: str) -> None:
     if not argument and chat.session.restore():
-        chat.view.say("the conversation before is back")
+        chat.view.say("restored the previous conversation")
     else:
         number = _number("/undo", argument or "1")
         with chat.rereading() as progress:
             chat.conversation.undo(number, progress)
         left = len(chat.conversation.turns)
-        chat.view.say(
-            f"took back {pluralize(number, 'turn')}; " + (f"{left:,} left" if left else "none is left")
-        )
+        chat.view.say(f"undid {pluralize(number, 'turn')}; " + (f"{left:,} left" if left else "none left"))
     chat.keep()
     chat.show_last()
 
 
 def _retry(chat: Chat, _: str) -> None:
     if chat.conversation.settings.greedy:
-        chat.view.say("(the temperature is 0: the answer will be the same)")
+        chat.view.say("(temperature is 0: the answer will be the same)")
     chat.answer(lambda progress: chat.conversation.retry(progress))
 
 
@@ -141,15 +137,15 @@ def _edit(chat: Chat, text: str) -> None:
 
 def _reset(chat: Chat, _: str) -> None:
     chat.session.reset(chat.conversation.system)
-    chat.view.say("a new conversation; /undo brings the old one back")
+    chat.view.say("new conversation; /undo restores the previous one")
 
 
 def _system(chat: Chat, text: str) -> None:
     if not text:
-        chat.view.say(chat.conversation.system or "there is no system text: /system TEXT")
+        chat.view.say(chat.conversation.system or "no system prompt: set one with /system TEXT")
         return
     chat.session.reset(text)
-    chat.view.say("a new conversation with this system text; /undo brings the old one back")
+    chat.view.say("new conversation with this system prompt; /undo restores the previous one")
 
 
 def _set(chat: Chat, argument: str) -> None:
@@ -161,7 +157,7 @@ def _set(chat: Chat, argument: str) -> None:
     if key not in _SETTINGS:
         near = difflib.get_close_matches(key, _SETTINGS, n=1)
         hint = f" (did you mean {near[0].replace('_', '-')}?)" if near else ""
-        raise UsageError(f"there is no setting {name!r}{hint}: /set lists them")
+        raise UsageError(f"unknown setting {name!r}{hint}: /set lists them")
     if not value:
         raise UsageError(f"give it a value: /set {name} {'|'.join(_values(name)) or 'NUMBER'}")
     if key in _SWITCHES:
@@ -182,10 +178,10 @@ def _show(chat: Chat, _: str) -> None:
     rows = {
         "model": f"{conversation.model.path} ({conversation.model.backend.description})",
         "template": f"{conversation.template.name}: {conversation.template.description}",
-        "name": session.name or "none: /save NAME keeps it",
+        "name": session.name or "none (/save NAME keeps the conversation)",
         "turns": f"{len(conversation.turns):,}",
         "tokens": f"{conversation.snapshot.n_tokens:,} read",
-        "state": f"{format_size(conversation.snapshot.state.nbytes)}, however long it gets",
+        "state": f"{format_size(conversation.snapshot.state.nbytes)}, however long the conversation",
         "undo": f"{pluralize(len(conversation.snapshots), 'snapshot')}, {format_size(conversation.snapshots.nbytes)}",
     }
     if conversation.system:
@@ -201,7 +197,7 @@ def _stats(chat: Chat, _: str) -> None:
             f"{last.prefill_speed:.0f}/s"
         )
     rows["since the start"] = (
-        f"{pluralize(totals.answers, 'answer')}, {totals.generated_tokens:,} tokens written, "
+        f"{pluralize(totals.answers, 'answer')}, {totals.generated_tokens:,} tokens generated, "
         f"{totals.prompt_tokens:,} read"
     )
     rows["conversation"] = (
@@ -215,7 +211,7 @@ def _export(chat: Chat, target: str) -> None:
     path = Path(_unquoted(target)).expanduser()
     make = formats.get(path.suffix.lower())
     if make is None:
-        raise UsageError("give a file that ends in .md or .json: /export talk.md")
+        raise UsageError("give a file name that ends in .md or .json: /export talk.md")
     record = chat.conversation.record()
     try:
         path.write_text(make(record, chat.conversation.model.path.stem), encoding="utf-8", errors="replace")
@@ -256,8 +252,8 @@ def _settings(chat: Chat) -> dict[str, str]:
     for name in _SETTINGS:
         if name in SAMPLING_FIELDS:
             value: Any = getattr(settings, name)
-            text = "a new one each time" if value is None else f"{value:g}" if name != "seed" else str(value)
-            text += " (chosen)" if name in conversation.chosen else ""
+            text = "random" if value is None else f"{value:g}" if name != "seed" else str(value)
+            text += " (set)" if name in conversation.chosen else ""
         elif name in _SWITCHES:
             text = chat.switched(name)
         elif name == "think":
@@ -314,29 +310,33 @@ def _names(_: Chat) -> Iterable[str]:
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        Command("help", "", "these commands", _help),
-        Command("save", "[NAME|FILE]", "keep the conversation; with a new name, from now on", _save, _names),
-        Command("load", "NAME|FILE", "go on with another conversation, or a saved state", _load, _names),
-        Command("list", "", "what is saved", _list),
-        Command("fork", "NAME", "go on in a copy; the saved one stays as it is", _fork, _names),
-        Command("undo", "[N]", "take back the last turn, or N", _undo),
-        Command("retry", "", "another answer to the last message", _retry),
-        Command("edit", "[TEXT]", "replace the last message, and have it answered", _edit),
-        Command("reset", "", "begin again", _reset),
-        Command("system", "[TEXT]", "begin again with a system text, or show it", _system),
+        Command("help", "", "list the commands", _help),
+        Command(
+            "save",
+            "[NAME|FILE]",
+            "save the conversation; with a name, after every answer",
+            _save,
+            _names,
+        ),
+        Command("load", "NAME|FILE", "continue another conversation, or a saved state", _load, _names),
+        Command("list", "", "list saved conversations and states", _list),
+        Command("fork", "NAME", "continue in a copy; the saved one is unchanged", _fork, _names),
+        Command("undo", "[N]", "undo the last turn, or the last N", _undo),
+        Command("retry", "", "generate another answer to the last message", _retry),
+        Command("edit", "[TEXT]", "replace the last message and answer it", _edit),
+        Command("reset", "", "start over", _reset),
+        Command("system", "[TEXT]", "start over with a system prompt, or show it", _system),
         Command(
             "set",
             "[KEY VALUE]",
-            "change a setting, or list them",
+            "change a setting, or list all",
             _set,
             lambda _: [name.replace("_", "-") for name in _SETTINGS],
         ),
-        Command("show", "", "the model, the conversation and the settings", _show),
-        Command("stats", "", "tokens and speeds", _stats),
-        Command(
-            "export", "FILE.md|FILE.json", "write the conversation for reading, or for programs", _export
-        ),
-        Command("quit", "", "leave, as Ctrl-D does", _quit),
+        Command("show", "", "show the model, the conversation and the settings", _show),
+        Command("stats", "", "show tokens and speeds", _stats),
+        Command("export", "FILE.md|FILE.json", "export the conversation as Markdown or JSON", _export),
+        Command("quit", "", "leave (also Ctrl-D)", _quit),
     )
 }
 """By name, in the order of the help."""

@@ -30,7 +30,7 @@ PROMPT, CONTINUATION = "> ", "… "
 BLOCK = '"""'
 
 Words = Callable[[str], Iterable[str]]
-"""The words that a line may go on with: those that fit are chosen from them."""
+"""The words that may complete a line."""
 
 
 class Reader(Protocol):
@@ -42,22 +42,22 @@ class Reader(Protocol):
 
 
 class PipeReader:
-    """A message a line."""
+    """One message per line."""
 
     def __init__(self) -> None:
         self._line = 0
 
     def read(self, default: str = "") -> str:  # noqa: ARG002
-        """See `Reader`. Raises UsageError for a line that is endless or no UTF-8."""
+        """See `Reader`. Raises UsageError for a line that is too long or not UTF-8."""
         line = sys.stdin.buffer.readline(MOST_CHARACTERS + 1) if sys.stdin else b""
         if not line:
             raise EOFError
         self._line += 1
         if len(line) > MOST_CHARACTERS:
-            while line and not line.endswith(b"\n"):  # what is left of it is no message either
+            while line and not line.endswith(b"\n"):  # the rest of it is not a message either
                 line = sys.stdin.buffer.readline(MOST_CHARACTERS)
             raise UsageError(
-                f"line {self._line} has more than {MOST_CHARACTERS:,} bytes: a message cannot be so long"
+                f"line {self._line} has more than {MOST_CHARACTERS:,} bytes, the limit of a message"
             )
         try:
             return line.decode().lstrip("\ufeff").rstrip("\r\n")
@@ -106,7 +106,7 @@ class TerminalReader:
                     raise
                 default = ""
                 continue
-            # Keys that were no UTF-8 are surrogates.
+            # Keys that were not UTF-8 are surrogates.
             return unblocked(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
@@ -146,7 +146,7 @@ def _bindings() -> KeyBindings:
 
 
 class _WordCompleter(Completer):
-    """Completes the last word of a line by those that it may be."""
+    """Completes the last word of a line."""
 
     def __init__(self, words: Words) -> None:
         self._words = words
@@ -176,7 +176,7 @@ class _History(FileHistory):
         with contextlib.suppress(OSError, ValueError):
             path = Path(os.fsdecode(self.filename))
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_APPEND, 0o600))  # for nobody else to read
+            os.close(os.open(path, os.O_CREAT | os.O_APPEND, 0o600))  # readable by this user only
             super().store_string(string)
 
 

@@ -8,19 +8,17 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from rwkv_cli.cli.chat import commands
 from rwkv_cli.cli.chat.input import PROMPT, PipeReader, Reader, TerminalReader, unechoed
-from rwkv_cli.cli.chat.view import PlainView, TerminalView, View
+from rwkv_cli.cli.chat.view import TerminalView, View
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
+from rwkv_cli.cli.terminal.progress import counting
 from rwkv_cli.engine.generate import Usage
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.reporting import Progress, pluralize
-from rwkv_cli.sessions import resume
 from rwkv_cli.sessions.answer_stream import AnswerStream
-from rwkv_cli.sessions.autosave import AutosavedConversation, Choices, open_conversation
+from rwkv_cli.sessions.autosave import AutosavedConversation
 from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.text.thinking import Part
 
@@ -28,23 +26,6 @@ _LEAST_COLUMN = 20  # characters beside a name, or it goes above
 _REPEATED = 2000  # characters of the last exchange that are shown again
 
 Asking = Callable[[Progress | None], AnswerStream]
-
-
-@dataclass
-class Request:
-    """What a command line asks for."""
-
-    choices: Choices = field(default_factory=Choices)
-    name: str | None = None
-    state: str | None = None
-    model: str | None = None
-    device: str = "auto"
-    threads: int | None = None
-    keep_text: bool = True
-    markdown: bool = True
-    show_thinking: bool = True
-    vi: bool = False
-    quiet: bool = False
 
 
 @dataclass
@@ -56,37 +37,22 @@ class Totals:
     prompt_tokens: int = 0
 
 
-def run(request: Request) -> int:
-    """Chat until the user leaves, or the pipe ends; gives the exit code."""
-    with TerminalReporter(request.quiet) as reporter:
-        session = open_conversation(
-            lambda saved: resume.load_model(request.model, saved, request.device, request.threads, reporter),
-            request.choices,
-            request.name,
-            request.state,
-            request.keep_text,
-        )
-    try:
-        if not ui.is_terminal(sys.stdin):
-            return Chat(session, PipeReader(), PlainView()).run()
-        is_shown = ui.is_terminal(sys.stdout)
-        view = TerminalView(request.show_thinking, request.markdown) if is_shown else PlainView()
-        chat = Chat(session, None, view, request.quiet)
-        chat.reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
-        return chat.run()
-    finally:
-        session.close()
-
-
 class Chat:
-    """A session, where messages come from and where answers go."""
+    """A conversation, where messages come from and where answers go."""
 
     def __init__(
-        self, session: AutosavedConversation, reader: Reader | None, view: View, quiet: bool = False
+        self,
+        session: AutosavedConversation,
+        reader: Reader | None,
+        view: View,
+        dispatch: Callable[[Chat, str], None],
+        quiet: bool = False,
     ) -> None:
+        """`dispatch` runs a line that begins with a slash."""
         self.session = session
         self.reader = reader
         self.view = view
+        self._dispatch = dispatch
         self.quiet = quiet  # no greeting, no hints
         self.totals = Totals()
         self.last_usage: Usage | None = None
@@ -96,7 +62,7 @@ class Chat:
 
     @property
     def conversation(self) -> Conversation:
-        """The one that goes on."""
+        """The current one."""
         return self.session.conversation
 
     @property
@@ -115,7 +81,7 @@ class Chat:
         if not self.session.is_kept:
             self.keep()
         if self.is_interactive and not self.quiet and not self.session.path and self.conversation.turns:
-            ui.note("(this conversation was not saved; /save NAME or --name NAME would have)")
+            ui.note("(not saved; to keep a conversation use /save NAME or start with --name NAME)")
         return 1 if self._failed and not self.is_interactive else 0
 
     def _next(self) -> None:
@@ -127,8 +93,8 @@ class Chat:
         except KeyboardInterrupt:
             if not self.is_interactive:
                 raise
-            ui.note("(Ctrl-D or /quit leaves)")
-        except RwkvError as error:  # a line that is no message
+            ui.note("(Ctrl-D or /quit to leave)")
+        except RwkvError as error:  # a line that is not a message
             self._fail(error)
 
     def handle(self, line: str) -> None:
@@ -138,7 +104,7 @@ class Chat:
             return
         try:
             if line.startswith("/") and not line.startswith("//"):
-                commands.dispatch(self, line)
+                self._dispatch(self, line)
                 return
             text = line[1:] if line.startswith("//") else line
             ask = self.conversation.edit if edits else self.conversation.ask
@@ -158,7 +124,7 @@ class Chat:
                 raise
             was_read = answer is not None and answer.usage.generated_tokens > 0
             print()
-            ui.note("(interrupted: this answer is forgotten)" if was_read else "(interrupted)")
+            ui.note("(interrupted: this answer is discarded)" if was_read else "(interrupted)")
             self._default = message
             return
         finally:
@@ -172,7 +138,7 @@ class Chat:
             raise KeyboardInterrupt
 
     def keep(self) -> None:
-        """Save a named conversation; what prevents it is shown, and the chat goes on."""
+        """Save a named conversation; a failure is shown, and the chat continues."""
         try:
             self.session.keep()
         except RwkvError as error:
@@ -185,7 +151,7 @@ class Chat:
     def edit_last(self) -> None:
         """Have the last message edited, and answered in place of it."""
         if not self.is_interactive:
-            raise UsageError("say what it should be: /edit TEXT")
+            raise UsageError("give the new message: /edit TEXT")
         if not self.conversation.turns:
             raise UsageError("nothing was said yet")
         self._default, self._edits = self.conversation.turns[-1].user, True
@@ -197,14 +163,14 @@ class Chat:
         model, session = self.session.model, self.session
         about = f"{model.path.stem} ({model.info.weight_type}, {model.backend.name})"
         self._note(
-            f"{about}, template {self.conversation.template.name}. /help lists commands, Ctrl-D leaves."
+            f"{about}, template {self.conversation.template.name}. /help lists commands, Ctrl-D to leave."
         )
         turns, tokens = len(self.conversation.turns), self.conversation.snapshot.n_tokens
-        stands = f"{pluralize(turns, 'turn')}, {tokens:,} tokens" if tokens else "it begins"
+        stands = f"{pluralize(turns, 'turn')}, {tokens:,} tokens" if tokens else "new conversation"
         if session.name:
-            self._note(f"{session.name}: {stands}. It is saved after every answer.")
+            self._note(f"{session.name}: {stands}, saved after every answer.")
         elif tokens:
-            self._note(f"It goes on from a state: {stands}.")
+            self._note(f"Resuming from a saved state: {stands}.")
         self.show_last()
 
     def show_last(self) -> None:

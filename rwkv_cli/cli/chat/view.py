@@ -23,11 +23,11 @@ class View(Protocol):
     markdown: bool
 
     def show(self, answer: AnswerStream) -> None:
-        """Show an answer to its end. Ctrl-C stops it; KeyboardInterrupt means that there is none."""
+        """Show an answer to its end. Ctrl-C stops it; KeyboardInterrupt means that it was discarded."""
         ...
 
     def say(self, text: str) -> None:
-        """Show what a command has to tell."""
+        """Show the output of a command."""
         ...
 
 
@@ -115,7 +115,7 @@ class TerminalView:
 
 
 class _Block:
-    """A text that ends with one newline and has no blank space around it."""
+    """A text that is shown without white space around it, and with one newline at its end."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream

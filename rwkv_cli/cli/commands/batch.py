@@ -1,4 +1,4 @@
-"""`rwkv generate --batch`: a file of prompts, to one JSON object a line."""
+"""`rwkv generate --batch`: a file of prompts, answered as JSON lines."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def run(request: Request, file: str, batch_size: int | None) -> int:
 
 
 def read_prompts(file: str, system: str | None = None) -> list[Prompt]:
-    """The prompts of a file, "-" for standard input: a line each, or a JSON object a line in a .jsonl file.
+    """The prompts of a file, "-" for standard input: one per line, or JSON lines in a .jsonl file.
 
-    `system` is for those without a text of their own. Raises UsageError, with the number of the line.
+    `system` is for those without a system prompt of their own. Raises UsageError, with the number of the line.
     """
     is_json = file.lower().endswith(".jsonl")
     name = "standard input" if file in ("", "-") else file
@@ -69,7 +69,7 @@ def read_prompts(file: str, system: str | None = None) -> list[Prompt]:
 
 
 def _parsed(line: str, where: str) -> tuple[str, str | None]:
-    """The prompt and the system text of a line of JSON."""
+    """The prompt and the system prompt of a line of JSON."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -78,12 +78,12 @@ def _parsed(line: str, where: str) -> tuple[str, str | None]:
         raise UsageError(f'{where}: it must be a JSON object, such as {{"prompt": "Once upon a time"}}')
     prompt, system = fields.get("prompt"), fields.get("system")
     if not isinstance(prompt, str) or not prompt:
-        raise UsageError(f'{where}: there must be a "prompt", and it must be a text')
+        raise UsageError(f'{where}: "prompt" must be a non-empty text')
     if not isinstance(system, str | None):
         raise UsageError(f'{where}: "system" must be a text')
     for text in (prompt, system or ""):
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UsageError(f"{where}: it has half of a surrogate pair, which is no text")
+            raise UsageError(f"{where}: it contains half of a surrogate pair, which is not text")
     return prompt, system
 
 

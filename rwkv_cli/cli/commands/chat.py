@@ -44,7 +44,7 @@ def chat(
     With --name, the conversation is saved after every answer, and the same command goes on with it.
     A pipe gives a message a line, and gets an answer for each.
     """
-    from rwkv_cli.cli.chat.loop import Request, run
+    from rwkv_cli.cli.chat.start import Request, run
     from rwkv_cli.cli.prompt import checked_text
     from rwkv_cli.sessions.autosave import Choices
     from rwkv_cli.text.template_file import open_template
@@ -93,7 +93,7 @@ def open_chat(
     quiet: bool = False,
 ) -> NoReturn:
     """Open a chat on a saved state, which stays as it is. Raises typer.Exit at its end."""
-    from rwkv_cli.cli.chat.loop import Request, run
+    from rwkv_cli.cli.chat.start import Request, run
     from rwkv_cli.sessions.autosave import Choices
     from rwkv_cli.text.template_file import open_template
 

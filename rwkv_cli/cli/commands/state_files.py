@@ -1,4 +1,4 @@
-"""States that come and go as files: copied, exported, taken in, removed."""
+"""States as files: copied, exported, imported, removed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def copy(
     compact: bool | None = None,
     keep_text: bool = True,
 ) -> str:
-    """Copy a state to another name or file, with the date of now if it is `new`: a line that says so.
+    """Copy a state to another name or file, with the current date if it is `new`: a line about it.
 
     `compact` is None to keep the form that it has.
     """
@@ -55,12 +55,12 @@ def export_target(name: str, file: Path) -> str:
 
 
 def remove(names: Sequence[str], yes: bool) -> None:
-    """Remove states, after asking. Raises UsageError where nobody can be asked."""
+    """Remove states, after asking. Raises UsageError where there is no terminal to ask."""
     paths = {name: state_store.find(name) for name in names}
     for name, path in paths.items():
         if not yes:
             if not ui.is_terminal(sys.stdin):
-                raise UsageError(f"to remove {name} without being asked, use --yes")
+                raise UsageError(f"to remove {name} without confirmation, use {{yes}}")
             print(f"remove {ui.printable(str(path))}? [y/N] ", end="", file=sys.stderr, flush=True)
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 continue
@@ -68,10 +68,10 @@ def remove(names: Sequence[str], yes: bool) -> None:
 
 
 def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
-    """Make a state of a file: ours, or a trained one. A line that says so. Raises StateError, CheckpointError."""
+    """Import a file, ours or a trained state: a line about it. Raises StateError, CheckpointError."""
     file = file.expanduser()
     if not file.is_file():
-        raise StateError(f"{file} is no regular file" if file.exists() else f"there is no file {file}")
+        raise StateError(f"{file} is not a regular file" if file.exists() else f"there is no file {file}")
     with file.open("rb") as opened:
         is_trained = opened.read(4) == _ZIP
     if not is_trained:

@@ -23,7 +23,7 @@ class Interrupts:
         self._before: Any = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # others never hear of it
+        if threading.current_thread() is threading.main_thread():  # signals reach the main thread only
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 

@@ -1,4 +1,4 @@
-"""A generation as it is written to stdout: as text for a person or a pipe, or as one JSON object a line."""
+"""A generation as it is written to stdout: as text for a person or a pipe, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import reading
 from rwkv_cli.generation import Generation, Step
 
-_ECHO = 1000  # characters of a prompt that are repeated before the text that goes on from it
+_ECHO = 1000  # characters of a prompt that are repeated before the text that continues it
 
 
 class Output(Protocol):
@@ -36,7 +36,7 @@ class Output(Protocol):
 def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
     """Write a generation to its end, or until Ctrl-C, which keeps what there is; gives the exit code.
 
-    Ctrl-C takes effect between two tokens, so that the generation can be settled; a second one, or one while the prompt
+    Ctrl-C takes effect between two tokens, so that the generation can be committed; a second one, or one while the prompt
     is read, at once.
     """
     with Interrupts() as interrupts:
@@ -88,9 +88,9 @@ class Recorder:
 
 @dataclass
 class TextOutput:
-    """The text alone; on a terminal also the prompt that it goes on from and, below, how fast it came."""
+    """The text alone; on a terminal also the prompt that it continues and, below, the speed."""
 
-    echo: str = ""  # the prompt, if the text goes on from it
+    echo: str = ""  # the prompt, if the text continues it
     quiet: bool = False
     _at_line_start: bool = True
     _is_empty: bool = True  # no text has come
@@ -134,7 +134,7 @@ def _summary(finish: str, generation: Generation) -> str:
         prompt = f"{cached:,} of {usage.prompt_tokens:,} prompt tokens came from the cache; "
     elif usage.prompt_tokens:
         prompt = f"prompt {usage.prompt_tokens} tokens, {usage.prefill_speed:.0f}/s; "
-    why = {"length": " (--max-tokens)", "interrupted": " (interrupted)"}.get(finish, "")
+    why = {"length": "; stopped at the limit (-n)", "interrupted": " (interrupted)"}.get(finish, "")
     if not usage.generated_tokens:
         return f"no tokens{why}"
     return (

@@ -1,6 +1,6 @@
-"""The parts of a state file, one by one: to what is stored, and back from it with every check.
+"""The parts of a state file, one by one: encoding, and decoding with every check.
 
-What is stored is a safetensors header of JSON texts, and tensors. Whatever reads raises ValueError with half a sentence
+A file is a safetensors header of JSON texts, and tensors. Decoding raises ValueError with half a sentence
 about the file ("its metadata ...").
 """
 
@@ -37,7 +37,7 @@ _NUMBER = re.compile(r"[0-9]{1,39}")  # below 2 ** 128 there are 39 digits
 
 
 # ------------------------------------------------------------------------------------------------------------
-# To what is stored
+# Encoding
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -47,7 +47,7 @@ def store_values(name: str, array: Array, axes: tuple[int, ...], compact: bool) 
     Raises StateError for values that are not finite.
     """
     if not _is_finite(array):
-        raise StateError("the state is not saved: it holds something that is no number")
+        raise StateError("the state is not saved: it contains NaN or infinity")
     if not compact:
         return {name: ("F32", array)}
     half, scale = _halved(array, axes)
@@ -57,7 +57,7 @@ def store_values(name: str, array: Array, axes: tuple[int, ...], compact: bool) 
 def _halved(array: Array, axes: tuple[int, ...]) -> tuple[NDArray[np.float16], Array]:
     """float16, and the scale that it was divided by: a power of two, so that only float16 itself rounds.
 
-    The largest magnitude comes to lie below 2 ** 15, so that nothing overflows, however large it was.
+    The largest magnitude is then below 2 ** 15, so that nothing overflows, however large it was.
     """
     _, exponent = np.frexp(np.abs(array).max(axes, keepdims=True))
     scale = np.ldexp(np.float32(1), np.clip(exponent - 15, -126, 127)).astype(np.float32)
@@ -124,7 +124,7 @@ def plain_generator(memory: SamplerMemory | None) -> dict[str, Any] | None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Back from it
+# Decoding
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +150,7 @@ def read_values(tensors: Tensors, name: str, shape: Shape, scale_shape: Shape) -
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
             values *= scale.array.reshape(scale_shape + (1,) * (len(shape) - len(scale_shape)))
     if not _is_finite(values):
-        raise ValueError(f"the tensor {name} holds a NaN or an infinity")
+        raise ValueError(f"the tensor {name} contains NaN or infinity")
     return values
 
 
@@ -164,7 +164,7 @@ def read_identity(metadata: Metadata) -> ModelIdentity:
     fields = read_json(metadata, "model", dict)
     names = ("name", "weights", "weight_type", "tokenizer", "location")
     if set(fields) != set(names) or not all(_is_short(value) for value in fields.values()):
-        raise ValueError("its metadata lack a usable 'model'")
+        raise ValueError("its metadata has no valid 'model'")
     return ModelIdentity(**fields)
 
 
@@ -172,7 +172,7 @@ def read_tokens(metadata: Metadata) -> int:
     """How many were read."""
     tokens: int = read_json(metadata, "tokens", int)
     if not 0 <= tokens < 2**63:
-        raise ValueError("its metadata lack a usable 'tokens'")
+        raise ValueError("its metadata has no valid 'tokens'")
     return tokens
 
 
@@ -180,7 +180,7 @@ def read_string(metadata: Metadata, key: str) -> str:
     """A short text."""
     value: str = read_json(metadata, key, str)
     if not _is_short(value):
-        raise ValueError(f"its metadata lack a usable {key!r}")
+        raise ValueError(f"its metadata has no valid {key!r}")
     return value
 
 
@@ -205,10 +205,10 @@ def read_memory(metadata: Metadata, tensors: Tensors, vocab_size: int | None) ->
         or not all(isinstance(text, str) and _NUMBER.fullmatch(text) for text in numbers)
         or not all(type(half) is int and 0 <= half < 2**32 for half in halves)
     ):
-        raise ValueError("its metadata lack a usable 'generator'")
+        raise ValueError("its metadata has no valid 'generator'")
     state, increment = (int(text) for text in numbers)
     if max(state, increment) >= 2**128 or increment % 2 == 0:
-        raise ValueError("its metadata lack a usable 'generator'")
+        raise ValueError("its metadata has no valid 'generator'")
     generator = {
         "bit_generator": "PCG64",
         "state": {"state": state, "inc": increment},
@@ -233,9 +233,9 @@ def _read_counts(tensors: Tensors, vocab_size: int | None) -> dict[int, float]:
         raise ValueError("the penalties are incomplete or have the wrong type or shape")
     found = dict(zip(tokens.array.tolist(), counts.array.tolist(), strict=True))
     if len(found) != len(tokens.array) or min(found) < 0 or max(found) >= (vocab_size or 2**31):
-        raise ValueError("the penalties name a token twice, or one that there is not")
+        raise ValueError("the penalties name a token twice, or one outside the vocabulary")
     if not _is_finite(counts.array) or counts.array.min() < 0:
-        raise ValueError("the penalties hold a count that is none")
+        raise ValueError("a penalty count is negative or not finite")
     return found
 
 
@@ -257,7 +257,7 @@ def read_settings(metadata: Metadata) -> dict[str, Any]:
 
 def _whole(value: object) -> int:
     if type(value) is not int:
-        raise TypeError(f"{str(value)[:20]} is no whole number")
+        raise TypeError(f"{str(value)[:20]} is not a whole number")
     return value
 
 
@@ -270,7 +270,7 @@ def read_text(tensor: MappedTensor | None, what: str) -> str:
     try:
         return tensor.array.tobytes().decode()
     except UnicodeDecodeError:
-        raise ValueError(f"its {what} is no UTF-8") from None
+        raise ValueError(f"its {what} is not UTF-8") from None
 
 
 def read_conversation(tensor: MappedTensor | None) -> dict[str, Any] | None:
@@ -282,7 +282,7 @@ def read_conversation(tensor: MappedTensor | None) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         conversation = None
     if not isinstance(conversation, dict):
-        raise ValueError("its conversation is no JSON object")
+        raise ValueError("its conversation is not a JSON object")
     return conversation
 
 
@@ -293,5 +293,5 @@ def read_json(metadata: Metadata, key: str, kind: type) -> Any:
     except (KeyError, ValueError, RecursionError):
         value = None
     if type(value) is not kind:
-        raise ValueError(f"its metadata lack a usable {key!r}")
+        raise ValueError(f"its metadata has no valid {key!r}")
     return value

@@ -1,7 +1,7 @@
 """The state file: a saved position in a text, from which a model continues without reading anything again.
 
 It is a safetensors file, described in docs/state-file.md. `save` and `load` are exact; the compact form, in float16,
-is not. Nothing of a file is trusted: every size, type and number is checked before it is used.
+is not. Nothing in a file is trusted: every size, type and number is checked before it is used.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Summary:
 
 
 def fit(saved: SavedState, model: Model) -> str | None:
-    """Whether a model can go on from a state: None if it can, a sentence of warning if with other numbers.
+    """Whether a model can continue a state: None if it can, a warning if its results will differ.
 
     Raises StateError, which names both models, for the state of another one.
     """
@@ -125,7 +125,7 @@ def save(path: Path, saved: SavedState, *, compact: bool = False, durable: bool 
     """Write a state file; all or nothing: until the new one is complete, an old one stays as it is.
 
     `compact` halves the size and rounds to float16; `durable` waits for the disk. Raises
-    StorageError when the file cannot be written, StateError for a state that holds something else than numbers or more
+    StorageError when the file cannot be written, StateError for a state with NaN or infinity, or more
     text than a file may have.
     """
     saved.created = saved.created or datetime.now(UTC).isoformat(timespec="seconds")
@@ -240,7 +240,7 @@ def _other_kind(path: Path) -> str | None:
 
 
 def _head(path: Path, size: int) -> bytes:
-    if not path.is_file():  # whoever opens a pipe waits for its other end
+    if not path.is_file():  # opening a pipe would wait for its other end
         return b""
     try:
         with path.open("rb") as file:

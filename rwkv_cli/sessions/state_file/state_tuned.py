@@ -30,7 +30,7 @@ def trained_state(file: Path, config: ModelConfig, model_name: str) -> State:
         assert match
         values = tensor.read()
         if not np.isfinite(values).all():
-            raise StateError(f"{file} holds a NaN or an infinity in {name}")
+            raise StateError(f"{file} contains NaN or infinity in {name}")
         state.wkv[int(match[1])] = values.swapaxes(-1, -2)
     return state
 
@@ -41,9 +41,9 @@ def _check_trained(
     L, H, N = config.n_layer, config.n_head, config.head_size
     for name in tensors:
         if not _TRAINED.fullmatch(name):
-            what = "a model: give it to --model" if name.startswith(("emb.", "blocks.")) else "something else"
+            what = "a model: pass it as {model}" if name.startswith(("emb.", "blocks.")) else "something else"
             raise StateError(
-                f"{file} is no trained state: it holds the tensor {name[:80]!r}; it may be {what}"
+                f"{file} is not a trained state: it contains the tensor {name[:80]!r}; it may be {what}"
             )
     layers = {int(match[1]) for name in tensors if (match := _TRAINED.fullmatch(name))}
     shapes = {tensor.shape for tensor in tensors.values()}
@@ -51,5 +51,5 @@ def _check_trained(
         found = ", ".join(sorted(str(list(shape)) for shape in shapes)) or "nothing"
         raise StateError(
             f"{file} has {len(layers)} layers of {found}, and {model_name} has {L} of [{H}, {N}, {N}]: "
-            "name the model that it was trained for with --model"
+            "pass the model that it was trained for as {model}"
         )

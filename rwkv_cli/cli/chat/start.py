@@ -1,0 +1,54 @@
+"""A chat from a command line: the conversation is opened, and wired to a terminal or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from rwkv_cli.cli.chat import commands
+from rwkv_cli.cli.chat.input import PipeReader, TerminalReader
+from rwkv_cli.cli.chat.loop import Chat
+from rwkv_cli.cli.chat.view import PlainView, TerminalView
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal.progress import TerminalReporter
+from rwkv_cli.sessions import resume
+from rwkv_cli.sessions.autosave import Choices, open_conversation
+
+
+@dataclass
+class Request:
+    """What a command line asks for."""
+
+    choices: Choices = field(default_factory=Choices)
+    name: str | None = None
+    state: str | None = None
+    model: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    keep_text: bool = True
+    markdown: bool = True
+    show_thinking: bool = True
+    vi: bool = False
+    quiet: bool = False
+
+
+def run(request: Request) -> int:
+    """Chat until the user leaves, or the pipe ends; gives the exit code."""
+    with TerminalReporter(request.quiet) as reporter:
+        session = open_conversation(
+            lambda saved: resume.load_model(request.model, saved, request.device, request.threads, reporter),
+            request.choices,
+            request.name,
+            request.state,
+            request.keep_text,
+        )
+    try:
+        if not ui.is_terminal(sys.stdin):
+            return Chat(session, PipeReader(), PlainView(), commands.dispatch).run()
+        is_shown = ui.is_terminal(sys.stdout)
+        view = TerminalView(request.show_thinking, request.markdown) if is_shown else PlainView()
+        chat = Chat(session, None, view, commands.dispatch, request.quiet)
+        chat.reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
+        return chat.run()
+    finally:
+        session.close()
