@@ -173,7 +173,8 @@ class AutosavedConversation:
         """A lock on a file that may be written."""
         if path.exists() and path not in self._written:
             raise UsageError(
-                f"a conversation or state named {target} exists; choose another name, or delete it with: rwkv state rm {target}"
+                f"a conversation or state named {target} exists; choose another name, or delete it with: "
+                f"rwkv state rm {target}"
             )
         return locked(path)
 

@@ -38,7 +38,7 @@ SDIST_ONLY = [
     "models.toml",
     "pyproject.toml",
     "scripts/test",
-    "tests/test_packaging.py",
+    "tests/project/test_packaging.py",
 ]
 
 

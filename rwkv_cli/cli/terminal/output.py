@@ -36,8 +36,8 @@ class Output(Protocol):
 def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
     """Write a generation to its end, or until Ctrl-C, which keeps what there is; gives the exit code.
 
-    Ctrl-C takes effect between two tokens, so that the generation can be committed; a second one, or one while the prompt
-    is read, at once.
+    Ctrl-C takes effect between two tokens, so that the generation can be committed; a second one, or one while the
+    prompt is read, at once.
     """
     with Interrupts() as interrupts:
         try:
