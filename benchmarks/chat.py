@@ -56,7 +56,7 @@ def main() -> None:
         model = rwkv_cli.load(options.model, threads=options.threads)
         conversation = Conversation(model, max_tokens=60, budget=options.budget, seed=1)
         samples = watch(conversation, options.turns)
-        tokens, undo = conversation.position.tokens, undo_times(conversation)
+        tokens, undo = conversation.session.n_tokens, undo_times(conversation)
         late = against_new_ones(conversation)
     except RwkvError as error:
         raise SystemExit(f"error: {error}") from None
