@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from rwkv_cli.errors import UsageError
 
 
 class SamplingOverrides(TypedDict, total=False):
-    """Fields of `SamplingSettings` that somebody chose; None stands for the model's default, like a missing key."""
+    """Fields of `SamplingSettings` that are chosen; None stands for the model's default, like a missing key."""
 
     temperature: float | None
     top_p: float | None
@@ -74,6 +74,12 @@ class SamplingSettings:
 SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingSettings))
 NUMERIC_FIELDS = tuple(name for name in SAMPLING_FIELDS if name not in ("logit_bias", "banned", "seed"))
 """Those that a model or a template may give defaults for."""
+
+
+def combined(*overrides: SamplingOverrides) -> SamplingOverrides:
+    """What is chosen by any of them, where the last one wins; without the fields that are None."""
+    merged = {name: value for each in overrides for name, value in each.items()}
+    return cast("SamplingOverrides", {name: value for name, value in merged.items() if value is not None})
 
 
 def _check(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:

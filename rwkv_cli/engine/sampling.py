@@ -81,12 +81,16 @@ class TokenCounts(Mapping[int, float]):
         return repr(dict(self.items()))
 
 
+GeneratorState = Mapping[str, Any]
+"""The state of a bit generator, in the types that NumPy gives."""
+
+
 @dataclass(frozen=True)
 class SamplerMemory:
     """What changes in a sampler from token to token."""
 
     counts: Mapping[int, float]  # of every token that is penalised
-    generator: Mapping[str, Any] | None  # the state of NumPy's PCG64, {"state": ..., ...}; None for a new one
+    generator: GeneratorState | None  # the state of NumPy's PCG64, {"state": ..., ...}; None for a new one
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +139,7 @@ class State:
             return copy
         return State(self.shift_att.copy(), self.wkv.copy(order="K"), self.shift_ffn.copy())
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """What pickles and copies hold: the arrays."""
         return State, (self.shift_att, self.wkv, self.shift_ffn)
 

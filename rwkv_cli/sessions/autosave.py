@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import Model
-from rwkv_cli.sampling_settings import SamplingOverrides
+from rwkv_cli.sampling_settings import SamplingOverrides, combined
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.sessions.state_file import SavedState
@@ -30,7 +30,7 @@ class Choices:
         """A new conversation. Raises UsageError for what the template does not support."""
         conversation = Conversation(model, self.template, self.system, self.think, **self.sampling)
         if self.max_tokens is not None:
-            conversation.set("max_tokens", self.max_tokens)
+            conversation.set_max_tokens(self.max_tokens)
         return conversation
 
     def resume(self, model: Model, saved: SavedState) -> Conversation:
@@ -47,10 +47,11 @@ class Choices:
             if has_begun:
                 raise UsageError("the conversation began with another system prompt: leave out {system}")
             conversation.reset(self.system)
-        given = {"think": self.think, "max_tokens": self.max_tokens, **self.sampling}
-        for name, value in given.items():
-            if value is not None:
-                conversation.set(name, value)
+        if self.think is not None:
+            conversation.set_think(self.think)
+        if self.max_tokens is not None:
+            conversation.set_max_tokens(self.max_tokens)
+        conversation.choose(**combined(self.sampling))
         return conversation
 
 

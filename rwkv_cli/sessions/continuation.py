@@ -11,7 +11,7 @@ from rwkv_cli.engine.generate import PromptReader
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
-from rwkv_cli.sampling_settings import SamplingOverrides
+from rwkv_cli.sampling_settings import SamplingOverrides, combined
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import TEMPLATES, Template
@@ -41,7 +41,7 @@ class Continuation:
         self.model, self.request, self.saved = model, request, saved
         self.is_document = request.reads_only and request.template is None
         self.layout = self._layout()
-        self.chosen: SamplingOverrides = {**(saved.settings if saved else {}), **request.sampling}  # type: ignore[typeddict-item]
+        self.chosen = combined(saved.settings if saved else {}, request.sampling)
         self.generation = self._generation(reader)
 
     def _layout(self) -> Template:
@@ -92,8 +92,8 @@ class Continuation:
             read = resume.text_of(self.layout, self.request.text, self.request.system, before)
             text = self.before + read + generated
         if self.request.reads_only:
-            memory, settings = (before.snapshot.memory, before.settings) if before else (None, {})
-            snapshot = replace(snapshot, memory=memory)
+            snapshot = replace(snapshot, memory=before.snapshot.memory if before else None)
+            settings = before.settings if before else {}
         else:
             settings = {**self.chosen, "seed": self.generation.sampler.settings.seed}
         saved = SavedState(

@@ -7,18 +7,17 @@ after the nearest earlier one are read again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Unpack
 
 from rwkv_cli.engine.generate import check_limit
-from rwkv_cli.engine.sampling import SamplerMemory
+from rwkv_cli.engine.sampling import GeneratorState, SamplerMemory
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import UsageError
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.reporting import Progress, pluralize
-from rwkv_cli.sampling_settings import SAMPLING_FIELDS, SamplingOverrides, SamplingSettings
+from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings, combined
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.model_identity import identify
 from rwkv_cli.sessions.snapshots import BUDGET, Snapshots
@@ -59,14 +58,14 @@ class Conversation:
         self.system = system
         self.think = think
         self.max_tokens = max_tokens
-        self.chosen: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+        self.chosen = combined(sampling)
         self.turns: list[Turn] = []
         self.start = start or Start()
         self.snapshots = Snapshots(budget)
         if self.start.snapshot:
             self.snapshots.put(0, self.start.snapshot)
         # The random generator continues through the whole conversation: another answer to a message is another one.
-        self._generator: Mapping[str, Any] | None = None
+        self._generator: GeneratorState | None = None
         model.sampling_settings(self.template, **self.chosen)
         self._check(system, think)
 
@@ -213,26 +212,24 @@ class Conversation:
         """What the next answer is sampled with."""
         return self.model.sampling_settings(self.template, **self.chosen)
 
-    def set(self, name: str, value: Any) -> None:
-        """Change a field of `SamplingSettings`, `think` or `max_tokens`; None is the default again.
+    def choose(self, **sampling: Unpack[SamplingOverrides]) -> None:
+        """Change fields of `SamplingSettings`; None is the default again. Raises UsageError for an invalid value."""
+        chosen = combined({**self.chosen, **sampling})
+        self.model.sampling_settings(self.template, **chosen)
+        self.chosen = chosen
+        if "seed" in sampling:
+            self._generator = None
 
-        Raises UsageError for an unknown name and for an invalid value.
-        """
-        if name == "think":
-            self._check(self.system, value)
-            self.think = value
-        elif name == "max_tokens":
-            value = MAX_TOKENS if value is None else value
-            check_limit(value)
-            self.max_tokens = value
-        elif name in SAMPLING_FIELDS:
-            chosen = {key: kept for key, kept in (self.chosen | {name: value}).items() if kept is not None}
-            self.model.sampling_settings(self.template, **chosen)
-            self.chosen = chosen
-            if name == "seed":
-                self._generator = None
-        else:
-            raise UsageError(f"unknown setting {name!r}")
+    def set_think(self, mode: str | None) -> None:
+        """Change the thinking mode. Raises UsageError for one that the template does not have."""
+        self._check(self.system, mode)
+        self.think = mode
+
+    def set_max_tokens(self, limit: int | None) -> None:
+        """Change the most tokens of an answer; None is the default again. Raises UsageError for a negative limit."""
+        limit = MAX_TOKENS if limit is None else limit
+        check_limit(limit)
+        self.max_tokens = limit
 
     # -------------------------------------------------------------------------------- what it looks like
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import StateError
@@ -15,6 +15,8 @@ from rwkv_cli.text.thinking import split
 
 VERSION = 1
 
+T = TypeVar("T")
+Fields = Mapping[str, object]
 Kind = Literal["nothing", "state", "document"]
 
 
@@ -49,7 +51,7 @@ class Record:
     start: Start = field(default_factory=Start)
     turns: Sequence[Turn] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """In types that JSON has; the document and the state are kept elsewhere in the file."""
         known = TEMPLATES.get(self.template.name) == self.template
         start = {
@@ -72,46 +74,46 @@ class Record:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any], text: str | None) -> Record:
+    def from_json(cls, fields: Fields, text: str | None) -> Record:
         """The inverse; `text` is all that was read and said. Raises StateError for what `to_json` never made."""
         try:
             if fields["version"] != VERSION:
                 raise StateError(
                     "the conversation was saved by another version of this program; update rwkv-cli"
                 )
-            turns = [
-                Turn(
-                    _typed(turn["user"], str),
-                    _typed(turn["text"], str),
-                    _optional(turn["think"]),
-                    _typed(turn["finish"], str),
-                )
-                for turn in fields["turns"]
-            ]
             return cls(
                 system=_optional(fields["system"]),
                 think=_optional(fields["think"]),
                 max_tokens=_typed(fields["max_tokens"], int),
                 template=_template(fields["template"]),
-                start=_start(fields["start"], text),
-                turns=turns,
+                start=_start(_typed(fields["start"], dict), text),
+                turns=[_turn(_typed(turn, dict)) for turn in _typed(fields["turns"], list)],
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise StateError(f"the conversation in the state is damaged: {str(error)[:80]}") from None
 
 
-def _start(fields: Mapping[str, Any], text: str | None) -> Start:
+def _turn(fields: Fields) -> Turn:
+    return Turn(
+        user=_typed(fields["user"], str),
+        text=_typed(fields["text"], str),
+        think=_optional(fields["think"]),
+        finish=_typed(fields["finish"], str),
+    )
+
+
+def _start(fields: Fields, text: str | None) -> Start:
     kind, characters = fields["kind"], fields["characters"]
     if kind not in ("nothing", "state", "document"):
         raise ValueError("its beginning is of no known kind")
     if kind == "document" and characters is not None and text is not None:
-        if not 0 <= _typed(characters, int) <= len(text):
+        if not 0 <= (length := _typed(characters, int)) <= len(text):
             raise ValueError("its text is too short")
-        return Start(kind, text=text[:characters], begin=_typed(fields["begin"], bool))
+        return Start(kind, text=text[:length], begin=_typed(fields["begin"], bool))
     return Start(kind, begin=_typed(fields["begin"], bool))
 
 
-def _template(value: Any) -> Template:
+def _template(value: object) -> Template:
     if not isinstance(value, str):
         return template_from(_typed(value, dict))
     if value not in TEMPLATES:
@@ -119,14 +121,14 @@ def _template(value: Any) -> Template:
     return TEMPLATES[value]
 
 
-def _typed(value: Any, kind: type) -> Any:
+def _typed(value: object, kind: type[T]) -> T:
     if type(value) is not kind:
         raise TypeError(f"{str(value)[:20]!r} is of the wrong kind")
     return value
 
 
-def _optional(value: Any) -> str | None:
-    return None if value is None else str(_typed(value, str))
+def _optional(value: object) -> str | None:
+    return None if value is None else _typed(value, str)
 
 
 # ------------------------------------------------------------------------------------------------------ exported

@@ -17,7 +17,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from rwkv_cli.cli.chat import commands, view
-from rwkv_cli.cli.chat.input import TerminalReader, is_unfinished, unblocked
+from rwkv_cli.cli.chat.input import Reader, TerminalReader, is_unfinished, unblocked
 from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.cli.chat.view import TerminalView
 from rwkv_cli.engine.session import Snapshot
@@ -42,7 +42,7 @@ def data(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------- a chat in a test
 
 
-class Script:
+class Script(Reader):
     """A reader that plays lines; a line that is an exception is raised."""
 
     def __init__(self, *lines):
@@ -67,7 +67,7 @@ def play(capsys):
         model = model or talking({"hi\n\nAssistant:": " Hello.", "bye\n\nAssistant:": " Farewell."})
         choices = Choices(**{"sampling": {"seed": 1}, "max_tokens": 12} | choices)
         session = session or AutosavedConversation(choices.begin(model))
-        chat = Chat(session, Script(*lines), view or TerminalView())
+        chat = Chat(session, Script(*lines), view or TerminalView(), commands.dispatch)
         capsys.readouterr()
         with contextlib.closing(session):
             assert chat.run() == 0

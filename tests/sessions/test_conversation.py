@@ -173,8 +173,8 @@ def test_modes_of_thinking_that_there_are_not():
         chat(think="on")
     conversation = chat(model=talking(template="g1"))
     with pytest.raises(UsageError, match="no thinking mode 'hard'"):
-        conversation.set("think", "hard")
-    conversation.set("think", "on")
+        conversation.set_think("hard")
+    conversation.set_think("on")
     assert conversation.think == "on"
 
 
@@ -234,7 +234,7 @@ def test_a_fork_goes_its_own_way():
     second = first.fork()
     assert say(first.ask("three")) == say(second.ask("three"))
     second.undo(2)
-    second.set("temperature", 0.1)
+    second.choose(temperature=0.1)
     assert len(first.turns) == 3
     assert first.settings.temperature != 0.1
     assert is_true(first)
@@ -306,15 +306,18 @@ def test_at_least_one_step_back_is_always_at_hand():
 
 def test_settings():
     conversation = chat()
-    conversation.set("temperature", 0.25)
-    conversation.set("max_tokens", 3)
+    conversation.choose(temperature=0.25)
+    conversation.set_max_tokens(3)
     assert (conversation.settings.temperature, conversation.max_tokens) == (0.25, 3)
     assert conversation.settings.top_p == TEMPLATES["dialogue"].sampling["top_p"]
-    conversation.set("temperature", None)
+    conversation.choose(temperature=None)
     assert conversation.settings.temperature == TEMPLATES["dialogue"].sampling["temperature"]
-    for name, value in (("top_p", 2.0), ("max_tokens", -2), ("temprature", 1.0)):
-        with pytest.raises(UsageError):
-            conversation.set(name, value)
+    with pytest.raises(UsageError, match="top_p"):
+        conversation.choose(top_p=2.0)
+    with pytest.raises(UsageError, match="max_tokens"):
+        conversation.set_max_tokens(-2)
+    with pytest.raises(TypeError, match="temprature"):
+        conversation.choose(temprature=1.0)
     assert conversation.settings.top_p == TEMPLATES["dialogue"].sampling["top_p"]
 
 
@@ -322,7 +325,7 @@ def test_a_seed_begins_the_random_choices_anew():
     conversation = chat("one")
     answers = []
     for _ in range(2):
-        conversation.set("seed", 7)
+        conversation.choose(seed=7)
         answers.append(say(conversation.ask("two")))
         conversation.undo()
     assert answers[0] == answers[1]

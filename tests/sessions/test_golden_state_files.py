@@ -1,7 +1,7 @@
 """State files that the first release wrote stay readable, and continue as they did then.
 
-tests/golden/formats/expected.npz has the text that the states are saved after and the tokens that followed, the answers of
-the conversation and its next answer, to the message "three", all by the reference backend.
+tests/golden/formats/expected.npz has the text that the states are saved after and the tokens that followed, the answers
+of the conversation and its next answer, to the message "three", all by the reference backend.
 """
 
 from pathlib import Path

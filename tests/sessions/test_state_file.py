@@ -237,24 +237,24 @@ GENERATOR = {"kind": "PCG64", "state": "5", "increment": "7", "has_half": 0, "ha
 
 HOSTILE = {
     "newer": ({"rwkv_state": "2"}, {}, "version 2 of the format and this program knows 1; update"),
-    "no version": ({"rwkv_state": "true"}, {}, "lack a usable 'rwkv_state'"),
-    "deep JSON": ({"model": "[" * 100_000}, {}, "lack a usable 'model'"),
-    "no model": ({"model": None}, {}, "lack a usable 'model'"),
-    "half a model": ({"model": '{"name": "a"}'}, {}, "lack a usable 'model'"),
-    "model of numbers": ({"model": json.dumps(dict.fromkeys(vars(IDENTITY), 1))}, {}, "usable 'model'"),
-    "long name": ({"name": json.dumps("a" * 5000)}, {}, "lack a usable 'name'"),
-    "tokens": ({"tokens": "-1"}, {}, "lack a usable 'tokens'"),
-    "many tokens": ({"tokens": "9" * 30}, {}, "lack a usable 'tokens'"),
-    "endless tokens": ({"tokens": "9" * 5000}, {}, "lack a usable 'tokens'"),
-    "created": ({"created": "null"}, {}, "lack a usable 'created'"),
-    "template": ({"template": "[]"}, {}, "lack a usable 'template'"),
+    "no version": ({"rwkv_state": "true"}, {}, "its metadata has no valid 'rwkv_state'"),
+    "deep JSON": ({"model": "[" * 100_000}, {}, "its metadata has no valid 'model'"),
+    "no model": ({"model": None}, {}, "its metadata has no valid 'model'"),
+    "half a model": ({"model": '{"name": "a"}'}, {}, "its metadata has no valid 'model'"),
+    "model of numbers": ({"model": json.dumps(dict.fromkeys(vars(IDENTITY), 1))}, {}, "no valid 'model'"),
+    "long name": ({"name": json.dumps("a" * 5000)}, {}, "its metadata has no valid 'name'"),
+    "tokens": ({"tokens": "-1"}, {}, "its metadata has no valid 'tokens'"),
+    "many tokens": ({"tokens": "9" * 30}, {}, "its metadata has no valid 'tokens'"),
+    "endless tokens": ({"tokens": "9" * 5000}, {}, "its metadata has no valid 'tokens'"),
+    "created": ({"created": "null"}, {}, "its metadata has no valid 'created'"),
+    "template": ({"template": "[]"}, {}, "its metadata has no valid 'template'"),
     "settings": ({"settings": '{"top_p": 2}'}, {}, "its sampling settings are wrong"),
     "unknown setting": ({"settings": '{"heat": 2}'}, {}, "its sampling settings are wrong"),
     "NaN setting": ({"settings": '{"top_p": NaN}'}, {}, "its sampling settings are wrong"),
     "seed": ({"settings": '{"seed": 1.5}'}, {}, "its sampling settings are wrong"),
     "ban": ({"settings": '{"banned": ["a"]}'}, {}, "its sampling settings are wrong"),
     "bias": ({"settings": '{"logit_bias": [1]}'}, {}, "its sampling settings are wrong"),
-    "generator": ({"generator": '{"kind": "MT19937"}'}, {}, "lack a usable 'generator'"),
+    "generator": ({"generator": '{"kind": "MT19937"}'}, {}, "its metadata has no valid 'generator'"),
     "even increment": ({"generator": json.dumps(GENERATOR | {"increment": "6"})}, {}, "'generator'"),
     "large state": ({"generator": json.dumps(GENERATOR | {"state": "9" * 39})}, {}, "'generator'"),
     "no half": ({"generator": json.dumps(GENERATOR | {"half": True})}, {}, "'generator'"),
@@ -272,18 +272,34 @@ HOSTILE = {
         "shift_att.scale is missing",
     ),
     "wide logits": ({}, {"logits": f32(2, V)}, "logits is missing or has the wrong"),
-    "NaN": ({}, {"wkv": f32(L, H, N, N, fill=np.nan)}, "wkv holds a NaN or an infinity"),
-    "infinite": ({}, {"logits": f32(V, fill=np.inf)}, "logits holds a NaN or an infinity"),
-    "text": ({}, {"text": ("U8", np.full(3, 255, np.uint8))}, "its text is no UTF-8"),
+    "NaN": ({}, {"wkv": f32(L, H, N, N, fill=np.nan)}, "wkv contains NaN or infinity"),
+    "infinite": ({}, {"logits": f32(V, fill=np.inf)}, "logits contains NaN or infinity"),
+    "text": ({}, {"text": ("U8", np.full(3, 255, np.uint8))}, "its text is not UTF-8"),
     "text of numbers": ({}, {"text": f32(3)}, "its text is too long, or no text"),
-    "conversation": ({}, {"conversation": ("U8", np.frombuffer(b"[1]", np.uint8))}, "no JSON object"),
-    "deep conversation": ({}, {"conversation": ("U8", np.full(10**5, 91, np.uint8))}, "no JSON object"),
+    "conversation": ({}, {"conversation": ("U8", np.frombuffer(b"[1]", np.uint8))}, "not a JSON object"),
+    "deep conversation": ({}, {"conversation": ("U8", np.full(10**5, 91, np.uint8))}, "not a JSON object"),
     "half the penalties": ({}, {"penalty.counts": None}, "the penalties are incomplete"),
     "token twice": ({}, {"penalty.tokens": ("I64", np.array([1, 1, 2]))}, "name a token twice"),
-    "token beyond": ({}, {"penalty.tokens": ("I64", np.array([1, V, 2]))}, "name a token twice, or one that"),
-    "token below": ({}, {"penalty.tokens": ("I64", np.array([1, -1, 2]))}, "name a token twice, or one that"),
-    "negative count": ({}, {"penalty.counts": ("F64", np.array([1.0, -1, 2]))}, "a count that is none"),
-    "NaN count": ({}, {"penalty.counts": ("F64", np.array([1.0, np.nan, 2]))}, "a count that is none"),
+    "token beyond": (
+        {},
+        {"penalty.tokens": ("I64", np.array([1, V, 2]))},
+        "name a token twice, or one outside",
+    ),
+    "token below": (
+        {},
+        {"penalty.tokens": ("I64", np.array([1, -1, 2]))},
+        "name a token twice, or one outside",
+    ),
+    "negative count": (
+        {},
+        {"penalty.counts": ("F64", np.array([1.0, -1, 2]))},
+        "a penalty count is negative or not finite",
+    ),
+    "NaN count": (
+        {},
+        {"penalty.counts": ("F64", np.array([1.0, np.nan, 2]))},
+        "a penalty count is negative or not finite",
+    ),
 }
 
 
@@ -448,7 +464,7 @@ def test_what_is_no_number_is_not_saved(path):
     before = path.read_bytes()
     damaged = some_state()
     damaged.snapshot.state.wkv[1, 1, 3, 3] = np.nan
-    with pytest.raises(StateError, match="it holds something that is no number"):
+    with pytest.raises(StateError, match="it contains NaN or infinity"):
         state_file.save(path, damaged)
     assert path.read_bytes() == before
 

@@ -6,17 +6,18 @@ import difflib
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.reporting import format_size, pluralize
-from rwkv_cli.sampling_settings import SAMPLING_FIELDS
+from rwkv_cli.sampling_settings import SAMPLING_FIELDS, SamplingOverrides
 from rwkv_cli.sessions import state_store, transcript
 from rwkv_cli.sessions.autosave import Choices
+from rwkv_cli.sessions.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,8 @@ def _set(chat: Chat, argument: str) -> None:
         raise UsageError(f"give it a value: /set {name} {'|'.join(_values(name)) or 'NUMBER'}")
     if key in _SWITCHES:
         chat.switch(key, _choice(name, value, _SWITCHES[key]))
-    elif value == "default":
-        chat.conversation.set(key, None)
-    elif key == "think":
-        chat.conversation.set(key, value)
     else:
-        chat.conversation.set(key, _parsed(name, value, _SETTINGS[key]))
+        _choose(chat.conversation, key, None if value == "default" else value)
     if chat.conversation.turns:
         chat.keep()
     chat.view.say(f"{name}: {_settings(chat)[key.replace('_', '-')]}")
@@ -247,11 +244,11 @@ _SETTINGS: dict[str, type] = {
 def _settings(chat: Chat) -> dict[str, str]:
     """All settings for people; those that were chosen are marked."""
     conversation = chat.conversation
-    settings = conversation.settings
+    sampling = asdict(conversation.settings)
     rows = {}
     for name in _SETTINGS:
         if name in SAMPLING_FIELDS:
-            value: Any = getattr(settings, name)
+            value = sampling[name]
             text = "random" if value is None else f"{value:g}" if name != "seed" else str(value)
             text += " (set)" if name in conversation.chosen else ""
         elif name in _SWITCHES:
@@ -276,9 +273,21 @@ def _choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _parsed(name: str, value: str, kind: type) -> Any:
+def _choose(conversation: Conversation, key: str, value: str | None) -> None:
+    """Change a setting of the conversation to what a user wrote; None is its default."""
+    if key == "think":
+        conversation.set_think(value)
+        return
+    number = None if value is None else _parsed(key.replace("_", "-"), value, _SETTINGS[key])
+    if key == "max_tokens":
+        conversation.set_max_tokens(None if number is None else int(number))
+    else:
+        conversation.choose(**cast("SamplingOverrides", {key: number}))
+
+
+def _parsed(name: str, value: str, kind: type) -> float:
     try:
-        return kind(value)
+        return int(value) if kind is int else float(value)
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         raise UsageError(f"{name} is {value!r}: it must be {wanted}, or default") from None

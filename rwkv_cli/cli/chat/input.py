@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -33,16 +34,23 @@ Words = Callable[[str], Iterable[str]]
 """The words that may complete a line."""
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """Where messages come from."""
 
+    is_interactive = True  # a person types
+
+    vi = False
+    """Whether keys are those of vi, where there is an editor."""
+
+    @abstractmethod
     def read(self, default: str = "") -> str:
         """The next message; `default` is there to be edited. Raises EOFError at the end, KeyboardInterrupt."""
-        ...
 
 
-class PipeReader:
+class PipeReader(Reader):
     """One message per line."""
+
+    is_interactive = False
 
     def __init__(self) -> None:
         self._line = 0
@@ -65,7 +73,7 @@ class PipeReader:
             raise UsageError(f"line {self._line} is not valid UTF-8 text (byte {error.start})") from None
 
 
-class TerminalReader:
+class TerminalReader(Reader):
     """Lines with everything that a shell has: history, search, completion, several lines, Emacs and vi keys."""
 
     def __init__(self, words: Words, vi: bool = False, **session: Any) -> None:
@@ -87,9 +95,9 @@ class TerminalReader:
         )
         self.vi = vi
 
-    @property
+    @property  # type: ignore[override]
     def vi(self) -> bool:
-        """Whether keys are those of vi."""
+        """See `Reader`."""
         return self._session.editing_mode == EditingMode.VI
 
     @vi.setter

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from rwkv_cli.cli.chat.input import PROMPT, PipeReader, Reader, TerminalReader, unechoed
-from rwkv_cli.cli.chat.view import TerminalView, View
+from rwkv_cli.cli.chat.input import Reader, unechoed
+from rwkv_cli.cli.chat.view import View
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.progress import counting
 from rwkv_cli.engine.generate import Usage
@@ -20,7 +19,6 @@ from rwkv_cli.reporting import Progress, pluralize
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.autosave import AutosavedConversation
 from rwkv_cli.sessions.conversation import Conversation
-from rwkv_cli.text.thinking import Part
 
 _LEAST_COLUMN = 20  # characters beside a name, or it goes above
 _REPEATED = 2000  # characters of the last exchange that are shown again
@@ -43,7 +41,7 @@ class Chat:
     def __init__(
         self,
         session: AutosavedConversation,
-        reader: Reader | None,
+        reader: Reader,
         view: View,
         dispatch: Callable[[Chat, str], None],
         quiet: bool = False,
@@ -68,7 +66,7 @@ class Chat:
     @property
     def is_interactive(self) -> bool:
         """Whether a person types."""
-        return not isinstance(self.reader, PipeReader)
+        return self.reader.is_interactive
 
     def run(self) -> int:
         """Read and answer; gives the exit code."""
@@ -86,7 +84,6 @@ class Chat:
 
     def _next(self) -> None:
         """Take one line, and do what it says."""
-        assert self.reader
         default, self._default = self._default, ""
         try:
             self.handle(self.reader.read(default))
@@ -132,8 +129,7 @@ class Chat:
         self.keep()
         if not (answer.text.strip() or answer.stopped or self.quiet):
             ui.note("(the answer is empty: the model ended it at once)")
-        if isinstance(self.view, TerminalView):
-            print(flush=True)
+        self.view.separate()
         if answer.stopped and not self.is_interactive:
             raise KeyboardInterrupt
 
@@ -175,15 +171,10 @@ class Chat:
 
     def show_last(self) -> None:
         """Show the last exchange again."""
-        if not isinstance(self.view, TerminalView):
-            return
-        if not self.conversation.turns:
-            return
-        turn = self.conversation.turns[-1]
-        _, answer = self.conversation.parts_of(turn)
-        print(ui.styled(ui.printable(PROMPT + _clipped(turn.user)), ui.BOLD, sys.stdout))
-        self.view.show_parts([Part(_clipped(answer))])
-        print(flush=True)
+        if self.conversation.turns:
+            turn = self.conversation.turns[-1]
+            _, answer = self.conversation.parts_of(turn)
+            self.view.show_again(_clipped(turn.user), _clipped(answer))
 
     def say_table(self, rows: Mapping[str, str]) -> None:
         """Show names and texts, one below the other where the terminal is narrow."""
@@ -204,14 +195,13 @@ class Chat:
     def switched(self, name: str) -> str:
         """The value of a setting of the screen."""
         if name == "editing":
-            return "vi" if isinstance(self.reader, TerminalReader) and self.reader.vi else "emacs"
+            return "vi" if self.reader.vi else "emacs"
         return "on" if getattr(self.view, name) else "off"
 
     def switch(self, name: str, value: str) -> None:
         """Change a setting of the screen."""
         if name == "editing":
-            if isinstance(self.reader, TerminalReader):
-                self.reader.vi = value == "vi"
+            self.reader.vi = value == "vi"
         else:
             setattr(self.view, name, value == "on")
 

@@ -47,8 +47,8 @@ def run(request: Request) -> int:
             return Chat(session, PipeReader(), PlainView(), commands.dispatch).run()
         is_shown = ui.is_terminal(sys.stdout)
         view = TerminalView(request.show_thinking, request.markdown) if is_shown else PlainView()
-        chat = Chat(session, None, view, commands.dispatch, request.quiet)
-        chat.reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
+        reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
+        chat = Chat(session, reader, view, commands.dispatch, request.quiet)
         return chat.run()
     finally:
         session.close()

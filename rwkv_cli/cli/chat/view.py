@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Protocol
 
+from rwkv_cli.cli.chat.input import PROMPT
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.markdown import MarkdownStream, PlainStream, Stream
@@ -16,26 +17,29 @@ from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.text.thinking import Part
 
 
-class View(Protocol):
+class View(ABC):
     """Where answers go."""
-
-    show_thinking: bool
-    markdown: bool
-
-    def show(self, answer: AnswerStream) -> None:
-        """Show an answer to its end. Ctrl-C stops it; KeyboardInterrupt means that it was discarded."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Show the output of a command."""
-        ...
-
-
-class PlainView:
-    """Answers alone, as they are, on stdout: for pipes and files. All else goes to stderr."""
 
     show_thinking = False
     markdown = False
+
+    @abstractmethod
+    def show(self, answer: AnswerStream) -> None:
+        """Show an answer to its end. Ctrl-C stops it; KeyboardInterrupt means that it was discarded."""
+
+    @abstractmethod
+    def say(self, text: str) -> None:
+        """Show the output of a command."""
+
+    def show_again(self, message: str, answer: str) -> None:
+        """Show an exchange of earlier, where a person reads."""
+
+    def separate(self) -> None:
+        """Set an answer apart from what follows, where a person reads."""
+
+
+class PlainView(View):
+    """Answers alone, as they are, on stdout: for pipes and files. All else goes to stderr."""
 
     def show(self, answer: AnswerStream) -> None:
         """See `View`."""
@@ -52,7 +56,7 @@ class PlainView:
         print(ui.printable(text), file=sys.stderr)
 
 
-class TerminalView:
+class TerminalView(View):
     """Answers for a person: Markdown, thoughts dimmed or folded to a line, control characters as pictures."""
 
     def __init__(self, show_thinking: bool = True, markdown: bool = True) -> None:
@@ -68,6 +72,16 @@ class TerminalView:
             )
         elif answer.finish == "stopped":
             ui.note("(stopped)")
+
+    def show_again(self, message: str, answer: str) -> None:
+        """See `View`."""
+        print(ui.styled(ui.printable(PROMPT + message), ui.BOLD, sys.stdout))
+        self.show_parts([Part(answer)])
+        self.separate()
+
+    def separate(self) -> None:
+        """See `View`."""
+        print(flush=True)
 
     def show_parts(self, parts: Iterable[Part], answer: AnswerStream | None = None) -> None:
         """Show a thought and an answer; `answer` knows how long the thought is."""

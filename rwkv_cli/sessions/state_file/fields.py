@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rwkv_cli.engine.sampling import SamplerMemory
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.safetensors import MappedTensor, Shape
-from rwkv_cli.sampling_settings import SamplingSettings
+from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings
 from rwkv_cli.sessions.model_identity import ModelIdentity
 
 SCALE = ".scale"
@@ -31,6 +31,8 @@ Metadata = Mapping[str, str]
 Tensors = Mapping[str, MappedTensor]
 Stored = dict[str, tuple[str, NDArray[Any]]]
 """Name -> the type as safetensors has it, and the values."""
+
+T = TypeVar("T")
 
 _MOST_CHARACTERS = 4096  # of a name, a path and the like
 _NUMBER = re.compile(r"[0-9]{1,39}")  # below 2 ** 128 there are 39 digits
@@ -99,17 +101,17 @@ def checksum(metadata: Metadata, tensors: Stored) -> str:
     return f"{crc:08x}"
 
 
-def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain_settings(settings: SamplingOverrides) -> dict[str, object]:
     """Settings in types that JSON has."""
-    plain = dict(settings)
-    if "banned" in plain:
-        plain["banned"] = sorted(plain["banned"])
-    if "logit_bias" in plain:
-        plain["logit_bias"] = {str(token): bias for token, bias in plain["logit_bias"].items()}
+    plain: dict[str, object] = dict(settings)
+    if banned := settings.get("banned"):
+        plain["banned"] = sorted(banned)
+    if logit_bias := settings.get("logit_bias"):
+        plain["logit_bias"] = {str(token): bias for token, bias in logit_bias.items()}
     return plain
 
 
-def plain_generator(memory: SamplerMemory | None) -> dict[str, Any] | None:
+def plain_generator(memory: SamplerMemory | None) -> dict[str, object] | None:
     """The state of PCG64; its two numbers have 128 bits, more than JSON readers keep, and become strings."""
     if memory is None or memory.generator is None:
         return None
@@ -170,7 +172,7 @@ def read_identity(metadata: Metadata) -> ModelIdentity:
 
 def read_tokens(metadata: Metadata) -> int:
     """How many were read."""
-    tokens: int = read_json(metadata, "tokens", int)
+    tokens = read_json(metadata, "tokens", int)
     if not 0 <= tokens < 2**63:
         raise ValueError("its metadata has no valid 'tokens'")
     return tokens
@@ -178,7 +180,7 @@ def read_tokens(metadata: Metadata) -> int:
 
 def read_string(metadata: Metadata, key: str) -> str:
     """A short text."""
-    value: str = read_json(metadata, key, str)
+    value = read_json(metadata, key, str)
     if not _is_short(value):
         raise ValueError(f"its metadata has no valid {key!r}")
     return value
@@ -198,7 +200,7 @@ def read_memory(metadata: Metadata, tensors: Tensors, vocab_size: int | None) ->
     if metadata.get("generator") == "null":
         return None
     fields = read_json(metadata, "generator", dict)
-    numbers = [fields.get("state"), fields.get("increment")]
+    numbers: list[Any] = [fields.get("state"), fields.get("increment")]
     halves = [fields.get("has_half"), fields.get("half")]
     if (
         fields.get("kind") != "PCG64"
@@ -239,9 +241,9 @@ def _read_counts(tensors: Tensors, vocab_size: int | None) -> dict[int, float]:
     return found
 
 
-def read_settings(metadata: Metadata) -> dict[str, Any]:
+def read_settings(metadata: Metadata) -> SamplingOverrides:
     """The sampling settings that were chosen, in the types that `SamplingSettings` has."""
-    settings: dict[str, Any] = read_json(metadata, "settings", dict)
+    settings = read_json(metadata, "settings", dict)
     try:
         if "banned" in settings:
             settings["banned"] = frozenset(map(_whole, settings["banned"]))
@@ -252,7 +254,7 @@ def read_settings(metadata: Metadata) -> dict[str, Any]:
         SamplingSettings(**settings)
     except (TypeError, AttributeError, ValueError, OverflowError, UsageError) as error:
         raise ValueError(f"its sampling settings are wrong: {str(error)[:80]}") from None
-    return settings
+    return cast("SamplingOverrides", settings)
 
 
 def _whole(value: object) -> int:
@@ -273,7 +275,7 @@ def read_text(tensor: MappedTensor | None, what: str) -> str:
         raise ValueError(f"its {what} is not UTF-8") from None
 
 
-def read_conversation(tensor: MappedTensor | None) -> dict[str, Any] | None:
+def read_conversation(tensor: MappedTensor | None) -> dict[str, object] | None:
     """The JSON object of a tensor of bytes, None without one."""
     if tensor is None:
         return None
@@ -286,12 +288,12 @@ def read_conversation(tensor: MappedTensor | None) -> dict[str, Any] | None:
     return conversation
 
 
-def read_json(metadata: Metadata, key: str, kind: type) -> Any:
+def read_json(metadata: Metadata, key: str, kind: type[T]) -> T:
     """A metadata entry, decoded. Raises ValueError when it is missing or of another kind."""
     try:
         value = json.loads(metadata[key])
     except (KeyError, ValueError, RecursionError):
         value = None
-    if type(value) is not kind:
+    if type(value) is not kind:  # a bool is not an int here
         raise ValueError(f"its metadata has no valid {key!r}")
     return value

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import StateError
 from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.safetensors import Mapped, SafetensorsWriter, map_safetensors
+from rwkv_cli.sampling_settings import SamplingOverrides
 from rwkv_cli.sessions.model_identity import ModelIdentity, identify
 from rwkv_cli.sessions.state_file.fields import (
     Array,
@@ -65,9 +66,9 @@ class SavedState:
     name: str = ""  # in the store, or of the conversation
     created: str = ""  # ISO 8601, UTC; `save` fills it in
     template: str | None = None  # the name of the prompt template that was used
-    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of SamplingSettings that were chosen
+    settings: SamplingOverrides = field(default_factory=SamplingOverrides)  # those that were chosen
     text: str | None = None  # all text since the start; None where it is not kept
-    conversation: Mapping[str, Any] | None = None  # JSON of `rwkv_cli.sessions.conversation`
+    conversation: Mapping[str, object] | None = None  # JSON of `rwkv_cli.sessions.conversation`
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _parts(snapshot: Snapshot) -> list[tuple[str, Array, tuple[int, ...]]]:
 
 def _metadata(saved: SavedState) -> dict[str, str]:
     model = saved.model
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         KEY: VERSION,  # first: `is_state_file` looks for it
         "model": {
             "name": model.name,
