@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rwkv_cli.catalog.hub import Fetched, Remote
 
 # Bytes of a stored weight, with scales, and with what stays a float in a small model.
-_BYTES_A_WEIGHT = {"int8": 1.2, "int4": 0.8, "fp16": 2.1, "fp32": 4.1}
+_BYTES_PER_WEIGHT = {"int8": 1.2, "int4": 0.8, "fp16": 2.1, "fp32": 4.1}
 _PUBLISHED_BYTES = 2  # of a weight in most published files
 
 
@@ -76,23 +76,21 @@ def _pull(
     from rwkv_cli.catalog import hub
 
     remote = hub.find(reference, reporter.note, sha256)
-    _require_room(remote, stored.path, weight_type)
+    _require_space(remote, stored.path, weight_type)
     size = f" ({format_size(remote.size)})" if remote.size else ""
     reporter.note(f"downloading {reference.text}{size}")
     fetched = hub.fetch(remote, reporter.downloading, reporter.note)
     if fetched.checked_by is None:
-        reporter.note(
-            "neither models.toml nor the server has a checksum of this file: only its size could be checked"
-        )
+        reporter.note("no published checksum for this file; only its size was verified")
+    if keep:
+        fetched = hub.keep(fetched, reporter.note)
     try:
         _convert(remote, fetched, stored.path, weight_type, reporter)
     except CheckpointError:
         if not keep:
             hub.discard(fetched)  # it is what was asked for, and of no use
         raise
-    if keep:
-        hub.keep(fetched)
-    else:
+    if not keep:
         hub.discard(fetched)
     return Pulled(
         stored,
@@ -100,7 +98,7 @@ def _pull(
         True,
         fetched.checked_by,
         fetched.downloaded,
-        fetched.path if fetched.is_here() else None,
+        fetched.path if fetched.is_present() else None,
     )
 
 
@@ -144,23 +142,23 @@ def _published_name(reference: Reference, checkpoint: Checkpoint) -> str:
     return checkpoint.path.name
 
 
-def _require_room(remote: Remote, target: Path, weight_type: WeightType) -> None:
-    """Refuse what cannot fit, before it is fetched."""
-    from rwkv_cli.catalog.hub import cache
+def _require_space(remote: Remote, target: Path, weight_type: WeightType) -> None:
+    """Refuse what cannot fit, before it is downloaded."""
+    from rwkv_cli.catalog.hub.download import folder_of, missing_bytes, require_space
 
-    missing = cache.missing_bytes(remote)
+    missing = missing_bytes(remote)
     weights = (remote.size or 0) / _PUBLISHED_BYTES
     entry = remote.reference.entry
     if entry and entry.parameters:
         weights = entry.parameters
         missing = missing or (0 if remote.size is not None else entry.parameters * _PUBLISHED_BYTES)
-    made = int(weights * _BYTES_A_WEIGHT[weight_type])
-    download = cache.folder_of(remote)
-    if _device(download) == _device(target):
-        cache.require_room(download, missing + made, "the download and the model")
+    made = int(weights * _BYTES_PER_WEIGHT[weight_type])
+    folder = folder_of(remote)
+    if _device(folder) == _device(target):
+        require_space(folder, missing + made, "the download and the model")
     else:
-        cache.require_room(download, missing, "the download")
-        cache.require_room(target.parent, made, "the model")
+        require_space(folder, missing, "the download")
+        require_space(target.parent, made, "the model")
 
 
 def _device(path: Path) -> int | None:

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from rwkv_cli.catalog import hub as downloads
 from rwkv_cli.catalog import reference
 from rwkv_cli.catalog.entries import Entry
-from rwkv_cli.catalog.hub import cache, failures, transfer
+from rwkv_cli.catalog.hub import cache, download, failures, transfer, xet
 from rwkv_cli.errors import (
     DownloadError,
     StorageError,
@@ -66,7 +66,7 @@ def test_what_is_kept_is_where_other_programs_look(hub):
     from huggingface_hub import hf_hub_download
 
     fetched = bring()
-    downloads.keep(fetched)
+    downloads.keep(fetched, print)
     before = hub.sent
     found = hf_hub_download(
         "owner/repo", "model.pth", cache_dir=constants.HF_HUB_CACHE, endpoint=hub.endpoint
@@ -169,7 +169,7 @@ def test_a_wrong_hash_of_pieces_is_fetched_again_in_one(hub):
     hub.faults.extend([Fault(cut_after=100_000, corrupt=True)])
     notes = []
     assert bring(notes=notes).path.read_bytes() == DATA
-    assert "put together wrongly" in notes[0]
+    assert "was assembled from mismatched pieces" in notes[0]
     hub.files["owner/repo"]["model.pth"] = OTHER
     hub.faults.extend([Fault(cut_after=100_000, corrupt=True), Fault(), Fault(corrupt=True)])
     with pytest.raises(VerificationError):
@@ -246,8 +246,8 @@ def test_too_many_requests_wait_as_long_as_the_server_says(hub, monkeypatch):
     assert bring(notes=notes).path.read_bytes() == DATA
     assert waits.count(7) == waits.count(11) == 1
     assert notes == [
-        "the server is asked too often; trying again in 7 s",
-        "the server is asked too often; trying again in 11 s",
+        "the server gets too many requests; trying again in 7 s",
+        "the server gets too many requests; trying again in 11 s",
     ]
 
 
@@ -279,13 +279,13 @@ def test_a_server_that_falls_silent_is_asked_again(hub, monkeypatch):
 def test_no_connection(hub):
     hub.close()
     with pytest.raises(
-        DownloadError, match=r"cannot download model.pth of owner/repo: there is no connection"
+        DownloadError, match=r"cannot download model.pth of owner/repo: the server cannot be reached"
     ):
         bring()
 
 
 def test_offline_takes_what_is_in_the_cache(monkeypatch):
-    downloads.keep(bring())
+    downloads.keep(bring(), print)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fetched = bring()
     assert fetched.path.read_bytes() == DATA
@@ -315,10 +315,10 @@ def test_a_full_disk_is_one_sentence_and_what_arrived_stays(hub, monkeypatch):
     assert hub.sent < 2 * len(DATA)
 
 
-def test_room_is_looked_at_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
-    with pytest.raises(StorageError, match=r"not enough room .* needs 10.0 GB, and 1.0 GB are free"):
-        cache.require_room(tmp_path / "not" / "there", 10**10, "the download")
+def test_free_space_is_checked_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    with pytest.raises(StorageError, match=r"not enough space .* needs 10.0 GB, and 1.0 GB are free"):
+        download.require_space(tmp_path / "not" / "there", 10**10, "the download")
 
 
 def test_two_at_once_fetch_it_once(hub):
@@ -374,7 +374,7 @@ def test_plain_addresses(hub):
     assert fetched.checked_by is None
     downloads.discard(fetched)
     assert not fetched.path.exists()
-    assert bring(url, sha256=hashlib.sha256(DATA).hexdigest()).checked_by == "the sha256 of --sha256"
+    assert bring(url, sha256=hashlib.sha256(DATA).hexdigest()).checked_by == "the given sha256"
     downloads.discard(bring(url))
     with pytest.raises(VerificationError):
         bring(url, sha256="0" * 64)
