@@ -24,14 +24,14 @@ from rwkv_cli.text.template import find_template
 if TYPE_CHECKING:
     from rwkv_cli.catalog.hub import Fetched, Remote
 
-# Bytes of a stored weight, with scales, and with what stays a float in a small model.
+# Of a stored weight, with scales, and with what stays a float in a small model.
 _BYTES_PER_WEIGHT = {"int8": 1.2, "int4": 0.8, "fp16": 2.1, "fp32": 4.1}
-_PUBLISHED_BYTES = 2  # of a weight in most published files
+_PUBLISHED_BYTES = 2  # per weight in most published files
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull has brought."""
+    """The result of a pull."""
 
     stored: Stored
     reference: Reference
@@ -50,10 +50,11 @@ def pull(
     sha256: str | None = None,
     reporter: Reporter | None = None,
 ) -> Pulled:
-    """Bring a published model into the store; one that is there already is left as it is, unless `force` is set.
+    """Install a published model in the store; one that is there already is left as it is, unless `force` is set.
 
-    `keep` leaves the download in its cache. `sha256` is that of the file, where a user knows it. Raises DownloadError,
-    VerificationError, CheckpointError, UsageError and StorageError; the store never has anything that is not whole.
+    `keep` moves the download into the cache of the hub instead of removing it. `sha256` is what the user expects of the
+    file. Raises DownloadError, VerificationError, CheckpointError, UsageError and StorageError; the store never holds
+    an incomplete file.
     """
     reporter = reporter or Reporter()
     reference = registry.resolve(wanted)
@@ -88,7 +89,7 @@ def _pull(
         _convert(remote, fetched, stored.path, weight_type, reporter)
     except CheckpointError:
         if not keep:
-            hub.discard(fetched)  # it is what was asked for, and of no use
+            hub.discard(fetched)  # the right file, but not a model that can be converted
         raise
     if not keep:
         hub.discard(fetched)
@@ -105,7 +106,7 @@ def _pull(
 def _convert(
     remote: Remote, fetched: Fetched, target: Path, weight_type: WeightType, reporter: Reporter
 ) -> None:
-    """Quantize what was fetched into the store."""
+    """Quantize what was fetched, into the store."""
     reference, entry = remote.reference, remote.reference.entry
     with open_checkpoint(fetched.path) as checkpoint:
         published = _published_name(reference, checkpoint)
@@ -136,7 +137,7 @@ def _convert(
 
 
 def _published_name(reference: Reference, checkpoint: Checkpoint) -> str:
-    """What the publisher calls it: the folder of the cache is named after a commit."""
+    """The publisher's name for it; the folder that it was downloaded to is named by a commit."""
     if reference.repository and not reference.file:
         return reference.repository.partition("/")[2]
     return checkpoint.path.name
@@ -171,7 +172,7 @@ def _device(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def _locked(target: Path, reporter: Reporter) -> Iterator[None]:
-    """Around a pull: a second one of the same model waits, and then finds it there."""
+    """Held during a pull: a second one of the same model waits, and then finds it there."""
     from filelock import FileLock, Timeout
 
     try:

@@ -22,6 +22,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import CacheNotFound
 
+from rwkv_cli.errors import DownloadError
 from rwkv_cli.files.atomic import replacing
 
 
@@ -71,12 +72,13 @@ def adopt(content: Path, repository: str, name: str, revision: str, commit: str,
     """Move a verified file into the cache: its path there. One that links into the cache already gets its name only.
 
     Its content is put where a download would have put it; huggingface_hub then finds it and adds the rest: the link (or
-    a copy, where there are no links) and the reference from the branch. Raises OSError and the errors of
-    huggingface_hub, and then leaves the file where it was.
+    a copy, where there are no links) and the reference from the branch. Raises DownloadError, OSError and the
+    errors of huggingface_hub, and then leaves the file where it was.
     """
     planned = hf_hub_download(repository, name, revision=revision, dry_run=True)
-    if planned.commit_hash != commit:
-        revision = commit  # the branch has moved on: with it, another version would be downloaded
+    if planned.commit_hash != commit:  # the branch has moved on since
+        revision = commit
+        planned = hf_hub_download(repository, name, revision=revision, dry_run=True)
     snapshots = Path(planned.local_path).parents[name.count("/") + 1]
     blob = snapshots.with_name("blobs") / etag
     is_new = not content.is_symlink()
@@ -84,6 +86,8 @@ def adopt(content: Path, repository: str, name: str, revision: str, commit: str,
         blob.parent.mkdir(parents=True, exist_ok=True)
         _move(content, blob)
     try:
+        if hf_hub_download(repository, name, revision=revision, dry_run=True).will_download:
+            raise DownloadError(f"{name} has changed on the hub")  # what would come now is not verified
         return Path(hf_hub_download(repository, name, revision=revision))
     except BaseException:
         if is_new:

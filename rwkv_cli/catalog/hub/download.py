@@ -95,7 +95,7 @@ def keep(fetched: Fetched, note: Note) -> Fetched:
             )
             _refer(path, adopted)  # for the case that a later file has to stay
             moved.append(adopted)
-        except (OSError, httpx2.HTTPError, StorageError) as error:
+        except (OSError, httpx2.HTTPError, DownloadError, StorageError) as error:
             note(f"{file.what} stays in {path.parent}: it cannot be put into the cache of the hub ({error})")
             return fetched
     _remove(fetched)

@@ -47,18 +47,16 @@ def stream(location: XetLocation, size: int, start: int, headers: Mapping[str, s
 
     Raises XetError. A thread reads: hf_xet does not notice Ctrl-C while it waits, and may wait for minutes.
     """
-    import hf_xet  # type: ignore[import-untyped]
-
     items: queue.Queue[_Item] = queue.Queue(_QUEUED)
     stopped = threading.Event()
-    session = hf_xet.XetSession(hf_xet.XetConfig().with_config(_SETTINGS))
+    session, file = _opened(location, size)
 
     def read() -> None:
         try:
             group = session.new_download_stream_group(
                 token_refresh_url=location.refresh_route, token_refresh_headers=dict(headers)
             )
-            for piece in group.download_stream(hf_xet.XetFileInfo(location.file_hash, size), start=start):
+            for piece in group.download_stream(file, start=start):
                 _put(items, bytes(piece), stopped)
             _put(items, None, stopped)
         except Exception as error:  # hf_xet has no class of its own for its errors
@@ -70,6 +68,17 @@ def stream(location: XetLocation, size: int, start: int, headers: Mapping[str, s
     finally:
         stopped.set()
         _abort(session)
+
+
+def _opened(location: XetLocation, size: int) -> tuple[Any, Any]:
+    """A session of hf_xet and its name for the file. Raises XetError, also for a version with another interface."""
+    try:
+        import hf_xet  # type: ignore[import-untyped]
+
+        session = hf_xet.XetSession(hf_xet.XetConfig().with_config(_SETTINGS))
+        return session, hf_xet.XetFileInfo(location.file_hash, size)
+    except Exception as error:
+        raise XetError(f"hf_xet cannot be used: {error}") from None
 
 
 def _put(items: queue.Queue[_Item], item: _Item, stopped: threading.Event) -> None:
