@@ -24,14 +24,14 @@ from rwkv_cli.text.template import find_template
 if TYPE_CHECKING:
     from rwkv_cli.catalog.hub import Fetched, Remote
 
-# Bytes of a stored weight, with scales, and with what stays a float in a small model.
-_BYTES_A_WEIGHT = {"int8": 1.2, "int4": 0.8, "fp16": 2.1, "fp32": 4.1}
-_PUBLISHED_BYTES = 2  # of a weight in most published files
+# Of a stored weight, with scales, and with what stays a float in a small model.
+_BYTES_PER_WEIGHT = {"int8": 1.2, "int4": 0.8, "fp16": 2.1, "fp32": 4.1}
+_PUBLISHED_BYTES = 2  # per weight in most published files
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull has brought."""
+    """The result of a pull."""
 
     stored: Stored
     reference: Reference
@@ -50,10 +50,11 @@ def pull(
     sha256: str | None = None,
     reporter: Reporter | None = None,
 ) -> Pulled:
-    """Bring a published model into the store; one that is there already is left as it is, unless `force` is set.
+    """Install a published model in the store; one that is there already is left as it is, unless `force` is set.
 
-    `keep` leaves the download in its cache. `sha256` is that of the file, where a user knows it. Raises DownloadError,
-    VerificationError, CheckpointError, UsageError and StorageError; the store never has anything that is not whole.
+    `keep` moves the download into the cache of the hub instead of removing it. `sha256` is what the user expects of the
+    file. Raises DownloadError, VerificationError, CheckpointError, UsageError and StorageError; the store never holds
+    an incomplete file.
     """
     reporter = reporter or Reporter()
     reference = registry.resolve(wanted)
@@ -76,23 +77,21 @@ def _pull(
     from rwkv_cli.catalog import hub
 
     remote = hub.find(reference, reporter.note, sha256)
-    _require_room(remote, stored.path, weight_type)
+    _require_space(remote, stored.path, weight_type)
     size = f" ({format_size(remote.size)})" if remote.size else ""
     reporter.note(f"downloading {reference.text}{size}")
     fetched = hub.fetch(remote, reporter.downloading, reporter.note)
     if fetched.checked_by is None:
-        reporter.note(
-            "neither models.toml nor the server has a checksum of this file: only its size could be checked"
-        )
+        reporter.note("no published checksum for this file; only its size was verified")
+    if keep:
+        fetched = hub.keep(fetched, reporter.note)
     try:
         _convert(remote, fetched, stored.path, weight_type, reporter)
     except CheckpointError:
         if not keep:
-            hub.discard(fetched)  # it is what was asked for, and of no use
+            hub.discard(fetched)  # the right file, but not a model that can be converted
         raise
-    if keep:
-        hub.keep(fetched)
-    else:
+    if not keep:
         hub.discard(fetched)
     return Pulled(
         stored,
@@ -100,14 +99,14 @@ def _pull(
         True,
         fetched.checked_by,
         fetched.downloaded,
-        fetched.path if fetched.is_here() else None,
+        fetched.path if fetched.is_present() else None,
     )
 
 
 def _convert(
     remote: Remote, fetched: Fetched, target: Path, weight_type: WeightType, reporter: Reporter
 ) -> None:
-    """Quantize what was fetched into the store."""
+    """Quantize what was fetched, into the store."""
     reference, entry = remote.reference, remote.reference.entry
     with open_checkpoint(fetched.path) as checkpoint:
         published = _published_name(reference, checkpoint)
@@ -138,29 +137,29 @@ def _convert(
 
 
 def _published_name(reference: Reference, checkpoint: Checkpoint) -> str:
-    """What the publisher calls it: the folder of the cache is named after a commit."""
+    """The publisher's name for it; the folder that it was downloaded to is named by a commit."""
     if reference.repository and not reference.file:
         return reference.repository.partition("/")[2]
     return checkpoint.path.name
 
 
-def _require_room(remote: Remote, target: Path, weight_type: WeightType) -> None:
-    """Refuse what cannot fit, before it is fetched."""
-    from rwkv_cli.catalog.hub import cache
+def _require_space(remote: Remote, target: Path, weight_type: WeightType) -> None:
+    """Refuse what cannot fit, before it is downloaded."""
+    from rwkv_cli.catalog.hub.download import folder_of, missing_bytes, require_space
 
-    missing = cache.missing_bytes(remote)
+    missing = missing_bytes(remote)
     weights = (remote.size or 0) / _PUBLISHED_BYTES
     entry = remote.reference.entry
     if entry and entry.parameters:
         weights = entry.parameters
         missing = missing or (0 if remote.size is not None else entry.parameters * _PUBLISHED_BYTES)
-    made = int(weights * _BYTES_A_WEIGHT[weight_type])
-    download = cache.folder_of(remote)
-    if _device(download) == _device(target):
-        cache.require_room(download, missing + made, "the download and the model")
+    made = int(weights * _BYTES_PER_WEIGHT[weight_type])
+    folder = folder_of(remote)
+    if _device(folder) == _device(target):
+        require_space(folder, missing + made, "the download and the model")
     else:
-        cache.require_room(download, missing, "the download")
-        cache.require_room(target.parent, made, "the model")
+        require_space(folder, missing, "the download")
+        require_space(target.parent, made, "the model")
 
 
 def _device(path: Path) -> int | None:
@@ -173,7 +172,7 @@ def _device(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def _locked(target: Path, reporter: Reporter) -> Iterator[None]:
-    """Around a pull: a second one of the same model waits, and then finds it there."""
+    """Held during a pull: a second one of the same model waits, and then finds it there."""
     from filelock import FileLock, Timeout
 
     try:

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from rwkv_cli.catalog import hub as downloads
 from rwkv_cli.catalog import reference
 from rwkv_cli.catalog.entries import Entry
-from rwkv_cli.catalog.hub import cache, failures, transfer
+from rwkv_cli.catalog.hub import cache, download, failures, transfer, xet
 from rwkv_cli.errors import (
     DownloadError,
     StorageError,
@@ -66,7 +66,7 @@ def test_what_is_kept_is_where_other_programs_look(hub):
     from huggingface_hub import hf_hub_download
 
     fetched = bring()
-    downloads.keep(fetched)
+    downloads.keep(fetched, print)
     before = hub.sent
     found = hf_hub_download(
         "owner/repo", "model.pth", cache_dir=constants.HF_HUB_CACHE, endpoint=hub.endpoint
@@ -169,7 +169,7 @@ def test_a_wrong_hash_of_pieces_is_fetched_again_in_one(hub):
     hub.faults.extend([Fault(cut_after=100_000, corrupt=True)])
     notes = []
     assert bring(notes=notes).path.read_bytes() == DATA
-    assert "put together wrongly" in notes[0]
+    assert "was assembled from mismatched pieces" in notes[0]
     hub.files["owner/repo"]["model.pth"] = OTHER
     hub.faults.extend([Fault(cut_after=100_000, corrupt=True), Fault(), Fault(corrupt=True)])
     with pytest.raises(VerificationError):
@@ -246,8 +246,8 @@ def test_too_many_requests_wait_as_long_as_the_server_says(hub, monkeypatch):
     assert bring(notes=notes).path.read_bytes() == DATA
     assert waits.count(7) == waits.count(11) == 1
     assert notes == [
-        "the server is asked too often; trying again in 7 s",
-        "the server is asked too often; trying again in 11 s",
+        "the server gets too many requests; trying again in 7 s",
+        "the server gets too many requests; trying again in 11 s",
     ]
 
 
@@ -279,13 +279,13 @@ def test_a_server_that_falls_silent_is_asked_again(hub, monkeypatch):
 def test_no_connection(hub):
     hub.close()
     with pytest.raises(
-        DownloadError, match=r"cannot download model.pth of owner/repo: there is no connection"
+        DownloadError, match=r"cannot download model.pth of owner/repo: the server cannot be reached"
     ):
         bring()
 
 
 def test_offline_takes_what_is_in_the_cache(monkeypatch):
-    downloads.keep(bring())
+    downloads.keep(bring(), print)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     fetched = bring()
     assert fetched.path.read_bytes() == DATA
@@ -315,10 +315,10 @@ def test_a_full_disk_is_one_sentence_and_what_arrived_stays(hub, monkeypatch):
     assert hub.sent < 2 * len(DATA)
 
 
-def test_room_is_looked_at_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
-    with pytest.raises(StorageError, match=r"not enough room .* needs 10.0 GB, and 1.0 GB are free"):
-        cache.require_room(tmp_path / "not" / "there", 10**10, "the download")
+def test_free_space_is_checked_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    with pytest.raises(StorageError, match=r"not enough space .* needs 10.0 GB, and 1.0 GB are free"):
+        download.require_space(tmp_path / "not" / "there", 10**10, "the download")
 
 
 def test_two_at_once_fetch_it_once(hub):
@@ -332,6 +332,189 @@ def test_two_at_once_fetch_it_once(hub):
         thread.join()
     assert {each.path.read_bytes() for each in results} == {DATA[:50_000]}
     assert len(hub.gets()) == 1
+
+
+# ------------------------------------------------------------------------------------------ the shared cache
+
+
+def everything(folder):
+    """All files below a folder with their contents; links count as what they point to."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_enters_the_shared_cache_unless_it_is_kept(hub, tmp_path):
+    hub.faults.append(Fault(corrupt=True))
+    with pytest.raises(VerificationError):
+        bring()
+    fetched = bring()
+    assert not (tmp_path / "hf" / "hub").exists()
+    kept = downloads.keep(fetched, print)
+    assert kept.path.is_relative_to(tmp_path / "hf" / "hub")
+    assert left(tmp_path / "hf" / "assets") == []
+    downloads.discard(kept)
+    assert kept.path.read_bytes() == DATA
+
+
+def test_damage_in_the_shared_cache_is_removed_there():
+    kept = downloads.keep(bring(), print)
+    content = kept.path.resolve()
+    content.write_bytes(b"?" + DATA[1:])
+    notes = []
+    fetched = bring(notes=notes)
+    assert "in the cache is damaged" in notes[0]
+    assert fetched.path.read_bytes() == DATA
+    assert not content.exists()
+    assert not kept.path.exists()
+    assert downloads.keep(fetched, print).path == kept.path
+
+
+def test_a_wrong_sha256_of_the_user_does_no_harm_to_the_shared_cache(hub):
+    hub.with_checksums = False
+    kept = downloads.keep(bring(), print)
+    with pytest.raises(VerificationError):
+        bring(sha256="0" * 64)
+    assert kept.path.read_bytes() == DATA
+
+
+def test_the_same_content_at_another_commit_is_used(hub):
+    downloads.keep(bring(), print)
+    sent, hub.commit = hub.sent, "b" * 40
+    assert bring().downloaded == 0
+    assert hub.sent == sent
+
+
+def test_damage_in_the_cache_without_a_connection(monkeypatch):
+    kept = downloads.keep(bring(), print)
+    kept.path.resolve().write_bytes(b"?" + DATA[1:])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match=r"cannot download model.pth of owner/repo again"):
+        bring()
+
+
+def test_a_folder_that_is_partly_in_the_shared_cache(hub, tmp_path):
+    from huggingface_hub import hf_hub_download
+
+    hub.files["owner/folder"] = {"config.json": b"{}", "model.safetensors": DATA, "tokenizer.json": b"[]"}
+    hf_hub_download(
+        "owner/folder", "model.safetensors", cache_dir=constants.HF_HUB_CACHE, endpoint=hub.endpoint
+    )
+    sent, before = hub.sent, everything(tmp_path / "hf" / "hub")
+    fetched = bring("hf:owner/folder")
+    assert hub.sent == sent + 4
+    assert (fetched.path / "model.safetensors").read_bytes() == DATA
+    downloads.discard(fetched)
+    assert everything(tmp_path / "hf" / "hub") == before
+    kept = downloads.keep(bring("hf:owner/folder"), print)
+    assert sorted(path.name for path in kept.path.iterdir()) == sorted(hub.files["owner/folder"])
+    assert left(tmp_path / "hf" / "assets") == []
+
+
+@pytest.mark.parametrize("failing", ["config.json", "model.safetensors"])
+def test_what_cannot_be_kept_stays_usable(hub, monkeypatch, failing):
+    hub.files["owner/folder"] = {"config.json": b"{}", "model.safetensors": DATA}
+    fetched, real = bring("hf:owner/folder"), cache.hf_hub_download
+
+    def refusing(repository, name, **options):
+        if name == failing and not options.get("dry_run"):
+            raise OSError("no permission")
+        return real(repository, name, **options)
+
+    monkeypatch.setattr(cache, "hf_hub_download", refusing)
+    notes = []
+    kept = downloads.keep(fetched, notes.append)
+    assert f"{failing} of owner/folder stays in" in notes[0]
+    assert kept.is_present()
+    assert {path.name: path.read_bytes() for path in kept.path.iterdir()} == hub.files["owner/folder"]
+
+
+@pytest.mark.parametrize("commit", ["a" * 40, "b" * 40])
+def test_what_has_changed_on_the_hub_is_not_downloaded_by_keeping(hub, commit):
+    fetched, sent = bring(), hub.sent
+    hub.commit = commit
+    hub.files["owner/repo"]["model.pth"] = OTHER
+    notes = []
+    kept = downloads.keep(fetched, notes.append)
+    assert "has changed on the hub" in notes[0]
+    assert hub.sent == sent
+    assert kept.path.read_bytes() == DATA
+
+
+# ------------------------------------------------------------------------------------------ Xet storage
+
+
+@pytest.fixture
+def xet_hub(hub, tmp_path):
+    pytest.importorskip("hf_xet")
+    hub.xet = tmp_path / "cas"
+    hub.store_in_xet(DATA)
+    return hub
+
+
+def test_a_file_in_xet_storage(xet_hub, tmp_path):
+    seen = []
+    fetched = bring(seen=seen)
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.downloaded == len(DATA)
+    assert seen[-1] == (len(DATA), len(DATA))
+    assert xet_hub.gets() == []
+    downloads.discard(fetched)
+    assert left(tmp_path / "hf") == []
+
+
+def test_xet_storage_continues_what_http_began(xet_hub, monkeypatch):
+    xet_hub.faults.append(Fault(cut_after=100_000))
+    xet_hub.faults.extend(Fault(status=500) for _ in range(20))
+    with monkeypatch.context() as patched:
+        patched.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        with pytest.raises(DownloadError):
+            bring()
+    gets = len(xet_hub.gets())
+    fetched = bring()
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.downloaded == len(DATA) - 100_000
+    assert len(xet_hub.gets()) == gets
+
+
+def test_http_continues_what_xet_storage_began(xet_hub, monkeypatch):
+    def broken(*_):
+        yield DATA[:100_000]
+        raise xet.XetError("it broke")
+
+    monkeypatch.setattr(xet, "stream", broken)
+    notes = []
+    assert bring(notes=notes).path.read_bytes() == DATA
+    assert xet_hub.sent == len(DATA) - 100_000
+    assert "(it broke); continuing over HTTP" in notes[0]
+
+
+def test_xet_storage_that_is_down(xet_hub):
+    xet_hub.xet_is_down = True
+    notes = []
+    assert bring(notes=notes).path.read_bytes() == DATA
+    assert "cannot be read from Xet storage" in notes[0]
+
+
+def test_another_version_of_hf_xet(xet_hub, monkeypatch):
+    monkeypatch.setattr(xet, "_SETTINGS", {"no.such.setting": 1})
+    notes = []
+    assert bring(notes=notes).path.read_bytes() == DATA
+    assert "hf_xet cannot be used" in notes[0]
+    assert xet_hub.sent == len(DATA)
+
+
+def test_xet_storage_that_falls_silent(xet_hub, monkeypatch):
+    monkeypatch.setattr(xet, "PATIENCE", 0.1)
+    monkeypatch.setattr(xet, "_put", lambda *_: None)
+    assert bring().path.read_bytes() == DATA
+    assert xet_hub.sent == len(DATA)
+
+
+def test_wrong_content_from_xet_storage_is_never_used(xet_hub, tmp_path):
+    xet_hub.store_in_xet(OTHER)
+    xet_hub.xet_hashes[DATA] = xet_hub.xet_hashes[OTHER]
+    with pytest.raises(VerificationError, match="not the right file"):
+        bring()
+    assert left(tmp_path / "hf") == []
 
 
 # ------------------------------------------------------------------------------------------ what is claimed
@@ -374,7 +557,7 @@ def test_plain_addresses(hub):
     assert fetched.checked_by is None
     downloads.discard(fetched)
     assert not fetched.path.exists()
-    assert bring(url, sha256=hashlib.sha256(DATA).hexdigest()).checked_by == "the sha256 of --sha256"
+    assert bring(url, sha256=hashlib.sha256(DATA).hexdigest()).checked_by == "the given sha256"
     downloads.discard(bring(url))
     with pytest.raises(VerificationError):
         bring(url, sha256="0" * 64)

@@ -15,7 +15,7 @@ from helpers.hub_server import Fault
 from helpers.writers import TINY, random_weights, write_gguf, write_hf, write_pth, write_torch
 
 from rwkv_cli.catalog import model_store, pull, registry
-from rwkv_cli.catalog.hub import cache
+from rwkv_cli.catalog.hub import download
 from rwkv_cli.errors import (
     DownloadError,
     StorageError,
@@ -156,11 +156,10 @@ def test_a_conversion_that_fails_keeps_what_is_verified(hub, monkeypatch):
     def full(*_args, **_options):
         raise StorageError("no space left on the disk")
 
-    real = pull.model.convert
-    monkeypatch.setattr(pull, "convert_checkpoint", full)
-    with pytest.raises(StorageError):
-        pull.pull("tiny")
-    monkeypatch.setattr(pull, "convert_checkpoint", real)
+    with monkeypatch.context() as patched:
+        patched.setattr(pull, "convert_checkpoint", full)
+        with pytest.raises(StorageError):
+            pull.pull("tiny")
     sent = hub.sent
     assert pull.pull("tiny").is_new
     assert hub.sent == sent
@@ -181,8 +180,8 @@ def test_other_models_are_refused_and_removed(hub, tmp_path):
 def test_a_large_model_on_a_small_disk(hub, monkeypatch):
     (registry.paths.user_registry_file()).write_text(MINE.replace("700_000", "5_000_000_000"))
     registry.entries.cache_clear()
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
-    with pytest.raises(StorageError, match=r"not enough room .* it needs 6.0 GB, and 1.0 GB are free"):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    with pytest.raises(StorageError, match=r"not enough space .* it needs 6.0 GB, and 1.0 GB are free"):
         pull.pull("tiny")
     assert not hub.gets()
 

@@ -1,8 +1,9 @@
 """A server that speaks the protocol of the Hugging Face hub, and fails in the ways that networks do.
 
 The hub answers HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE and /api/models/OWNER/REPO. Large files are redirected
-to a second server, as to its storage, which knows ranges; small ones are sent at once. `faults` are used up, one by
-each response with content; `refusals` likewise, by each request for metadata.
+to a second server, as to its storage, which knows ranges; small ones are sent at once. With `xet`, large files are also
+in a Xet storage, which is a folder. `faults` are used up, one by each response with content; `refusals`, one by each
+request for metadata.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "a" * 40
@@ -52,6 +54,9 @@ class Hub:
         self.with_checksums = True
         self.with_lengths = True  # or the end of a connection is all that says how long a file is
         self.head_is_refused = False
+        self.xet: Path | None = None  # the folder of the Xet storage, if there is one
+        self.xet_hashes: dict[bytes, str] = {}  # of what is in it
+        self.xet_is_down = False
         self.lock = threading.Lock()
         self.hub = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, _HubHandler))
         self.storage = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, _StorageHandler))
@@ -71,6 +76,14 @@ class Hub:
         for server in (self.hub, self.storage):
             server.shutdown()
             server.server_close()
+
+    def store_in_xet(self, data: bytes) -> None:
+        """Put a file into the Xet storage."""
+        import hf_xet
+
+        with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{self.xet}") as commit:
+            upload = commit.start_upload_bytes(data)
+        self.xet_hashes[data] = upload.result().xet_info.hash
 
     def gets(self) -> list[tuple[str, str, dict[str, str]]]:
         """The requests for contents."""
@@ -196,6 +209,9 @@ class _HubHandler(_Handler):
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self.reply(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
             return
+        if path.startswith("/xet-token"):
+            self._grant()
+            return
         if path.startswith("/api/models/"):
             self._describe("/".join(path.split("/")[3:5]))
             return
@@ -226,7 +242,20 @@ class _HubHandler(_Handler):
         headers["X-Linked-Etag"] = f'"{digest}"' if self.hub.with_checksums else '"v1"'
         if not self.hub.with_lengths:
             del headers["X-Linked-Size"]
+        if data in self.hub.xet_hashes:
+            headers |= {
+                "X-Xet-Hash": self.hub.xet_hashes[data],
+                "X-Xet-Refresh-Route": f"{self.hub.endpoint}/xet-token",
+            }
         self.reply(302, headers)
+
+    def _grant(self) -> None:
+        """An access token for the Xet storage."""
+        if self.hub.xet_is_down:
+            self.reply(404, {})
+            return
+        grant = {"casUrl": f"local://{self.hub.xet}", "accessToken": "x", "exp": int(time.time()) + 3600}
+        self.reply(200, {"Content-Type": "application/json"}, json.dumps(grant).encode())
 
     def _describe(self, repository: str) -> None:
         files = self.hub.files.get(repository)

@@ -1,17 +1,34 @@
 """Downloads: the only package that talks to the network.
 
-    remote     what is to be fetched, as the hub or a web server describes it
-    transfer   one file over a connection that may break at any time
-    places     where downloads lie: in the cache that all programs for the hub share, or in ours
-    failures   sentences for what goes wrong on the way
+    discovery  what a reference stands for: files, sizes and checksums, as the hub, a web server or the cache has them
+    selection  which files of a repository make up its model
+    remote     the files of a model on a server, and what else is known of them: checksums that have to agree
+    download   `fetch` brings the files here and verifies them, `keep` and `discard` decide what becomes of them
+    transfer   one file over a connection that may break at any time; xet is the faster way for files that have it
+    cache      the cache that all programs for the hub share
+    failures   sentences for what goes wrong, and what is worth another attempt
 
-`find` asks the hub, `fetch` brings the files here and checks them, `discard` removes them again. Nothing here knows
-what a model is, but for `remote`, which chooses the files of one in a repository.
+huggingface_hub does what its public API offers: metadata, tokens and headers, proxies and offline mode, and the shared
+cache with its links, references and locks. These parts are our own, for files of the hub too:
+
+- The transfer over HTTP. That of huggingface_hub (2.4) starts at zero after an interruption, appends the rest of a file
+  that has changed meanwhile, does not check which range it gets, does not retry after errors 5xx or a reset connection,
+  waits as long as a server says (hours), and gives the file its final name before anyone has compared its checksum.
+- The order: a download is verified in a folder of ours (HF_ASSETS_CACHE, which exists for this) before it is used, and
+  enters the shared cache only when it is kept. So nothing unverified is ever visible there, and removing a download
+  cannot touch what other programs have put there.
+- The checksum itself, from models.toml, the user or the hub: huggingface_hub compares sizes only.
+- Retries of requests for metadata: huggingface_hub reports them to the log alone, and waits for hours if told so.
+- Addresses outside the hub, which it does not know.
+- The messages.
+
+Nothing here knows what a model is, except `selection`.
 """
 
 from __future__ import annotations
 
-from rwkv_cli.catalog.hub.cache import Fetched, discard, fetch, keep
-from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, find
+from rwkv_cli.catalog.hub.discovery import find
+from rwkv_cli.catalog.hub.download import Fetched, discard, fetch, keep
+from rwkv_cli.catalog.hub.remote import Remote, RemoteFile
 
 __all__ = ["Fetched", "Remote", "RemoteFile", "discard", "fetch", "find", "keep"]

@@ -1,276 +1,134 @@
-"""Where downloads lie, and how a file gets there: fetched, checked, and only then under its name.
+"""The cache that all programs for the hub share, below HF_HOME: what it holds, and how a verified file gets into it.
 
-Files of the hub go where all programs for it keep them, below HF_HOME: contents under `blobs`, named by their checksum,
-and links to them under `snapshots`, by commit and name. What another program has fetched is used, once it is checked.
-Files from other addresses go to `downloads` in the cache folder of rwkv. A mark beside a file says that it was fetched
-here for a conversion, and may be removed after it.
+All of it goes through the public API of huggingface_hub, except for one documented fact that the API has no call for:
+contents are in the folder `blobs` of a repository, named by their ETag.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
+import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-from huggingface_hub import constants
+from huggingface_hub import (
+    CachedFileInfo,
+    CachedRepoInfo,
+    HFCacheInfo,
+    constants,
+    hf_hub_download,
+    scan_cache_dir,
+)
+from huggingface_hub.errors import CacheNotFound
 
-from rwkv_cli import paths
-from rwkv_cli.catalog.hub.remote import Remote, RemoteFile
-from rwkv_cli.catalog.hub.transfer import Progress, Transfer
-from rwkv_cli.errors import StorageError, VerificationError
-from rwkv_cli.files.atomic import storage_error
-
-_PART = ".rwkv-part"
-_MARK = ".rwkv-fetched"
-_BLOCK = 1 << 22
-
-Note = Callable[[str], None]
+from rwkv_cli.errors import DownloadError
+from rwkv_cli.files.atomic import replacing
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where one file goes."""
+class CachedFile:
+    """A file of one revision of a repository in the cache."""
 
-    content: Path
-    link: Path | None  # the name under which programs find the content
-    lock: Path
-
-    @property
-    def mark(self) -> Path:
-        return self.content.with_name(self.content.name + _MARK)
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A model that is here and checked."""
-
-    path: Path  # of its file or folder
-    places: tuple[_Place, ...]
-    checked_by: str | None  # in words; None if there was nothing to check with but the size
-    downloaded: int  # bytes, of this time
-
-    def is_here(self) -> bool:
-        """Whether all of it is still where it was fetched to."""
-        return all(place.content.is_file() for place in self.places)
+    name: str  # in the repository
+    path: Path
+    commit: str
+    refs: frozenset[str]  # branches and tags that were at this commit
+    etag: (
+        str | None
+    )  # the hub's name for this content; None where the file system has no links and it was copied
 
 
-def missing_bytes(remote: Remote) -> int:
-    """How much has still to come, as far as it is known."""
-    total = 0
-    for file in remote.files:
-        place = _place(remote, file)
-        if not place.content.is_file():
-            part = place.content.with_name(place.content.name + _PART)
-            total += max(0, (file.size or 0) - (part.stat().st_size if part.is_file() else 0))
-    return total
+def files_of(repository: str) -> list[CachedFile]:
+    """What the cache holds of a repository. Damaged parts of the cache are left out; no errors."""
+    scanned = _scan()
+    return list(_files(scanned, repository)) if scanned else []
 
 
-def folder_of(remote: Remote) -> Path:
-    """The folder that downloads of this model go to."""
-    return _place(remote, remote.files[0]).content.parent
+def find_file(files: list[CachedFile], name: str, commit: str | None, etag: str | None) -> Path | None:
+    """A file by its name and content, at whatever commit; where an ETag is unknown, at the same commit."""
+    for file in files:
+        is_same = file.etag == etag if file.etag and etag else file.commit == commit
+        if file.name == name and is_same:
+            return file.path
+    return None
 
 
-def fetch(remote: Remote, progress: Progress, note: Note) -> Fetched:
-    """Bring all files of a model here and check them. Raises DownloadError, VerificationError, StorageError."""
-    places, done, downloaded = [], 0, 0
-    for file in remote.files:
-        place = _place(remote, file)
-
-        def advance(here: int, total: int | None, before: int = done) -> None:
-            progress(before + here, remote.size if len(remote.files) > 1 else total)
-
-        downloaded += _fetch_file(file, place, advance, note)
-        _link(place)
-        places.append(place)
-        done += file.size or 0
-    if remote.commit and remote.reference.repository:
-        _remember_revision(remote)
-    first = places[0].link or places[0].content
-    checks = {file.checked_by for file in remote.files}
-    return Fetched(
-        path=first.parent if remote.is_folder else first,
-        places=tuple(places),
-        checked_by=None if None in checks else " and ".join(sorted(check for check in checks if check)),
-        downloaded=downloaded,
-    )
+def remove_damaged(path: Path) -> None:
+    """Remove a file whose content is wrong, under all its names, so that no program uses it. Raises OSError."""
+    scanned, content = _scan(), path.resolve()
+    if scanned is None:
+        return
+    same = [
+        file
+        for repository in scanned.repos
+        for file in _file_infos(repository)
+        if file.file_path.resolve() == content
+    ]
+    scanned.delete_files(*same).execute()
 
 
-def keep(fetched: Fetched) -> None:
-    """Leave the files where they are, for other programs and later conversions."""
-    for place in fetched.places:
-        with contextlib.suppress(OSError):
-            place.mark.unlink(missing_ok=True)
+def adopt(content: Path, repository: str, name: str, revision: str, commit: str, etag: str) -> Path:
+    """Move a verified file into the cache: its path there. One that links into the cache already gets its name only.
 
-
-def discard(fetched: Fetched) -> None:
-    """Remove what was fetched here for a conversion; what another program had fetched stays."""
-    for place in fetched.places:
-        if place.mark.exists():
-            with contextlib.suppress(OSError):
-                if place.link:
-                    place.link.unlink(missing_ok=True)
-                place.content.unlink(missing_ok=True)
-                place.mark.unlink(missing_ok=True)
-            _prune(place)
-
-
-def _prune(place: _Place) -> None:
-    """Remove folders that are empty now, and a repository's whole folder when it has no content any more."""
-    for start in (place.link.parent if place.link else None, place.content.parent):
-        with contextlib.suppress(OSError):
-            if start:
-                start.rmdir()
-    if place.link and not place.content.parent.exists():
-        shutil.rmtree(place.content.parent.parent, ignore_errors=True)
-
-
-def _place(remote: Remote, file: RemoteFile) -> _Place:
-    reference = remote.reference
-    if reference.repository is None:
-        key = hashlib.sha256(file.url.encode()).hexdigest()[:16]
-        content = paths.cache_folder() / "downloads" / key / file.name
-        return _Place(content, None, content.parent.with_name(f"{key}.lock"))
-    cache = Path(constants.HF_HUB_CACHE)
-    repository = f"models--{reference.repository.replace('/', '--')}"
-    identity = file.identity or hashlib.sha256(file.url.encode()).hexdigest()[:40]
-    link = (
-        cache
-        / repository
-        / "snapshots"
-        / (remote.commit or reference.revision.replace("/", "--"))
-        / file.name
-    )
-    return _Place(
-        cache / repository / "blobs" / identity, link, cache / ".locks" / repository / f"{identity}.lock"
-    )
-
-
-def _fetch_file(file: RemoteFile, place: _Place, progress: Progress, note: Note) -> int:
-    """Bring one file here, unless it is here already: the bytes that came."""
+    Its content is put where a download would have put it; huggingface_hub then finds it and adds the rest: the link (or
+    a copy, where there are no links) and the reference from the branch. Raises DownloadError, OSError and the
+    errors of huggingface_hub, and then leaves the file where it was.
+    """
+    planned = hf_hub_download(repository, name, revision=revision, dry_run=True)
+    if planned.commit_hash != commit:  # the branch has moved on since
+        revision = commit
+        planned = hf_hub_download(repository, name, revision=revision, dry_run=True)
+    snapshots = Path(planned.local_path).parents[name.count("/") + 1]
+    blob = snapshots.with_name("blobs") / etag
+    is_new = not content.is_symlink()
+    if is_new:
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        _move(content, blob)
     try:
-        for folder in (place.content.parent, place.lock.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.lock):
-            return _fetch_locked(file, place, progress, note)
-    except OSError as error:
-        raise storage_error(place.content, error, file.size) from None
+        if hf_hub_download(repository, name, revision=revision, dry_run=True).will_download:
+            raise DownloadError(f"{name} has changed on the hub")  # what would come now is not verified
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except BaseException:
+        if is_new:
+            _move(blob, content)
+        raise
 
 
-def _fetch_locked(file: RemoteFile, place: _Place, progress: Progress, note: Note) -> int:
-    if place.content.is_file() and _may_be_used(file, place, note):
-        return 0
-    for again in (False, True):
-        transfer = _transfer(file, place, progress, note)
-        before = transfer.present()
-        place.mark.touch()
-        transfer.run()
-        fault = _fault(file, transfer.part, transfer.size)
-        if fault is None:
-            transfer.finish(place.content)
-            return place.content.stat().st_size - (0 if again else before)
-        transfer.forget()
-        was_one_piece = not (transfer.resumed or before)
-        if again or was_one_piece:
-            break
-        note(f"{file.what} was put together wrongly: {fault}; downloading it again, from the beginning")
-    with contextlib.suppress(OSError):
-        place.mark.unlink()
-    raise VerificationError(f"{file.what} is not the right file: {fault}; nothing of it was kept")
-
-
-def _may_be_used(file: RemoteFile, place: _Place, note: Note) -> bool:
-    """Whether the content that is here already is the right one; it is removed if it is not."""
-    if not (file.sha256 or file.git_sha1) and file.size is None:
-        return False
-    fault = _fault(file, place.content, file.size)
-    if fault is None:
-        return True
-    note(f"{file.what} in the cache is damaged ({fault}): downloading it again")
-    place.content.unlink()
-    return False
-
-
-def _transfer(file: RemoteFile, place: _Place, progress: Progress, note: Note) -> Transfer:
-    return Transfer(
-        file.url,
-        place.content.with_name(place.content.name + _PART),
-        file.what,
-        file.size,
-        bool(file.sha256 or file.git_sha1),
-        file.size_is_certain,
-        file.headers,
-        progress,
-        note,
-    )
-
-
-def _fault(file: RemoteFile, path: Path, size: int | None) -> str | None:
-    """What is wrong with a file that was fetched, in words; None if nothing is."""
-    found = path.stat().st_size
-    if size is not None and found != size:
-        return f"it has {found:,} bytes, not {size:,}"
-    wanted = file.sha256 or file.git_sha1
-    if wanted is None:
+def _scan() -> HFCacheInfo | None:
+    try:
+        return scan_cache_dir(constants.HF_HUB_CACHE)
+    except (CacheNotFound, ValueError, OSError):  # there is none, it is a file, or it cannot be read
         return None
-    digests = [hashlib.sha256()]
-    if not file.sha256:  # git hashes a small header with it; mirrors of the hub need not
-        begins = (b"blob %d\0" % found, b"")
-        digests = [hashlib.sha1(begin, usedforsecurity=False) for begin in begins]
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            for digest in digests:
-                digest.update(block)
-    if wanted in [digest.hexdigest() for digest in digests]:
-        return None
-    kind = "sha256" if file.sha256 else "git hash"
-    return f"its {kind} is {digests[0].hexdigest()[:16]}..., not {wanted[:16]}..."
 
 
-def _link(place: _Place) -> None:
-    """Make the content known under its name: a link, or a copy where the system has no links."""
-    if place.link is None or (place.link.is_file() and place.link.resolve() == place.content.resolve()):
-        return
+def _files(scanned: HFCacheInfo, repository: str) -> Iterator[CachedFile]:
+    for cached in scanned.repos:
+        if cached.repo_id != repository or cached.repo_type != "model":
+            continue
+        for revision in cached.revisions:
+            for file in revision.files:
+                yield CachedFile(
+                    name=file.file_path.relative_to(revision.snapshot_path).as_posix(),
+                    path=file.file_path,
+                    commit=revision.commit_hash,
+                    refs=revision.refs,
+                    etag=file.blob_path.name if file.blob_path != file.file_path else None,
+                )
+
+
+def _file_infos(repository: CachedRepoInfo) -> Iterator[CachedFileInfo]:
+    for revision in repository.revisions:
+        yield from revision.files
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file, or copy it to another disk; the target appears whole or not at all."""
     try:
-        place.link.parent.mkdir(parents=True, exist_ok=True)
-        place.link.unlink(missing_ok=True)
-        try:
-            place.link.symlink_to(os.path.relpath(place.content, place.link.parent))
-        except OSError:
-            shutil.copyfile(place.content, place.link)
+        source.replace(target)
     except OSError as error:
-        raise storage_error(place.link, error) from None
-
-
-def _remember_revision(remote: Remote) -> None:
-    """Which commit a branch was at, for programs that work without the network."""
-    assert remote.reference.repository is not None
-    if not remote.commit or remote.reference.revision == remote.commit:
-        return
-    repository = f"models--{remote.reference.repository.replace('/', '--')}"
-    file = Path(constants.HF_HUB_CACHE) / repository / "refs" / remote.reference.revision
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(remote.commit, encoding="utf-8")
-
-
-def require_room(folder: Path, needed: int, what: str) -> None:
-    """Refuse before the work what has no room on the disk. Raises StorageError."""
-    from rwkv_cli.reporting import format_size
-
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        free = shutil.disk_usage(existing).free
-    except OSError:
-        return
-    if free < needed:
-        raise StorageError(
-            f"there is not enough room on the disk of {folder} for {what}: "
-            f"it needs {format_size(needed)}, and {format_size(free)} are free"
-        )
+        if error.errno != errno.EXDEV:
+            raise
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+        source.unlink()

@@ -1,4 +1,4 @@
-"""Sentences for what goes wrong between here and a server, and what to try again."""
+"""Sentences for what goes wrong between here and a server, and what is worth another attempt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils._http import get_session
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from rwkv_cli.errors import DownloadError
 
@@ -19,45 +25,48 @@ TRIES = 6
 FIRST_DELAY = 0.5  # seconds before the second attempt; each later one waits twice as long
 LONGEST_DELAY = 8.0
 SHORTEST_DELAY = 0.05  # after an attempt that has brought something
-LONGEST_WISH = 300.0  # of a server, that says how long to wait
+MAX_RETRY_AFTER = 300.0  # a server may ask for more; then the user decides
 
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+
+Note = Callable[[str], None]
+"""Called with a sentence for the user."""
 
 T = TypeVar("T")
 
 
 class OfflineError(DownloadError):
-    """There is no way to the server; what is here already may still do."""
+    """The server is unreachable; cached files may still be usable."""
 
 
 class TryAgainError(Exception):
     """An attempt failed in a way that may pass. `wait` is how many seconds the server asks for, if it does."""
 
-    def __init__(self, reason: str, wait: float | None = None, is_connection: bool = False) -> None:
+    def __init__(self, reason: str, wait: float | None = None, is_unreachable: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait = wait
-        self.is_connection = is_connection  # there is none
+        self.is_unreachable = is_unreachable
 
 
-def attempt(what: str, ask: Callable[[], T], note: Callable[[str], None], tries: int = TRIES) -> T:
+def attempt(what: str, ask: Callable[[], T], note: Note, tries: int = TRIES) -> T:
     """The result of `ask`, which is called again while what fails may pass. Raises DownloadError, OfflineError."""
     for number in range(1, tries + 1):
         try:
             return guarded(what, ask)
         except TryAgainError as failure:
             if number == tries:
-                kind = OfflineError if failure.is_connection else DownloadError
+                kind = OfflineError if failure.is_unreachable else DownloadError
                 raise kind(f"cannot download {what}: {failure.reason}; try again later") from None
             pause(number, failure, note)
     raise AssertionError("unreachable")
 
 
-def pause(failures: int, failure: TryAgainError, note: Callable[[str], None]) -> None:
-    """Wait before the next attempt, as long as the server wishes, or longer from one to the next."""
-    if failure.wait is not None and failure.wait > LONGEST_WISH:
+def pause(failures: int, failure: TryAgainError, note: Note) -> None:
+    """Wait before the next attempt: as long as the server asks for, or else longer from one to the next."""
+    if failure.wait is not None and failure.wait > MAX_RETRY_AFTER:
         raise DownloadError(
-            f"the server asks to wait {failure.wait:.0f} s ({failure.reason}): try again then"
+            f"the server asks to wait {failure.wait:.0f} s ({failure.reason}): try again after that"
         )
     delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY) if failures else SHORTEST_DELAY
     delay = delay if failure.wait is None else failure.wait
@@ -75,37 +84,24 @@ def guarded(what: str, ask: Callable[[], T]) -> T:
             f"cannot download {what}: HF_HUB_OFFLINE is set, and it is not in the cache"
         ) from None
     except HfHubHTTPError as error:
-        response = error.response
-        raise refusal(what, response.status_code, response.headers, type(error).__name__) from None
+        raise _refusal_of_hub(what, error) from None
     except httpx2.UnsupportedProtocol as error:
         raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
     except httpx2.TransportError as error:
-        raise TryAgainError(_reason(error), is_connection=isinstance(error, httpx2.ConnectError)) from None
+        raise TryAgainError(_reason(error), is_unreachable=isinstance(error, httpx2.ConnectError)) from None
     except (httpx2.TooManyRedirects, httpx2.InvalidURL, httpx2.DecodingError) as error:
         raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
 
 
-def refusal(what: str, status: int, headers: Mapping[str, str], kind: str = "") -> Exception:
-    """The exception for a response that is no success: TryAgainError, or a DownloadError that says what to do."""
-    if status in _AGAIN:
+def refusal(what: str, status: int, headers: Mapping[str, str]) -> Exception:
+    """The exception for an unsuccessful response: TryAgainError, or a DownloadError that says what to do."""
+    if status in _WORTH_RETRYING:
         reason = (
-            "the server is asked too often" if status == 429 else f"the server answers with error {status}"
+            "the server gets too many requests"
+            if status == 429
+            else f"the server answers with error {status}"
         )
         return TryAgainError(reason, retry_after(headers))
-    if kind == "GatedRepoError":
-        return DownloadError(
-            f"cannot download {what}: its owner wants you to agree to terms first, on the page of the repository; "
-            "then set HF_TOKEN to a token of your account"
-        )
-    if kind in (
-        "RepositoryNotFoundError",
-        "RevisionNotFoundError",
-        "EntryNotFoundError",
-        "RemoteEntryNotFoundError",
-    ):
-        missing = {"Rep": "repository", "Rev": "revision"}.get(kind[:3], "file")
-        hint = " (or it is private: then set HF_TOKEN)" if missing == "repository" else ""
-        return DownloadError(f"cannot download {what}: there is no such {missing}{hint}")
     if status in (401, 403):
         return DownloadError(
             f"cannot download {what}: the server refuses access ({status}); set HF_TOKEN to a token that may read it"
@@ -115,8 +111,27 @@ def refusal(what: str, status: int, headers: Mapping[str, str], kind: str = "") 
     return DownloadError(f"cannot download {what}: the server answers with error {status}")
 
 
+def _refusal_of_hub(what: str, error: HfHubHTTPError) -> Exception:
+    """The same for a response of the hub, which says more than a status."""
+    response = error.response
+    if isinstance(error, GatedRepoError):
+        return DownloadError(
+            f"cannot download {what}: its owner requires you to accept terms on the page of the repository; "
+            "do so, then set HF_TOKEN to a token of your account"
+        )
+    missing = {
+        RepositoryNotFoundError: "repository (or it is private: then set HF_TOKEN)",
+        RevisionNotFoundError: "revision",
+        EntryNotFoundError: "file",
+    }
+    for kind, name in missing.items():
+        if isinstance(error, kind) and response.status_code not in _WORTH_RETRYING:
+            return DownloadError(f"cannot download {what}: there is no such {name}")
+    return refusal(what, response.status_code, response.headers)
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a Retry-After header asks for, which has a number or a date."""
+    """The seconds that a Retry-After header asks for, as a number or as a date."""
     value = headers.get("Retry-After", "").strip()
     if value.isdigit() and len(value) < 9:
         return float(value)
@@ -126,16 +141,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def session() -> httpx2.Client:
-    """The HTTP client of huggingface-hub: it follows proxies, HF_HUB_OFFLINE, and what a program has set there."""
-    return get_session()
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx2.TimeoutException):
         return "the server does not answer in time"
     if isinstance(error, httpx2.ConnectError):
-        return f"there is no connection ({_short(error)})"
+        return f"the server cannot be reached ({_short(error)})"
     if isinstance(error, httpx2.TransportError):
         return f"the connection broke ({_short(error)})"
     return _short(error)

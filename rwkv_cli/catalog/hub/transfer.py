@@ -1,8 +1,9 @@
 """One file over a connection that may break at any time: continued where it stopped, never mixed from two files.
 
-What has arrived lies in a file of its own, beside notes of the server's validator (its ETag or date). An attempt asks
-for the rest under the condition that the file is still the same (`If-Range`); a server that says otherwise, or that
-knows no ranges, sends all of it, and the beginning is dropped.
+What has arrived is in a file of its own, beside a note of the server's validator (its ETag or date). An attempt over
+HTTP asks for the rest under the condition that the file is still the same (`If-Range`); a server that says otherwise,
+or that does not support ranges, sends all of it, and the beginning is dropped. A file in Xet storage is read from
+there; that is addressed by content, so that nothing else can arrive, and HTTP continues what it does not deliver.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 
-from rwkv_cli.catalog.hub import failures
-from rwkv_cli.catalog.hub.failures import TryAgainError
+from rwkv_cli.catalog.hub import failures, xet
+from rwkv_cli.catalog.hub.failures import Note, TryAgainError
+from rwkv_cli.catalog.hub.remote import RemoteFile
 from rwkv_cli.errors import DownloadError
 from rwkv_cli.files.atomic import storage_error
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here, and their total, if it is known."""
 
-MOST_CHANGES = 3  # of the file on the server while it is read
+MAX_CHANGES = 3  # of the file on the server while it is read
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -34,33 +36,20 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 class Transfer:
     """A download into `part`; what is there of an earlier run is used, if it can be trusted."""
 
-    def __init__(
-        self,
-        url: str,
-        part: Path,
-        what: str,
-        size: int | None,
-        has_checksum: bool,
-        size_is_certain: bool,
-        headers: Mapping[str, str],
-        progress: Progress,
-        note: Callable[[str], None],
-    ) -> None:
-        """`what` names the file in messages. Without a checksum, only a validator makes it safe to continue.
-
-        A size that is not certain is that of the file as it was, and may be another if the file has changed since.
-        """
-        self.url, self.part, self.what = url, part, what
-        self.size, self.has_checksum, self.size_is_certain = size, has_checksum, size_is_certain
-        self._headers = {**headers, "Accept-Encoding": "identity"}
+    def __init__(self, file: RemoteFile, part: Path, progress: Progress, note: Note) -> None:
+        """Without a checksum of the file, only a validator makes it safe to continue."""
+        self.file, self.part, self.what, self.size = file, part, file.what, file.size
+        self._headers = {**file.headers, "Accept-Encoding": "identity"}
         self._progress, self._note = progress, note
         self._notes = part.with_name(f"{part.name}.json")
         self._changes = 0
-        self._knows_ranges = True
+        self._supports_ranges = True
         self.resumed = False  # whether it is put together from more than one response
 
     def run(self) -> None:
         """Bring the whole file here. Raises DownloadError, StorageError; what has arrived then stays for next time."""
+        if self._over_xet():
+            return
         reached, failed = self.present(), 0
         while True:
             try:
@@ -68,9 +57,9 @@ class Transfer:
                     return
                 raise TryAgainError("the server sends less than it has announced")
             except TryAgainError as failure:
-                here = self.present()
-                failed = 0 if here > reached else failed + 1
-                reached = max(reached, here)
+                present = self.present()
+                failed = 0 if present > reached else failed + 1
+                reached = max(reached, present)
                 if failed >= failures.TRIES:
                     raise DownloadError(
                         f"cannot download {self.what}: {failure.reason}; what has arrived is kept, try again later"
@@ -90,6 +79,20 @@ class Transfer:
         except OSError as error:
             raise storage_error(target, error) from None
 
+    def _over_xet(self) -> bool:
+        """Whether all is here after asking the Xet storage for what is missing, once."""
+        data, size = self.file.xet, self.size
+        if data is None or size is None or not self.file.sha256 or not xet.is_available():
+            return False
+        start, _ = self._start()
+        if start < size:
+            self.resumed = self.resumed or start > 0
+            try:
+                self._write(xet.stream(data, size, start, self.file.headers), start)
+            except xet.XetError as error:
+                self._note(f"{self.what} cannot be read from Xet storage ({error}); continuing over HTTP")
+        return self.present() == size
+
     def _attempt(self) -> bool:
         """Ask for what is missing and write it: whether all is here now."""
         start, condition = self._start()
@@ -99,30 +102,30 @@ class Transfer:
         if start:
             headers |= {"Range": f"bytes={start}-"} | ({"If-Range": condition} if condition else {})
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with failures.session().stream(
-            "GET", self.url, headers=headers, timeout=timeout, follow_redirects=True
+        with get_session().stream(
+            "GET", self.file.url, headers=headers, timeout=timeout, follow_redirects=True
         ) as response:
             start = self._check(response, start)
             if start == self.size:
                 return True
-            self._write(response, start)
+            self._write(response.iter_raw(), start)
             return self._is_end(response) if self.size is None else self.present() == self.size
 
     def _is_end(self, response: httpx2.Response) -> bool:
         """Whether a response of unknown length was whole: if only its end says so, the rest is asked for to be sure."""
         is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         is_certain = is_chunked or "Content-Length" in response.headers
-        may_go_on = self.has_checksum or self._condition() is not None
-        return is_certain or not (self._knows_ranges and may_go_on)
+        may_continue = self.file.has_checksum or self._condition() is not None
+        return is_certain or not (self._supports_ranges and may_continue)
 
     def _start(self) -> tuple[int, str | None]:
-        """Where to go on, and the validator under which that is right."""
+        """Where to continue, and the validator under which that is right."""
         present = self.present()
         if not present:
             return 0, None
         condition = self._condition()
-        may_go_on = condition is not None or self.has_checksum
-        if not may_go_on or (self.size is not None and present > self.size):
+        may_continue = condition is not None or self.file.has_checksum
+        if not may_continue or (self.size is not None and present > self.size):
             self.forget()
             return 0, None
         return present, condition
@@ -138,7 +141,7 @@ class Transfer:
         return condition if isinstance(condition, str) else None
 
     def _check(self, response: httpx2.Response, start: int) -> int:
-        """Where this response goes on; drops what is here if it is of another file. Raises what the status means."""
+        """Where this response continues; drops what is here if it is of another file. Raises what the status means."""
         if response.status_code == 416 and start:
             found = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
             if self.size is None and (not found or int(found[1]) == start):
@@ -149,16 +152,16 @@ class Transfer:
             raise failures.refusal(self.what, response.status_code, response.headers)
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise DownloadError(
-                f"cannot download {self.what}: the server sends it compressed, though not asked to"
+                f"cannot download {self.what}: the server sends it compressed, which was not requested"
             )
         if response.status_code == 200:
-            self._knows_ranges = self._knows_ranges and not start
+            self._supports_ranges = self._supports_ranges and not start
             self._check_length(response.headers.get("Content-Length"), is_whole=True)
             self._begin(response)
             return 0
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         if not found or int(found[1]) != start:
-            self._restart("the server sends another part than it was asked for")
+            self._restart("the server sends another part than requested")
         if found and found[3] != "*":
             self._check_length(found[3], is_whole=False)
         validator = _validator(response)
@@ -173,9 +176,9 @@ class Transfer:
         """Compare the length that the server announces with the one that is expected, or learn it."""
         if announced is None or not announced.isdigit():
             return
-        if self.size is None or (is_whole and not self.size_is_certain):
+        if self.size is None or (is_whole and not self.file.size_is_certain):
             self.size = int(announced)
-        elif int(announced) != self.size and not self.size_is_certain:
+        elif int(announced) != self.size and not self.file.size_is_certain:
             self._restart("the file on the server has changed")
         elif int(announced) != self.size:
             raise DownloadError(
@@ -183,7 +186,7 @@ class Transfer:
             )
 
     def _begin(self, response: httpx2.Response) -> None:
-        """Start anew, with this response."""
+        """Start over, with this response."""
         self.forget()
         notes = {"validator": _validator(response), "size": self.size}
         try:
@@ -195,17 +198,17 @@ class Transfer:
         """Drop what is here and try again, a few times. Always raises."""
         self.forget()
         self._changes += 1
-        if self._changes > MOST_CHANGES:
-            raise DownloadError(f"cannot download {self.what}: {reason}, again and again")
+        if self._changes > MAX_CHANGES:
+            raise DownloadError(f"cannot download {self.what}: {reason}, repeatedly")
         raise TryAgainError(reason)
 
-    def _write(self, response: httpx2.Response, start: int) -> None:
-        """Append a response to what is here; each piece as it comes, so that a cut loses nothing."""
+    def _write(self, pieces: Iterator[bytes], start: int) -> None:
+        """Append to what is here; each piece as it comes, so that a broken connection loses nothing."""
         total = start
         with self._opened() as file:
             self._progress(total, self.size)
             try:
-                for piece in response.iter_raw():
+                for piece in pieces:
                     if self.size is not None and total + len(piece) > self.size:
                         raise DownloadError(
                             f"cannot download {self.what}: the server sends more than {self.size:,} bytes"
@@ -238,7 +241,7 @@ class Transfer:
             raise storage_error(self.part, error, self.size) from None
 
     def present(self) -> int:
-        """The bytes that are here."""
+        """The number of bytes that are here."""
         try:
             return self.part.stat().st_size
         except OSError:

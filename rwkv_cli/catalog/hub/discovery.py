@@ -1,0 +1,221 @@
+"""What a reference stands for: the hub, a web server or, without a connection, the cache is asked for its files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import HfApi, ModelInfo, constants, get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but resolved lazily
+
+from rwkv_cli.catalog.entries import DEFAULT_REVISION, is_relative_file
+from rwkv_cli.catalog.hub import cache, failures
+from rwkv_cli.catalog.hub.failures import Note
+from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, checksums, safe_name, with_claims
+from rwkv_cli.catalog.hub.selection import is_folder, model_files, parse_json
+from rwkv_cli.catalog.hub.xet import XetLocation
+from rwkv_cli.catalog.reference import Reference
+from rwkv_cli.errors import DownloadError
+
+_MAX_INDEX = 16 << 20  # bytes of a JSON file that lists shards
+
+
+def find(reference: Reference, note: Note, sha256: str | None = None) -> Remote:
+    """The files that a reference stands for; `sha256` is what the user expects of its only file.
+
+    Raises DownloadError, VerificationError when the server contradicts models.toml, UsageError where the choice is not
+    clear, UnsupportedModelError for a repository without weights that could be of RWKV-7.
+    """
+    if reference.repository is None:
+        return Remote(reference, (_plain_file(reference, note, sha256),), None, is_folder=False)
+    cached = cache.files_of(reference.repository)
+    try:
+        found = _on_the_hub(reference, reference.repository, note)
+    except failures.OfflineError:
+        offline = _in_the_cache(reference, reference.repository, cached)
+        if offline is None:
+            raise
+        found = offline
+    files = [
+        replace(file, cached=file.cached or cache.find_file(cached, file.name, found.commit, file.etag))
+        for file in found.files
+    ]
+    if not found.is_folder:
+        files = [with_claims(files[0], reference, sha256)]
+    return replace(found, files=tuple(files))
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+def _on_the_hub(reference: Reference, repository: str, note: Note) -> Remote:
+    """One file, or the model in a repository: its only .pth or .gguf file, or its folder."""
+    if reference.file:
+        file, commit = _hub_file(repository, reference.file, reference.revision, note)
+        return Remote(reference, (file,), commit, is_folder=False)
+    info = _described(repository, reference.revision, note)
+    available = [sibling.rfilename for sibling in info.siblings or ()]
+    commit = safe_name(info.sha)
+    revision = commit or reference.revision
+    names = model_files(repository, available, lambda name: _small_json(repository, name, revision, note))
+    files = tuple(_hub_file(repository, name, revision, note)[0] for name in names)
+    return Remote(reference, files, commit, is_folder=is_folder(names))
+
+
+def _hub_file(repository: str, name: str, revision: str, note: Note) -> tuple[RemoteFile, str | None]:
+    """A file of a repository and the commit that it belongs to."""
+    url = hf_hub_url(repository, name, revision=revision, endpoint=constants.ENDPOINT)
+    what = f"{name} of {repository}"
+    metadata = failures.attempt(
+        what, lambda: get_hf_file_metadata(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT), note
+    )
+    sha256, git_sha1 = checksums(metadata.etag)
+    kind = "sha256" if sha256 else "git hash"
+    xet = metadata.xet_file_data
+    return RemoteFile(
+        name=name,
+        url=url,
+        what=what,
+        size=metadata.size,
+        sha256=sha256,
+        git_sha1=git_sha1,
+        checked_by=f"the {kind} that the hub gives" if sha256 or git_sha1 else None,
+        etag=safe_name(metadata.etag),
+        headers=build_hf_headers(),
+        xet=XetLocation(xet.file_hash, xet.refresh_route) if xet else None,
+    ), safe_name(metadata.commit_hash)
+
+
+def _described(repository: str, revision: str, note: Note) -> ModelInfo:
+    """What the hub says of a repository. Raises DownloadError."""
+
+    def ask(revision: str | None) -> ModelInfo:
+        api, timeout = HfApi(endpoint=constants.ENDPOINT), constants.HF_HUB_DOWNLOAD_TIMEOUT
+        return failures.attempt(
+            repository, lambda: api.model_info(repository, revision=revision, timeout=timeout), note
+        )
+
+    try:
+        return ask(revision)
+    except failures.OfflineError:
+        raise
+    except DownloadError:
+        if revision != DEFAULT_REVISION:
+            raise
+        return ask(None)  # the repository's own default branch, whatever its name
+
+
+def _small_json(repository: str, name: str, revision: str, note: Note) -> Any:
+    """A small JSON file of a repository, which says what else to fetch.
+
+    Read here rather than by hf_hub_download, which has no limit and leaves it in the cache; it is fetched again as one
+    of the files of the model, and verified.
+    """
+    file, _ = _hub_file(repository, name, revision, note)
+
+    def read() -> bytes:
+        with get_session().stream(
+            "GET",
+            file.url,
+            headers=dict(file.headers),
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            follow_redirects=True,
+        ) as response:
+            if response.status_code != 200:
+                raise failures.refusal(file.what, response.status_code, response.headers)
+            data = b""
+            for piece in response.iter_bytes():
+                data += piece
+                if len(data) > _MAX_INDEX:
+                    raise DownloadError(f"{file.what} is too large for a list of files")
+            return data
+
+    return parse_json(failures.attempt(file.what, read, note), file.what)
+
+
+# ------------------------------------------------------------------------------------------ the cache
+
+
+def _in_the_cache(reference: Reference, repository: str, files: list[cache.CachedFile]) -> Remote | None:
+    """A model whose files are all in the cache, as another program or an earlier run left them; or None.
+
+    Raises UsageError where the choice is not clear.
+    """
+    wanted = reference.revision
+    there = {file.name: file for file in files if wanted == file.commit or wanted in file.refs}
+    names: tuple[str, ...] = (reference.file,) if reference.file else ()
+    if not names:
+        try:
+            names = model_files(
+                repository, sorted(there), lambda name: parse_json(there[name].path.read_bytes(), name)
+            )
+        except (DownloadError, OSError):
+            return None
+    if any(name not in there for name in names):
+        return None
+    found = tuple(_cached_file(repository, there[name]) for name in names)
+    return Remote(reference, found, there[names[0]].commit, is_folder=not reference.file and is_folder(names))
+
+
+def _cached_file(repository: str, file: cache.CachedFile) -> RemoteFile:
+    """A file of the cache, whose ETag is its checksum."""
+    sha256, git_sha1 = checksums(file.etag)
+    return RemoteFile(
+        name=file.name,
+        url="",
+        what=f"{file.name} of {repository}",
+        size=file.path.stat().st_size,
+        sha256=sha256,
+        git_sha1=git_sha1,
+        checked_by="the checksum in the cache of the hub" if sha256 or git_sha1 else None,
+        etag=file.etag,
+        cached=file.path,
+    )
+
+
+# ------------------------------------------------------------------------------------------ other servers
+
+
+def _plain_file(reference: Reference, note: Note, sha256: str | None) -> RemoteFile:
+    """A file at an address, of which a server may say nothing but its length."""
+    assert reference.url is not None
+    url, what = reference.url, _without_secrets(reference.url)
+    size = failures.attempt(what, lambda: _length(url, what), note)
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    file = RemoteFile(
+        name=name if is_relative_file(name) else "model", url=url, what=what, size=size, size_is_certain=False
+    )
+    return with_claims(file, reference, sha256)
+
+
+def _without_secrets(url: str) -> str:
+    """An address without a password or a signature that may be in it."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"[:200]
+
+
+def _length(url: str, what: str) -> int | None:
+    """The length of what is at an address: asked for alone, or, where that is refused, with a single byte."""
+    headers = {"Accept-Encoding": "identity"}
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    response = get_session().head(url, headers=headers, timeout=timeout, follow_redirects=True)
+    if response.status_code == 200:
+        return _number(response.headers.get("Content-Length", ""))
+    if response.status_code in (401, 404, 410, 429) or response.status_code >= 500:
+        raise failures.refusal(what, response.status_code, response.headers)
+    headers["Range"] = "bytes=0-0"
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=timeout, follow_redirects=True
+    ) as response:
+        if response.status_code not in (200, 206):
+            raise failures.refusal(what, response.status_code, response.headers)
+        if response.status_code == 206:
+            return _number(response.headers.get("Content-Range", "").rpartition("/")[2])
+        return _number(response.headers.get("Content-Length", ""))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
