@@ -293,12 +293,12 @@ HOSTILE = {
     "negative count": (
         {},
         {"penalty.counts": ("F64", np.array([1.0, -1, 2]))},
-        "a penalty count is negative or not finite",
+        "penalty count is negative or not finite",
     ),
     "NaN count": (
         {},
         {"penalty.counts": ("F64", np.array([1.0, np.nan, 2]))},
-        "a penalty count is negative or not finite",
+        "penalty count is negative or not finite",
     ),
 }
 

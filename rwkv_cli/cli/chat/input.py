@@ -95,7 +95,7 @@ class TerminalReader(Reader):
         )
         self.vi = vi
 
-    @property  # type: ignore[override]
+    @property
     def vi(self) -> bool:
         """See `Reader`."""
         return self._session.editing_mode == EditingMode.VI

@@ -31,9 +31,11 @@ class View(ABC):
     def say(self, text: str) -> None:
         """Show the output of a command."""
 
+    @abstractmethod
     def show_again(self, message: str, answer: str) -> None:
         """Show an exchange of earlier, where a person reads."""
 
+    @abstractmethod
     def separate(self) -> None:
         """Set an answer apart from what follows, where a person reads."""
 
@@ -54,6 +56,12 @@ class PlainView(View):
     def say(self, text: str) -> None:
         """See `View`."""
         print(ui.printable(text), file=sys.stderr)
+
+    def show_again(self, message: str, answer: str) -> None:
+        """See `View`: nothing."""
+
+    def separate(self) -> None:
+        """See `View`: nothing."""
 
 
 class TerminalView(View):
