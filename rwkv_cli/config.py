@@ -113,7 +113,7 @@ class ModelConfig:
             if name.startswith("blocks.") and (part := name.split(".")[1]).isdigit()
         }
         n_layer = max(layers, default=0) + 1
-        sizes = _sizes(shapes, n_layer)
+        sizes = _sizes(shapes, 2 if 1 in layers else 1)
         if sizes["H"] * sizes["N"] != sizes["C"]:
             raise CheckpointError(
                 f"{sizes['H']} heads of {sizes['N']} (blocks.0.att.r_k) do not make {sizes['C']} channels (emb.weight)"
@@ -127,10 +127,13 @@ class ModelConfig:
         return config
 
 
-def _sizes(shapes: Mapping[str, Shape], n_layer: int) -> dict[str, int]:
-    """The extent of every dimension letter, read from the first tensor of the table that has it; 0 if none is there."""
+def _sizes(shapes: Mapping[str, Shape], layers: int) -> dict[str, int]:
+    """The extent of every dimension letter, read from the first tensor of the first `layers` layers that has it, else 0.
+
+    Two layers are enough: the second one has what the first one lacks.
+    """
     sizes: dict[str, int] = {}
-    for name, tensor in tensors.every(min(n_layer, 2)):  # the second layer has what the first one lacks
+    for name, tensor in tensors.every(layers):
         letters = tensor.dims.split()
         if not sizes.keys() >= set(letters):
             sizes = dict(zip(letters, _shape(shapes, name, len(letters)), strict=True)) | sizes

@@ -36,7 +36,9 @@ class Tensor:
     name: str  # official; of a block's tensor what follows "blocks.i."
     dims: str  # a letter for each dimension, as in official files
     role: Role
-    gguf: str | None  # the name in GGUF, of a block's tensor what follows "blk.i."; None where it is only stored fused
+    gguf: (
+        str | None
+    )  # the name in GGUF, of a block's tensor what follows "blk.i."; None where it is only stored fused
     hf: str  # the name in fla, without "model."; of a block's tensor what follows "layers.i."
     first_layer: int = 0  # the first layer that has it
     row_in: tuple[Format, ...] = ()  # the formats that store it as [1, 1, C]
@@ -45,6 +47,10 @@ class Tensor:
     def shape(self, sizes: Mapping[str, int]) -> Shape:
         """The shape in a model of these sizes, by dimension letter."""
         return tuple(sizes[letter] for letter in self.dims.split())
+
+    def size_of(self, letter: str, shape: Shape) -> int | None:
+        """The extent of a dimension in a shape of this tensor, or None if it has no such dimension."""
+        return dict(zip(self.dims.split(), shape, strict=True)).get(letter)
 
     @property
     def is_transposed(self) -> bool:
@@ -223,7 +229,7 @@ def gguf_name(name: str) -> str:
 
 
 def from_gguf(name: str) -> str:
-    """The official name of a tensor of a GGUF file, with or without `.weight`; an unknown name is returned unchanged."""
+    """The official name of a tensor in GGUF, with or without `.weight`; an unknown name is returned unchanged."""
     return _GGUF.back(name.removesuffix(".weight")) or name
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from rwkv_cli.errors import StorageError
 from rwkv_cli.files import safetensors
 from rwkv_cli.files.atomic import storage_error
-from rwkv_cli.files.safetensors import DTYPES, SafetensorsWriter, let_go, map_safetensors
+from rwkv_cli.files.safetensors import DTYPES, SafetensorsWriter, release_pages, map_safetensors
 from rwkv_cli.reporting import format_size
 
 SPECS = {
@@ -258,9 +258,9 @@ def test_what_was_let_go_is_not_in_memory_and_can_be_read_again(tmp_path):
     before = resident()
     assert mapped.sum() > 0
     assert resident() > before + 60e6
-    let_go(mapped)
+    release_pages(mapped)
     assert resident() < before + 5e6
     np.testing.assert_array_equal(mapped, array)
-    let_go(array)
-    let_go(mapped[::2])
+    release_pages(array)
+    release_pages(mapped[::2])
     np.testing.assert_array_equal(mapped, array)

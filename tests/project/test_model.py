@@ -448,7 +448,7 @@ def test_a_template_lays_the_prompt_out(gosling):
     assert "\n\n" in asked.stop
     with pytest.raises(UsageError, match="no place for a system text"):
         gosling.generate("Once", system="Be kind.")
-    with pytest.raises(UsageError, match="there is no template 'storry'"):
+    with pytest.raises(UsageError, match="unknown template 'storry'"):
         gosling.generate("Once", template="storry")
 
 
