@@ -128,7 +128,7 @@ class ModelConfig:
 
 
 def _sizes(shapes: Mapping[str, Shape], layers: int) -> dict[str, int]:
-    """The extent of every dimension letter, read from the first tensor of the first `layers` layers that has it, else 0.
+    """The extent of every dimension letter, read from the first tensor that has it in the first `layers` layers, or 0.
 
     Two layers are enough: the second one has what the first one lacks.
     """

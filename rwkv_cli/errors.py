@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable
 
 _FIELD = re.compile(r"(?<!\{)\{([a-z][a-z0-9_]*)(?:=([^{}\s]*))?\}(?!\})")
+_BRACED = re.compile(r"\{[a-z][a-z0-9_]*(?:=[^{}\s]*)?\}")
 _LITERAL = re.compile(r"\{(\{[a-z][a-z0-9_]*(?:=[^{}\s]*)?\})\}")
 
 FieldSpelling = Callable[[str, str | None], str]
@@ -39,7 +40,7 @@ def as_argument(field: str, value: str | None) -> str:
 
 def literal(text: str) -> str:
     """A text for a message in which braces mean nothing, such as the `{prompt}` of a template."""
-    return _FIELD.sub(r"{\g<0>}", text)
+    return _BRACED.sub(r"{\g<0>}", text)
 
 
 class RwkvError(Exception):

@@ -14,7 +14,10 @@ from rwkv_cli.reporting import Reporter
 
 
 def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
-    """The int8 form of a checkpoint in the user's cache; converted now if it is missing. Raises what converting raises."""
+    """The int8 form of a checkpoint in the user's cache, converted now if it is missing.
+
+    Raises StorageError, CheckpointError, TokenizerError.
+    """
     identity = hashlib.sha256()
     for file in checkpoint.files:
         status = file.stat()

@@ -9,7 +9,8 @@ RWKV-PEFT trains norms and token shifts that way. Names that are recognised, whe
 `.weight`, official or of flash-linear-attention:
 
     X.lora_A, X.lora_B                        RWKV-PEFT, .pth
-    X.lora_A.weight, X.lora_A.default.weight  the package `peft`, .pth or .safetensors, perhaps after `base_model.model.`
+    X.lora_A.weight, X.lora_A.default.weight  the package `peft`, .pth or .safetensors; perhaps with the prefix
+                                              base_model.model.
 
 Everything in the file has to match a tensor of the model: nothing is ignored silently.
 """

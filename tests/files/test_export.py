@@ -168,9 +168,9 @@ def test_what_was_rounded_is_said(rwkv, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("in.pth", "out.bin"), "does not show which format is meant"),
-        (("in.pth", "out.pth", "--type", "q8_0"), "--format pth has no --type q8_0"),
-        (("in.pth", "out.gguf", "--type", "bf16"), "--format gguf has no --type bf16"),
+        (("in.pth", "out.bin"), "does not imply a format"),
+        (("in.pth", "out.pth", "--type", "q8_0"), "choose one of bf16, fp16, fp32"),
+        (("in.pth", "out.gguf", "--type", "bf16"), "choose one of fp16, q8_0, fp32"),
         (("in.pth", "in.pth", "--force"), "is or holds the model itself"),
         (("in.pth", ".", "--format", "hf", "--force"), "is or holds the model itself"),
         (("in.pth", "none/out.pth"), "the folder none does not exist"),

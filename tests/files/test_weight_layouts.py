@@ -5,7 +5,6 @@ import pytest
 from helpers.models import SHAPES, SMALLEST, fine_weights
 from helpers.naive import position_by_input, position_in_tiles
 
-from rwkv_cli import tensors
 from rwkv_cli.errors import UnsupportedModelError
 from rwkv_cli.files.quantization import bf16_to_f32
 from rwkv_cli.files.safetensors import DTYPES

@@ -187,7 +187,7 @@ def test_a_folder_and_a_file_of_something_else(tmp_path):
     with pytest.raises(CheckpointError, match="holds no model"):
         load(tmp_path)
     (tmp_path / "x.txt").write_text("Once upon a time")
-    with pytest.raises(CheckpointError, match="not a model checkpoint"):
+    with pytest.raises(CheckpointError, match="not a recognised model file"):
         load(tmp_path / "x.txt")
 
 

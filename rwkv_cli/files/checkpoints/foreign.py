@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-
 NOT_RECOGNISED = "is not a recognised model file (.pth, .gguf, .safetensors)"
 
 

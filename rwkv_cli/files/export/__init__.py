@@ -61,7 +61,11 @@ def format_of(target: Path) -> Format:
 
 
 def write(format: Format, target: Path, job: ExportJob) -> None:
-    """Write a file, for hf a folder. Raises StorageError, and UnsupportedModelError for values too large for the type."""
+    """Write a file, for hf a folder.
+
+    Raises StorageError, UnsupportedModelError for values too large for the type, UsageError for a tokenizer that the
+    format cannot hold.
+    """
     if format == "pth":
         from rwkv_cli.files.export.pth import write_pth
 
