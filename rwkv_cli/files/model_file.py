@@ -164,7 +164,7 @@ def write_model(
 
 
 def _metadata(info: ModelInfo) -> dict[str, str]:
-    scheme: dict[str, Any] = {"type": info.weight_type}
+    scheme: dict[str, object] = {"type": info.weight_type}
     if info.weight_type in weight_layouts.INTEGERS:
         scheme |= {"symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
     fields = {

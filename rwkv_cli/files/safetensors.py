@@ -18,15 +18,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import StorageError
 from rwkv_cli.files.atomic import storage_error, temporary_beside
-
-Shape = tuple[int, ...]
+from rwkv_cli.tensors import Shape as Shape
 
 # NumPy has no bf16: its bits are read and written as uint16.
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -297,13 +296,13 @@ def _parse_header(data: bytes) -> dict[str, Any]:
     return header
 
 
-def _check_metadata(metadata: Any) -> dict[str, str]:
+def _check_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata is not a map of strings")
     return metadata
 
 
-def _check_entry(name: str, fields: Any) -> _Entry:
+def _check_entry(name: str, fields: object) -> _Entry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the tensor {name[:80]!r} has a malformed header entry")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -317,7 +316,7 @@ def _check_entry(name: str, fields: Any) -> _Entry:
     return entry
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: object) -> TypeGuard[list[int]]:
     # `type` and not `isinstance`: JSON's true is an int for Python.
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 

@@ -337,7 +337,7 @@ class JsonTokenizer:
         return _decode(self, tokens)
 
 
-def _is_byte_level(decoder: Any) -> bool:
+def _is_byte_level(decoder: object) -> bool:
     """Whether the `decoder` entry of a tokenizer.json maps the byte alphabet back, alone or in a sequence."""
     if not isinstance(decoder, dict):
         return False

@@ -137,7 +137,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any], config: ModelConfig) -> None:
+def _check_settings(path: Path, settings: Mapping[str, object], config: ModelConfig) -> None:
     """Refuse a `config.json` that describes another model than the tensors."""
     for name, value in _FIXED_SETTINGS.items():
         if name in settings and settings[name] != value:

@@ -301,7 +301,7 @@ class _PickleMachine:
         self._stack.append(target)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     """A non-negative int that fits into 63 bits."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError("not a count")

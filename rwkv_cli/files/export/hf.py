@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from rwkv_cli import tensors
 from rwkv_cli.config import LAYER_NORM_EPS, ModelConfig
@@ -41,7 +40,7 @@ def write_hf(target: Path, job: ExportJob) -> None:
     _write(target / "config.json", json.dumps(settings(config, torch_dtype), indent=2).encode() + b"\n")
 
 
-def settings(config: ModelConfig, torch_dtype: str) -> dict[str, Any]:
+def settings(config: ModelConfig, torch_dtype: str) -> dict[str, object]:
     """The config.json of RWKV7ForCausalLM."""
     return {
         "architectures": ["RWKV7ForCausalLM"],
