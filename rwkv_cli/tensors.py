@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Shape = tuple[int, ...]
@@ -50,7 +51,8 @@ class Tensor:
 
     def size_of(self, letter: str, shape: Shape) -> int | None:
         """The extent of a dimension in a shape of this tensor, or None if it has no such dimension."""
-        return dict(zip(self.dims.split(), shape, strict=True)).get(letter)
+        letters = self.dims.split()
+        return shape[letters.index(letter)] if letter in letters else None
 
     @property
     def is_transposed(self) -> bool:
@@ -160,6 +162,7 @@ def every(n_layer: int) -> Iterator[tuple[str, Tensor]]:
     yield from ((tensor.name, tensor) for tensor in OUTPUT)
 
 
+@lru_cache(maxsize=4096)  # more than the tensors of the largest model: they are looked up again and again
 def find(name: str) -> Tensor | None:
     """The row of an official name, of whatever layer below 10,000; None for another name."""
     if name in _OUTER:

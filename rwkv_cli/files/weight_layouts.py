@@ -101,7 +101,10 @@ def layout_of(name: str) -> Layout:
 
 def type_of(name: str, weight_type: WeightType) -> WeightType:
     """How a tensor is stored in a file of the given type: what is small or sensitive stays a float."""
-    layout = layout_of(name)
+    return _type_in(layout_of(name), weight_type)
+
+
+def _type_in(layout: Layout, weight_type: WeightType) -> WeightType:
     if layout == "vector":
         return "fp32"
     if layout in ("rows", "low_rank") and weight_type == "int4":
@@ -114,11 +117,12 @@ def stored_form(name: str, shape: Shape, weight_type: WeightType) -> dict[str, t
 
     Raises UnsupportedModelError for sizes that the kernels do not have.
     """
-    layout, kind = layout_of(name), type_of(name, weight_type)
-    head_size = tensors.row_of(name).size_of("N", shape)
-    if head_size not in (None, HEAD_SIZE):
-        raise UnsupportedModelError(f"{name} shows heads of {head_size}; they should be of {HEAD_SIZE}")
+    layout = layout_of(name)
+    kind = _type_in(layout, weight_type)
     if layout == "vector":
+        head_size = tensors.row_of(name).size_of("N", shape)
+        if head_size not in (None, HEAD_SIZE):
+            raise UnsupportedModelError(f"{name} shows heads of {head_size}; they should be of {HEAD_SIZE}")
         return {name: ("F32", shape)}
     R, K = shape[::-1] if layout == "low_rank" else shape
     if layout == "low_rank":
