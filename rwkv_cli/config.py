@@ -11,15 +11,30 @@ Dimension letters, used throughout the project:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
 
+from rwkv_cli import tensors
 from rwkv_cli.errors import CheckpointError
+from rwkv_cli.tensors import Shape
 
-Shape = tuple[int, ...]
+__all__ = ["HEAD_SIZE", "LAYER_NORM_EPS", "ModelConfig", "Shape"]
 
-HEAD_SIZE = 64
+HEAD_SIZE = 64  # the only one that kernels exist for
+LAYER_NORM_EPS = 1e-5
+
+# Dimension letters of the table of tensors that are fields of a configuration; H follows from them.
+_FIELDS = {
+    "C": "n_embd",
+    "F": "n_ffn",
+    "V": "vocab_size",
+    "Dw": "rank_w",
+    "Da": "rank_a",
+    "Dv": "rank_v",
+    "Dg": "rank_g",
+    "N": "head_size",
+}
 
 
 @dataclass(frozen=True)
@@ -43,19 +58,13 @@ class ModelConfig:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the float32 recurrent state: two token shifts and one [H, N, N] wkv state a layer."""
+        """Bytes of the float32 recurrent state: two token shifts and one [H, N, N] wkv state per layer."""
         return 4 * self.n_layer * (2 * self.n_embd + self.n_embd * self.head_size)
 
     @property
     def n_params(self) -> int:
         """The number of weights."""
-        total = 0
-        for shape in self.tensor_shapes().values():
-            size = 1
-            for extent in shape:
-                size *= extent
-            total += size
-        return total
+        return sum(map(math.prod, self.tensor_shapes().values()))
 
     def tensor_shapes(self) -> dict[str, Shape]:
         """Official name -> shape of every tensor, in the order of the forward pass; matrices are as published.
@@ -63,48 +72,33 @@ class ModelConfig:
         Vectors are [C]; `r_k` is [H, N]; big matrices are [out, in]; low-rank pairs are [C, D] and [D, C], to be
         multiplied from the left (`x @ w1 @ w2`). Layer 0 has no value residual.
         """
-        C, F, V = self.n_embd, self.n_ffn, self.vocab_size
-        ranks = {"w": self.rank_w, "a": self.rank_a, "v": self.rank_v, "g": self.rank_g}
-        shapes: dict[str, Shape] = {
-            "emb.weight": (V, C),
-            "blocks.0.ln0.weight": (C,),
-            "blocks.0.ln0.bias": (C,),
-        }
-        for i in range(self.n_layer):
-            block, att, ffn = f"blocks.{i}.", f"blocks.{i}.att.", f"blocks.{i}.ffn."
-            shapes |= {block + "ln1.weight": (C,), block + "ln1.bias": (C,)}
-            shapes |= {att + f"x_{name}": (C,) for name in "rwkvag"}
-            for name, rank in ranks.items():
-                if name == "v" and i == 0:
-                    continue
-                if name != "g":
-                    shapes[att + name + "0"] = (C,)
-                shapes |= {att + name + "1": (C, rank), att + name + "2": (rank, C)}
-            shapes |= {att + "k_k": (C,), att + "k_a": (C,), att + "r_k": (self.n_head, self.head_size)}
-            shapes |= {att + f"{name}.weight": (C, C) for name in ("receptance", "key", "value", "output")}
-            shapes |= {att + "ln_x.weight": (C,), att + "ln_x.bias": (C,)}
-            shapes |= {block + "ln2.weight": (C,), block + "ln2.bias": (C,)}
-            shapes |= {ffn + "x_k": (C,), ffn + "key.weight": (F, C), ffn + "value.weight": (C, F)}
-        shapes |= {"ln_out.weight": (C,), "ln_out.bias": (C,), "head.weight": (V, C)}
-        return shapes
+        sizes = {letter: getattr(self, field) for letter, field in _FIELDS.items()} | {"H": self.n_head}
+        return {name: tensor.shape(sizes) for name, tensor in tensors.every(self.n_layer)}
 
     def as_dict(self) -> dict[str, int]:
         """For a file's metadata."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
-        """The inverse of `as_dict`. Raises ValueError for missing, unknown or senseless fields."""
-        names = set(cls.__dataclass_fields__)
-        if set(fields) != names:
-            raise ValueError(f"expected the fields {sorted(names)}, found {sorted(fields)}")
-        for name, value in fields.items():
-            lowest = 0 if name == "rank_v" else 1
-            if type(value) is not int or not lowest <= value < 2**31:
-                raise ValueError(f"{name} is {value!r}")
-        config = cls(**fields)
+    def from_dict(cls, values: Mapping[str, object]) -> ModelConfig:
+        """The inverse of `as_dict`, for files of any version.
+
+        A missing field takes its default, if it has one. A field that this version does not know is ignored where its
+        value is neutral (0, false, null or empty), because such a value asks for nothing; any other value may change
+        what the model computes. Raises ValueError for that, and for missing or invalid fields.
+        """
+        known: dict[str, int] = {}
+        for name, value in values.items():
+            if name in cls.__dataclass_fields__:
+                known[name] = _size(name, value)
+            elif value:
+                raise ValueError(f"this version does not know its field {name[:40]!r}; update rwkv-cli")
+        for field in fields(cls):
+            if field.name not in known and field.default is MISSING:
+                raise ValueError(f"the field {field.name!r} is missing")
+        config = cls(**known)
         if config.n_embd % config.head_size:
-            raise ValueError(f"n_embd {config.n_embd} is no multiple of head_size {config.head_size}")
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of head_size {config.head_size}")
         return config
 
     @classmethod
@@ -113,42 +107,54 @@ class ModelConfig:
 
         Raises CheckpointError naming the first tensor that is missing or has another shape than the rest demand.
         """
-
-        def shape(name: str, ndim: int) -> Shape:
-            found = shapes.get(name)
-            if found is None:
-                raise CheckpointError(f"the tensor {name} is missing: the checkpoint is incomplete")
-            if len(found) != ndim or 0 in found:
-                raise CheckpointError(
-                    f"the tensor {name} has the shape {list(found)}; it should have {ndim} dimensions"
-                )
-            return found
-
         layers = {
             int(part)
             for name in shapes
             if name.startswith("blocks.") and (part := name.split(".")[1]).isdigit()
         }
-        V, C = shape("emb.weight", 2)
-        H, N = shape("blocks.0.att.r_k", 2)
-        if H * N != C:
+        n_layer = max(layers, default=0) + 1
+        sizes = _sizes(shapes, 2 if 1 in layers else 1)
+        if sizes["H"] * sizes["N"] != sizes["C"]:
             raise CheckpointError(
-                f"{H} heads of {N} (blocks.0.att.r_k) do not make {C} channels (emb.weight)"
+                f"{sizes['H']} heads of {sizes['N']} (blocks.0.att.r_k) do not make {sizes['C']} channels (emb.weight)"
             )
-        config = cls(
-            n_layer=max(layers) + 1,
-            n_embd=C,
-            n_ffn=shape("blocks.0.ffn.key.weight", 2)[0],
-            vocab_size=V,
-            rank_w=shape("blocks.0.att.w1", 2)[1],
-            rank_a=shape("blocks.0.att.a1", 2)[1],
-            rank_v=shape("blocks.1.att.v1", 2)[1] if 1 in layers else 0,
-            rank_g=shape("blocks.0.att.g1", 2)[1],
-            head_size=N,
-        )
+        config = cls(n_layer=n_layer, **{field: sizes[letter] for letter, field in _FIELDS.items()})
         for name, expected in config.tensor_shapes().items():
-            if shape(name, len(expected)) != expected:
+            if _shape(shapes, name, len(expected)) != expected:
                 raise CheckpointError(
                     f"the tensor {name} has the shape {list(shapes[name])}; the others demand {list(expected)}"
                 )
         return config
+
+
+def _sizes(shapes: Mapping[str, Shape], layers: int) -> dict[str, int]:
+    """The extent of every dimension letter, read from the first tensor that has it in the first `layers` layers, or 0.
+
+    Two layers are enough: the second one has what the first one lacks.
+    """
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.every(layers):
+        letters = tensor.dims.split()
+        if not sizes.keys() >= set(letters):
+            sizes = dict(zip(letters, _shape(shapes, name, len(letters)), strict=True)) | sizes
+    return dict.fromkeys(_FIELDS, 0) | sizes
+
+
+def _shape(shapes: Mapping[str, Shape], name: str, n_dims: int) -> Shape:
+    """The shape of a tensor that has to be there, with this number of dimensions, none of them empty."""
+    found = shapes.get(name)
+    if found is None:
+        raise CheckpointError(f"the tensor {name} is missing: the checkpoint is incomplete")
+    if len(found) != n_dims or 0 in found:
+        raise CheckpointError(
+            f"the tensor {name} has the shape {list(found)}; it should have {n_dims} dimensions"
+        )
+    return found
+
+
+def _size(name: str, value: object) -> int:
+    """A size as JSON has it. Raises ValueError."""
+    lowest = 0 if name == "rank_v" else 1
+    if type(value) is not int or not lowest <= value < 2**31:  # not isinstance: true is an int for Python
+        raise ValueError(f"{name} is {value!r}")
+    return value

@@ -16,8 +16,8 @@
 
 The message is for the user: it says what is wrong and, where something can be done, what to do. It names settings as
 fields in braces, `{device}` or, with a value, `{device=cpu}`, because each interface spells them in its own way: Python
-as an argument, the command line as an option, a server as a JSON pointer. `rwkv_cli.cli.main` catches `RwkvError` in
-exactly one place.
+as an argument, the command line as an option, a server as a JSON pointer. Text from elsewhere, in which braces mean
+nothing, goes through `literal`. `rwkv_cli.cli.main` catches `RwkvError` in exactly one place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_FIELD = re.compile(r"\{([a-z][a-z0-9_]*)(?:=([^{}\s]*))?\}")
+_FIELD = re.compile(r"(?<!\{)\{([a-z][a-z0-9_]*)(?:=([^{}\s]*))?\}(?!\})")
+_BRACED = re.compile(r"\{[a-z][a-z0-9_]*(?:=[^{}\s]*)?\}")
+_LITERAL = re.compile(r"\{(\{[a-z][a-z0-9_]*(?:=[^{}\s]*)?\})\}")
 
 FieldSpelling = Callable[[str, str | None], str]
 """How an interface writes a field, and the value that is suggested for it, if one is."""
@@ -36,6 +38,11 @@ def as_argument(field: str, value: str | None) -> str:
     if value is None:
         return field
     return f"{field}={value.title()}" if value in ("true", "false") else f'{field}="{value}"'
+
+
+def literal(text: str) -> str:
+    """A text for a message in which braces mean nothing, such as the `{prompt}` of a template."""
+    return _BRACED.sub(r"{\g<0>}", text)
 
 
 class RwkvError(Exception):
@@ -51,7 +58,8 @@ class RwkvError(Exception):
 
     def worded(self, spelling: FieldSpelling) -> str:
         """The message, with fields as an interface spells them."""
-        return _FIELD.sub(lambda match: spelling(match[1], match[2]), self.args[0])
+        text = _FIELD.sub(lambda match: spelling(match[1], match[2]), self.args[0])
+        return _LITERAL.sub(r"\1", text)
 
     def __str__(self) -> str:
         return self.worded(as_argument)

@@ -44,21 +44,14 @@ class SamplingSettings:
     seed: int | None = None  # same seed, same tokens; None takes one from the operating system
 
     def __post_init__(self) -> None:
-        _check("{temperature}", self.temperature, 0)
-        _check("{top_p}", self.top_p, 0, 1)
-        _check("{top_k}", self.top_k, 0)
-        if self.top_k != int(self.top_k):
-            raise UsageError(f"{{top_k}} is {self.top_k:g}: it must be a whole number")
-        _check("{min_p}", self.min_p, 0, 1)
-        _check("{presence_penalty}", self.presence_penalty)
-        _check("{frequency_penalty}", self.frequency_penalty)
-        _check("{penalty_decay}", self.penalty_decay, 0, 1)
+        for name in NUMERIC_FIELDS:
+            check_number(name, getattr(self, name))
         for token, bias in self.logit_bias.items():
             _check(f"{{logit_bias}} of token {token}", bias)
         for token in {*self.logit_bias, *self.banned}:
             _check("the id of a biased or banned token", token, 0)
         if self.seed is not None:
-            _check("{seed}", self.seed, 0)
+            check_number("seed", self.seed)
 
     @property
     def greedy(self) -> bool:
@@ -75,6 +68,39 @@ SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingSettings))
 NUMERIC_FIELDS = tuple(name for name in SAMPLING_FIELDS if name not in ("logit_bias", "banned", "seed"))
 """Those that a model or a template may give defaults for."""
 
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, math.inf),
+    "top_p": (0, 1),
+    "top_k": (0, math.inf),
+    "min_p": (0, 1),
+    "presence_penalty": (-math.inf, math.inf),
+    "frequency_penalty": (-math.inf, math.inf),
+    "penalty_decay": (0, 1),
+    "seed": (0, math.inf),
+}
+
+
+def check_number(name: str, value: float) -> None:
+    """Raise UsageError unless `value` is one that a field of `NUMERIC_FIELDS`, or `seed`, can have."""
+    _check(f"{{{name}}}", value, *_RANGES[name])
+    if name == "top_k" and value != int(value):
+        raise UsageError(f"{{top_k}} is {value:g}: it must be a whole number")
+
+
+def parse_defaults(values: Mapping[str, object]) -> dict[str, float]:
+    """The defaults that a file gives for sampling, as numbers by field. Raises UsageError for anything else."""
+    defaults: dict[str, float] = {}
+    for name, value in values.items():
+        if name not in _RANGES:
+            raise UsageError(
+                f"{name[:40]!r} is not a sampling setting: there are {', '.join(NUMERIC_FIELDS)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UsageError(f"{{{name}}} must be a number")
+        check_number(name, value)
+        defaults[name] = value
+    return defaults
+
 
 def combined(*overrides: SamplingOverrides) -> SamplingOverrides:
     """What is chosen by any of them, where the last one wins; without the fields that are None."""
@@ -84,6 +110,8 @@ def combined(*overrides: SamplingOverrides) -> SamplingOverrides:
 
 def _check(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
     """Raise UsageError unless value is finite and between low and high, both included."""
+    if isinstance(value, int) and value.bit_length() > 1023:
+        raise UsageError(f"{name} is too large")  # for a float, so that even a message could not show it
     if math.isfinite(value) and low <= value <= high:
         return
     if high < math.inf:

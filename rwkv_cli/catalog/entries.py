@@ -143,14 +143,14 @@ def _template(value: Any) -> str | None:
 
 
 def _sampling(value: Any) -> str | None:
-    from rwkv_cli.sampling_settings import SamplingSettings
+    from rwkv_cli.sampling_settings import parse_defaults
 
     demand = "a table of sampling settings, such as { temperature = 1.0, top_p = 0.5 }"
-    if not isinstance(value, dict) or not all(type(item) in (int, float) for item in value.values()):
+    if not isinstance(value, dict):
         return demand
     try:
-        SamplingSettings(**value)
-    except (TypeError, UsageError, OverflowError) as error:
+        parse_defaults(value)
+    except UsageError as error:
         return f"{demand} ({str(error)[:80]})"
     return None
 

@@ -1,4 +1,4 @@
-"""The converted form of published checkpoints in the user's cache, so that each is quantized once."""
+"""Converted checkpoints in the user's cache, so that each is quantized once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from rwkv_cli.reporting import Reporter
 
 
 def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
-    """The int8 form of a checkpoint in the user's cache; made now if it is missing. Raises what converting raises."""
+    """The int8 form of a checkpoint in the user's cache, converted now if it is missing.
+
+    Raises StorageError, CheckpointError, TokenizerError.
+    """
     identity = hashlib.sha256()
     for file in checkpoint.files:
         status = file.stat()
         identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    identity.update(repr(checkpoint.tokenizer).encode())  # it may have been put beside the checkpoint since
+    identity.update(
+        repr(checkpoint.tokenizer).encode()
+    )  # which may have been added beside the checkpoint since
     folder = paths.cache_folder() / "models"
     name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
     target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"

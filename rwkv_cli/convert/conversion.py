@@ -1,4 +1,4 @@
-"""From any readable model to a model file: a published checkpoint, or one of our own in another type."""
+"""Converting any readable model to a model file: a published checkpoint, or a model file of another type."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rwkv_cli.text.tokenizer import load_tokenizer
 
 Array = NDArray[np.float32]
 
-_HEADER_BYTES = 110  # of a tensor, about
+_HEADER_BYTES = 110  # per tensor, approximately
 
 
 def describe(
     checkpoint: Checkpoint, weight_type: WeightType, digest: bool = False, template: str | None = None
 ) -> ModelInfo:
-    """What a model file made of this checkpoint will say of itself; `digest` reads the whole file for its sha256.
+    """The `ModelInfo` of a model file made of this checkpoint; `digest` reads the whole file for its sha256.
 
     `template` is the name of its prompt template, guessed if it is None.
     """
@@ -58,8 +58,8 @@ def convert_checkpoint(
 ) -> None:
     """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError.
 
-    `sampling` are the defaults of the model, those of its template if it is None; `source` is what the file will say of
-    its origin, beside what is known from the checkpoint.
+    `sampling` are the defaults of the model, those of its template if it is None; `source` is recorded as its origin,
+    beside what is known from the checkpoint.
     """
     source = source or {}
     info = describe(checkpoint, weight_type, digest="sha256" not in source, template=template)
@@ -73,7 +73,7 @@ def convert_checkpoint(
 
 @dataclass(frozen=True)
 class Source:
-    """A model to be converted: its weights, and what is known of it."""
+    """A model to be converted: its weights and what is known about them."""
 
     path: Path
     files: tuple[Path, ...]
@@ -106,7 +106,7 @@ class Source:
         return self.weights.tensor(name)
 
     def info(self, weight_type: WeightType, template: str | None = None, digest: bool = True) -> ModelInfo:
-        """What a model file made of it will say of itself; `digest` reads a checkpoint for its sha256."""
+        """The `ModelInfo` of a model file made of it; `digest` reads a checkpoint for its sha256."""
         if isinstance(self.origin, ModelFile):
             info = replace(self.origin.info, weight_type=weight_type)
             info = replace(info, source={**info.source, "converted_from": self.dtype})
@@ -116,7 +116,7 @@ class Source:
             info = describe(self.origin, weight_type, digest, template)
         if isinstance(self.weights, Merged):
             source = {**info.source, "lora": self.weights.path.name, "lora_alpha": repr(self.weights.alpha)}
-            if digest and "sha256" in source:  # it is another model now, and states of the base do not fit it
+            if digest and "sha256" in source:  # a different model now, which states of the base do not fit
                 parts = (source["sha256"], self.weights.sha256(), source["lora_alpha"])
                 source |= {
                     "base_sha256": source["sha256"],
@@ -156,7 +156,7 @@ def convert(
 
 
 def file_bytes(source: Source, weight_type: WeightType) -> int:
-    """About the size that a model file of this type will have: all weights to the byte, the header roughly."""
+    """The estimated size of a model file of this type: exact for the weights, approximate for the header."""
     info = source.info(weight_type, digest=False)
     sizes = weight_layouts.stored_bytes(source.config, weight_type)
     vocabulary = len((info.tokenizer.data if info.tokenizer else None) or b"")
@@ -164,7 +164,7 @@ def file_bytes(source: Source, weight_type: WeightType) -> int:
 
 
 def plan(source: Source, bytes_per_second: float | None) -> list[dict[str, float | int | str | None]]:
-    """For each type of weights: the size of the file, and the tokens a second that this memory allows at most."""
+    """For each type of weights: the size of the file, and the most tokens per second that this memory allows."""
     rows: list[dict[str, float | int | str | None]] = []
     for weight_type in WEIGHT_TYPES:
         moved = weight_layouts.bytes_per_token(source.config, weight_type)

@@ -1,17 +1,18 @@
-"""LoRA adapters: small matrices that were trained beside a model, and become part of its weights here.
+"""LoRA adapters: small matrices that were trained beside a model, merged into its weights.
 
-A file holds pairs A [r, in] and B [out, r] for some of the big matrices W [out, in]; merged, W becomes
+A file has pairs A [r, in] and B [out, r] for some of the matrices W [out, in]; merged, W becomes
 
     W + (alpha / r) B A
 
-where alpha is what the adapter was trained with. It may also hold whole tensors, which take the place of the model's:
-RWKV-PEFT trains norms and token shifts that way. Names that are understood, where X is a name of the model without
-`.weight`, official or that of flash-linear-attention:
+where alpha is what the adapter was trained with. A file may also have whole tensors, which replace those of the model:
+RWKV-PEFT trains norms and token shifts that way. Names that are recognised, where X is the name of a tensor without
+`.weight`, official or of flash-linear-attention:
 
     X.lora_A, X.lora_B                        RWKV-PEFT, .pth
-    X.lora_A.weight, X.lora_A.default.weight  the package peft, .pth or .safetensors; base_model.model. may precede
+    X.lora_A.weight, X.lora_A.default.weight  the package `peft`, .pth or .safetensors; perhaps with the prefix
+                                              base_model.model.
 
-Everything in the file has to find its place in the model: nothing is left out silently.
+Everything in the file has to match a tensor of the model: nothing is ignored silently.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli import tensors
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import CheckpointError, UsageError
 from rwkv_cli.files.checkpoints.base import LazyTensor, mapped_tensor
-from rwkv_cli.files.checkpoints.hf import official_name
 from rwkv_cli.files.checkpoints.pth import read_state_dict
 from rwkv_cli.files.safetensors import map_safetensors
 from rwkv_cli.files.weight_source import WeightSource
+from rwkv_cli.tensors import from_hf
 
 Array = NDArray[np.float32]
 
 _PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<side>[AB])(\.default)?(\.weight)?")
 _PREFIX = "base_model.model."
 _ZIP = b"PK\x03\x04"
-_LOW_RANK = re.compile(r"\.att\.[wavg][12]$")
 _MOST_ALPHA = 1e6
 
 
@@ -53,10 +54,10 @@ class Merged:
     """A model with an adapter merged into it: a source of weights like the model itself."""
 
     def __init__(self, base: WeightSource, path: Path, alpha: float) -> None:
-        """Raises CheckpointError for a file that does not fit the model, UsageError for a senseless alpha."""
+        """Raises CheckpointError for a file that does not fit the model, UsageError for an invalid alpha."""
         if not (math.isfinite(alpha) and 0 < abs(alpha) <= _MOST_ALPHA):
             raise UsageError(
-                f"--lora-alpha is {alpha}: it must be the number that the adapter was trained with"
+                f"{{lora_alpha}} is {alpha}: it must be the number that the adapter was trained with"
             )
         self.config: ModelConfig = base.config
         self._base, self.path, self.alpha = base, path, alpha
@@ -64,7 +65,7 @@ class Merged:
 
     @property
     def merged(self) -> int:
-        """How many tensors of the model the adapter changes."""
+        """The number of tensors that the adapter changes."""
         return len(self._pairs) + len(self._whole)
 
     def sha256(self) -> str:
@@ -73,7 +74,7 @@ class Merged:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def tensor(self, name: str) -> Array:
-        """One tensor, with what the adapter adds to it. Raises CheckpointError for a NaN or an infinity."""
+        """One tensor, with the adapter applied. Raises CheckpointError for NaN or infinity."""
         if name in self._whole:
             shape = self.config.tensor_shapes()[name]
             return self._finite(name, self._whole[name].read().reshape(shape))
@@ -83,8 +84,9 @@ class Merged:
         pair = self._pairs[name]
         A, B = self._finite(name, pair.A.read()), self._finite(name, pair.B.read())
         delta = B @ (A * np.float32(self.alpha / A.shape[0]))
-        delta += tensor.T if _LOW_RANK.search(name) else tensor
-        return self._finite(name, np.ascontiguousarray(delta.T) if _LOW_RANK.search(name) else delta)
+        is_transposed = tensors.row_of(name).is_transposed  # an adapter is [out, in] for every matrix
+        delta += tensor.T if is_transposed else tensor
+        return self._finite(name, np.ascontiguousarray(delta.T) if is_transposed else delta)
 
     def _finite(self, name: str, array: Array) -> Array:
         if not (np.isfinite(array.min()) and np.isfinite(array.max())):
@@ -101,21 +103,25 @@ def _read(path: Path, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Pair], di
     for raw, tensor in _open(path).items():
         found = _PAIR.fullmatch(raw.removeprefix(_PREFIX))
         if found is None:
-            name = official_name(raw.removeprefix(_PREFIX))
+            name = from_hf(raw.removeprefix(_PREFIX))
             if name not in shapes or math.prod(tensor.shape) != math.prod(shapes[name]):
                 raise CheckpointError(
-                    f"{path} holds {_shown(raw)} of {list(tensor.shape)}, which has no place in the model"
+                    f"{path} contains {_shown(raw)} of {list(tensor.shape)}, which this model does not have "
+                    "(different base model?)"
                 )
             whole[name] = tensor.transposed() if _is_turned(raw, name) else tensor
             continue
         matrix = _matrix(found["name"], shapes)
         if matrix is None:
-            raise CheckpointError(f"{path} adapts {_shown(found['name'])}, which is no matrix of the model")
+            raise CheckpointError(
+                f"{path} contains weights for {_shown(found['name'])}, a matrix that this model does not have "
+                "(different base model?)"
+            )
         if found["side"] in sides.setdefault(matrix, {}):
             raise CheckpointError(f"{path} adapts {matrix} twice")
         sides[matrix][found["side"]] = tensor
     if not sides:
-        raise CheckpointError(f"{path} holds no LoRA adapter: there is no lora_A and lora_B in it")
+        raise CheckpointError(f"{path} is not a LoRA adapter: it has no lora_A and lora_B")
     if twice := next((name for name in sides if name in whole), None):
         raise CheckpointError(f"{path} both adapts and replaces {twice}")
     return {name: _pair(path, name, pair, shapes[name]) for name, pair in sides.items()}, whole
@@ -132,32 +138,34 @@ def _open(path: Path) -> dict[str, LazyTensor]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     except ValueError:
-        raise CheckpointError(f"{path} is no LoRA adapter: neither a .pth nor a .safetensors file") from None
+        raise CheckpointError(
+            f"{path} is not a LoRA adapter: neither a .pth nor a .safetensors file"
+        ) from None
     floats = {"BF16", "F16", "F32", "F64"}
     if strange := next((name for name, found in mapped.tensors.items() if found.dtype not in floats), None):
-        raise CheckpointError(f"{path} holds {_shown(strange)} in a type that no weights have")
+        raise CheckpointError(f"{path} has {_shown(strange)} in a type that is not a type of weights")
     return {name: mapped_tensor(found.array, found.dtype.lower()) for name, found in mapped.tensors.items()}
 
 
 def _matrix(name: str, shapes: Mapping[str, Shape]) -> str | None:
-    """The official name of the matrix that is meant, with or without `.weight`."""
+    """The official name of a matrix that is named with or without `.weight`; None if the model has none."""
     for candidate in (name, f"{name}.weight"):
-        official = official_name(candidate)
-        if len(shapes.get(official, ())) == 2 and not official.endswith(".r_k"):
+        official = from_hf(candidate)
+        if official in shapes and tensors.row_of(official).takes_lora:
             return official
     return None
 
 
 def _is_turned(raw: str, name: str) -> bool:
-    """Whether flash-linear-attention stores this tensor with its axes exchanged."""
-    return bool(_LOW_RANK.search(name)) and raw.removeprefix(_PREFIX) != name
+    """Whether this is the transpose: fla's own name of a tensor that it stores the other way round."""
+    return tensors.row_of(name).is_transposed and raw.removeprefix(_PREFIX) != name
 
 
 def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape) -> _Pair:
     if set(sides) != {"A", "B"}:
         raise CheckpointError(f"{path} has only one of lora_A and lora_B for {name}: it is incomplete")
     A, B = sides["A"], sides["B"]
-    n_out, n_in = shape[::-1] if _LOW_RANK.search(name) else shape
+    n_out, n_in = shape[::-1] if tensors.row_of(name).is_transposed else shape
     fits = len(A.shape) == len(B.shape) == 2 and A.shape[0] == B.shape[1]
     if not fits or (B.shape[0], A.shape[1]) != (n_out, n_in) or A.shape[0] == 0:
         raise CheckpointError(

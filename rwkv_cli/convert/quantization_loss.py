@@ -1,4 +1,4 @@
-"""What a conversion has cost: the perplexity of a text before and after, and how far each tensor is off."""
+"""What a conversion costs: the perplexity of a text before and after, and the error of each tensor."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from rwkv_cli.text.tokenizer import load_tokenizer
 
 WINDOWS = 4
 LENGTH = 512
-"""At most so many predictions in each of so many windows, spread over the text."""
+"""The most windows, spread over the text, and the most predictions in each of them."""
 
-_LARGE = 1_000_000_000  # weights; before this, the original is measured in float32, beyond in float16
+_LARGE = 1_000_000_000  # weights; up to this, the original is measured in float32, beyond it in float16
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far a tensor is off: the length of the difference, by the length of the original."""
+    """The error of a tensor: the norm of the difference, relative to the norm of the original."""
 
     name: str
     weight_type: WeightType
@@ -52,15 +52,15 @@ def tokens_of(source: Source, text: str) -> list[int]:
     """The tokens of a text. Raises UsageError for a model without a tokenizer, or too short a text."""
     spec = source.info("int8", digest=False).tokenizer
     if spec is None:
-        raise UsageError(f"{source.path} has no tokenizer, so that no text can be compared")
+        raise UsageError(f"{source.path} has no tokenizer, so a text cannot be compared")
     tokens = load_tokenizer(spec, source.config.vocab_size).encode(text)
     if len(tokens) < 2:
-        raise UsageError("the text to compare with is too short: it must have two tokens at least")
+        raise UsageError("the text to compare with is too short: it must have at least two tokens")
     return tokens
 
 
 def compare(source: Source, target: Path, tokens: list[int], reporter: Reporter) -> Comparison:
-    """Measure a model file against what it was made of. Raises StorageError where there is no room for that."""
+    """Measure a model file against what it was made of. Raises StorageError if the disk has no space for that."""
     after = ModelFile(target)
     length = min(LENGTH, len(tokens) - 1)
     windows = max(1, min(WINDOWS, len(tokens) // (length + 1)))
@@ -75,12 +75,12 @@ def compare(source: Source, target: Path, tokens: list[int], reporter: Reporter)
 
 
 def tensor_errors(original: WeightSource, made: ModelFile) -> list[TensorError]:
-    """How far each tensor is off, the worst first; one at a time is in memory."""
+    """The error of each tensor, the worst first; one tensor is in memory at a time."""
     errors = []
     for name in made.config.tensor_shapes():
         before = original.tensor(name).reshape(-1)
         difference = made.tensor(name).reshape(-1) - before
-        # In float64: squares of tiny or huge weights are no float32.
+        # In float64: squares of tiny or huge weights underflow or overflow float32.
         length, off = (math.sqrt(_square(vector)) for vector in (before, difference))
         relative = off / length if length else (0.0 if off == 0 else math.inf)
         errors.append(TensorError(name, type_of(name, made.info.weight_type), relative))
@@ -95,7 +95,7 @@ def _square(vector: np.ndarray[tuple[int], np.dtype[np.float32]]) -> float:
 
 @contextmanager
 def _original(source: Source, folder: Path, reporter: Reporter) -> Iterator[ModelFile]:
-    """The model as it was, in a file that the CPU backend can run: its own, or a temporary one beside the target."""
+    """The original model in a file that the CPU backend can run: its own, or a temporary one beside the target."""
     if isinstance(source.weights, ModelFile):
         yield source.weights
         return
@@ -111,5 +111,5 @@ def _original(source: Source, folder: Path, reporter: Reporter) -> Iterator[Mode
 
 
 def _backend(file: ModelFile, reporter: Reporter) -> Backend:
-    # The CPU runs all types: both sides of the comparison are computed alike.
+    # The CPU runs all types: both sides of the comparison are computed the same way.
     return registry.open_backend("cpu", file, None, reporter.compiling).backend

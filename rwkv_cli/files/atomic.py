@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all: written beside their target, flushed, and renamed into place.
+"""Atomic writes: files are written beside their target, flushed to disk and renamed into place.
 
-A temporary file bears the process that writes it in its name, so that what a killed process left can be told from the
-work of a live one, and removed.
+The name of a temporary file contains the process that writes it, so that what a killed process left behind can be
+told from the work of a live one, and removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rwkv_cli.reporting import format_size
 _TEMPORARY = re.compile(
     r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{8}\.tmp", re.DOTALL
 )
-_LONGEST_STEM = 150  # bytes: with what is added, a name stays below the 255 bytes that most systems allow
+_LONGEST_STEM = 150  # bytes: with the rest, a name stays below the 255 bytes that most systems allow
 _A_DAY = 24 * 60 * 60  # seconds
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -57,9 +57,9 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that writers left in a folder when they were killed; nothing else, and no error.
+    """Remove the temporary files of writers that were killed, and nothing else. Raises nothing.
 
-    A writer is dead when its process is, on this machine; one of another machine, after a day.
+    A writer on this machine is dead if its process is; one on another machine counts as dead after a day.
     """
     try:
         found = [(file, match) for file in folder.iterdir() if (match := _TEMPORARY.fullmatch(file.name))]
@@ -78,18 +78,18 @@ def _machine() -> str:
 
 def _is_running(process: int) -> bool:
     if sys.platform == "win32":
-        return True  # there, os.kill would end it
+        return True  # where os.kill would end it
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it runs for another user
+    except OSError:  # it belongs to another user
         return True
     return True
 
 
 def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:
-    """One sentence about a file that cannot be written; `needed` is its size in bytes, where known."""
+    """One sentence about a file that cannot be written; `needed` is its size in bytes, if known."""
     if error.errno in _NO_SPACE:
         reason = "no space left on the disk"
     elif error.errno == errno.EFBIG:

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,26 +33,25 @@ from rwkv_cli.files.safetensors import (
     MappedTensor,
     SafetensorsWriter,
     digest_of,
-    let_go,
     map_safetensors,
+    release_pages,
 )
 from rwkv_cli.files.weight_layouts import WeightType
-from rwkv_cli.sampling_settings import SamplingSettings
+from rwkv_cli.files.weight_source import WeightProgress, WeightSource
+from rwkv_cli.sampling_settings import parse_defaults
 from rwkv_cli.text.template import TEMPLATES
 from rwkv_cli.text.tokenizer import TokenizerSpec
-
-if TYPE_CHECKING:
-    from rwkv_cli.files.weight_source import WeightSource
 
 VERSION = 1
 TOKENIZER = "tokenizer"
 
 Array = NDArray[np.float32]
+_Kind = TypeVar("_Kind", int, str, dict[str, Any])
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of itself, beside its weights."""
+    """What a model file contains beside its weights."""
 
     config: ModelConfig
     weight_type: WeightType
@@ -66,7 +65,7 @@ class ModelFile:
     """A model file, opened: the header is read and checked, the weights are mapped."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ModelFileError, in one sentence, for a file that is damaged, foreign or of a newer version."""
+        """Raises ModelFileError, in one sentence, for a file that is damaged, of another kind or of a newer version."""
         self.path = path
         try:
             mapped = self._mapped = map_safetensors(path)
@@ -86,7 +85,7 @@ class ModelFile:
 
     @property
     def names(self) -> list[str]:
-        """Of all stored arrays of weights."""
+        """The names of all stored arrays of weights."""
         return [name for name in self._tensors if name != TOKENIZER]
 
     @property
@@ -95,12 +94,12 @@ class ModelFile:
         return sum(self._tensors[name].array.nbytes for name in self.names)
 
     def is_intact(self, progress: Callable[[int], None] | None = None) -> bool | None:
-        """Whether all tensors are what was written; None for a file that has no digest of them. Reads all of it."""
+        """Whether all tensors are what was written; None for a file without a digest. Reads the whole file."""
         written = self._mapped.metadata.get(DIGEST)
         return None if written is None else json.dumps(digest_of(self._mapped, progress)) == written
 
     def stored(self, name: str) -> NDArray[Any]:
-        """A stored array as it lies in the file: a read-only view, bfloat16 as uint16."""
+        """A stored array, exactly as in the file: a read-only view, bfloat16 as uint16."""
         return self._tensors[name].array
 
     def tensor(self, name: str) -> Array:
@@ -112,7 +111,7 @@ class ModelFile:
         }
         tensor = weight_layouts.restore(name, self.config.tensor_shapes()[name], parts)
         for array in parts.values():
-            let_go(array)
+            release_pages(array)
         return tensor
 
 
@@ -127,7 +126,7 @@ def is_model_file(path: Path) -> bool:
 
 
 def is_usable(path: Path) -> bool:
-    """Whether this is a whole model file of the present format."""
+    """Whether this is a complete model file of the current version."""
     try:
         ModelFile(path)
     except ModelFileError:
@@ -136,12 +135,11 @@ def is_usable(path: Path) -> bool:
 
 
 def write_model(
-    path: Path, source: WeightSource, info: ModelInfo, progress: Callable[[int, int], None] | None = None
+    path: Path, source: WeightSource, info: ModelInfo, progress: WeightProgress | None = None
 ) -> None:
     """Quantize a checkpoint into a model file, one tensor at a time; all or nothing, see `SafetensorsWriter`.
 
-    `progress` is called with the weights done and their total. Raises StorageError when the file cannot be written,
-    CheckpointError when the checkpoint cannot be read to its end.
+    Raises StorageError if the file cannot be written, CheckpointError if the checkpoint cannot be read to its end.
     """
     shapes = info.config.tensor_shapes()
     announced: dict[str, tuple[str, Shape]] = {}
@@ -159,14 +157,14 @@ def write_model(
             done += tensor.size
             for part, array in weight_layouts.store(name, tensor, info.weight_type).items():
                 writer.write(part, array)
-            let_go(tensor)  # where it lies in a mapped file
+            release_pages(tensor)  # if it is a view of a mapped file
             del tensor  # before the next one is read
             if progress:
                 progress(done, total)
 
 
 def _metadata(info: ModelInfo) -> dict[str, str]:
-    scheme: dict[str, Any] = {"type": info.weight_type}
+    scheme: dict[str, object] = {"type": info.weight_type}
     if info.weight_type in weight_layouts.INTEGERS:
         scheme |= {"symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
     fields = {
@@ -182,7 +180,7 @@ def _metadata(info: ModelInfo) -> dict[str, str]:
 
 
 def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor]) -> ModelInfo:
-    """The header, checked: every tensor that the config demands has the form that the type demands.
+    """The checked header: every tensor that the config requires has the form that the type requires.
 
     Raises ValueError with half a sentence about the file.
     """
@@ -190,16 +188,14 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
         raise ValueError("it is a safetensors file of another program")
     if (version := _json(metadata, "rwkv", int)) != VERSION:
         raise ValueError(
-            f"it has version {version} of the format and this program knows {VERSION}; update rwkv-cli"
+            f"it has version {version} of the format and this program supports {VERSION}; update rwkv-cli"
         )
     try:
         config = ModelConfig.from_dict(_json(metadata, "config", dict))
     except ValueError as error:
-        raise ValueError(f"its config is wrong: {error}") from None
-    weight_type = _json(metadata, "quantization", dict).get("type")
-    if weight_type not in get_args(WeightType):
-        raise ValueError(f"its weights have the unknown type {weight_type!r}")
-    if config.n_layer > len(tensors):  # before a loop over layers that are not there
+        raise ValueError(f"its config is invalid: {error}") from None
+    weight_type = _read_weight_type(_json(metadata, "quantization", dict).get("type"))
+    if config.n_layer > len(tensors):  # before a loop over layers that do not exist
         raise ValueError("it has fewer tensors than layers")
     unknown = set(tensors) - {TOKENIZER}
     for name, shape in config.tensor_shapes().items():
@@ -209,7 +205,7 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
             if found is None or (found.dtype, found.shape) != (dtype, stored_shape):
                 raise ValueError(f"the tensor {part} is missing or has the wrong type or shape")
     if unknown:
-        raise ValueError(f"its config has no place for the tensor {min(unknown)[:80]}")
+        raise ValueError(f"its config does not account for the tensor {min(unknown)[:80]}")
     return ModelInfo(
         config=config,
         weight_type=weight_type,
@@ -218,6 +214,13 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
         sampling=_read_sampling(_json(metadata, "sampling", dict)),
         source=_json(metadata, "source", dict),
     )
+
+
+def _read_weight_type(value: object) -> WeightType:
+    for weight_type in weight_layouts.WEIGHT_TYPES:
+        if value == weight_type:
+            return weight_type
+    raise ValueError(f"its weights have the unknown type {value!r}")
 
 
 def _read_tokenizer(kind: object, vocabulary: MappedTensor | None) -> TokenizerSpec | None:
@@ -239,20 +242,19 @@ def _read_template(name: str) -> str:
     return name
 
 
-def _read_sampling(defaults: dict[str, Any]) -> dict[str, Any]:
+def _read_sampling(defaults: Mapping[str, object]) -> dict[str, float]:
     try:
-        SamplingSettings(**defaults)
-    except (TypeError, AttributeError, OverflowError, UsageError) as error:
-        raise ValueError(f"its sampling defaults are wrong: {str(error)[:80]}") from None
-    return defaults
+        return parse_defaults(defaults)
+    except UsageError as error:
+        raise ValueError(f"its sampling defaults are invalid: {str(error)[:80]}") from None
 
 
-def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
-    """A metadata entry, decoded. Raises ValueError when it is missing or of another kind."""
+def _json(metadata: Mapping[str, str], key: str, kind: type[_Kind]) -> _Kind:
+    """A metadata entry, decoded. Raises ValueError if it is missing or of another kind."""
     try:
         value = json.loads(metadata[key])
     except (KeyError, ValueError, RecursionError):
         value = None
-    if type(value) is not kind:
-        raise ValueError(f"its metadata lack a usable {key!r}")
+    if type(value) is not kind:  # not isinstance: true is an int for Python
+        raise ValueError(f"its metadata has no valid {key!r}")
     return value

@@ -1,7 +1,7 @@
 """The safetensors container: mapped for reading, streamed for writing.
 
 A file is eight bytes of header length, a JSON header (name -> dtype, shape, begin and end in the data) and
-the data, without holes. `map_safetensors` trusts nothing of it; `SafetensorsWriter` holds one tensor at a
+the data, without gaps. `map_safetensors` trusts nothing in it; `SafetensorsWriter` holds one tensor at a
 time.
 """
 
@@ -18,17 +18,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import StorageError
 from rwkv_cli.files.atomic import storage_error, temporary_beside
+from rwkv_cli.tensors import Shape as Shape
 
-Shape = tuple[int, ...]
-
-# NumPy has no bf16: its bits come and go as uint16.
+# NumPy has no bf16: its bits are read and written as uint16.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
@@ -48,7 +47,7 @@ ALIGNMENT = 64  # a cache line, and the widest vector load
 MAX_HEADER = 100_000_000  # the limit of the official library
 
 DIGEST = "digest"
-"""The metadata entry that the writer fills, where it is announced as `NO_DIGEST`: see `digest_of`."""
+"""The metadata entry that the writer fills if it is announced as `NO_DIGEST`: see `digest_of`."""
 
 NO_DIGEST = json.dumps("0" * 64)
 
@@ -72,14 +71,14 @@ class Mapped:
 def map_safetensors(path: Path) -> Mapped:
     """Map a safetensors file and check its whole header; no tensor is read.
 
-    Raises ValueError, with half a sentence about the file ("its header ..."), when it is damaged or no
-    safetensors file, and OSError when it cannot be opened.
+    Raises ValueError, with half a sentence about the file ("its header ..."), if it is damaged or not a
+    safetensors file, and OSError if it cannot be opened.
     """
     status = path.stat()
     if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(
         status.st_mode
-    ):  # which nobody can map, or might wait for
-        raise ValueError("it is no regular file")
+    ):  # which cannot be mapped, or would block
+        raise ValueError("it is not a regular file")
     size = status.st_size
     if size < 8:
         raise ValueError("it is too short to be a safetensors file")
@@ -94,7 +93,7 @@ def map_safetensors(path: Path) -> Mapped:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(
                 OSError
-            ):  # a kernel without them; large pages save look-ups, a fifth of the time
+            ):  # a kernel without them; huge pages save TLB misses, a fifth of the time
                 pages.madvise(mmap.MADV_HUGEPAGE)
         mapping = memoryview(pages)[8 + header_size :]
     metadata = _check_metadata(header.pop("__metadata__", {}))
@@ -113,10 +112,10 @@ class SafetensorsWriter:
         with SafetensorsWriter(path, {"a": ("F32", (2, 3))}, {"key": "value"}) as writer:
             writer.write("a", array)
 
-    The file appears under its name only when all is written and on the disk; after any failure nothing is
+    The file appears under its name only once it is complete and on the disk; after any failure nothing is
     left, not even the temporary file beside it. Every tensor whose size is a multiple of 64 bytes starts at a
-    multiple of 64 in the file; the others come last, aligned to their own items. Raises StorageError when the
-    file cannot be written, ValueError for a tensor that is missing or not as announced.
+    multiple of 64 in the file; the others come last, aligned to their own items. Raises StorageError if the
+    file cannot be written, ValueError for a tensor that is missing or differs from what was announced.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class SafetensorsWriter:
         metadata: Mapping[str, str] | None = None,
         durable: bool = True,
     ) -> None:
-        """`durable` waits until the disk has it, so that it also survives a loss of power."""
+        """`durable` flushes the file to the disk, so that it also survives a loss of power."""
         if path.is_symlink():
             path = path.resolve()  # a link stays a link: what it points to is replaced
         self.path = path
@@ -204,10 +203,10 @@ class SafetensorsWriter:
             self._file = None
 
 
-def let_go(view: NDArray[Any]) -> None:
-    """Give back the memory of a part of a mapped file that was read: a conversion needs each part once.
+def release_pages(view: NDArray[Any]) -> None:
+    """Let the system drop the pages of a mapped array that was read: a conversion needs each tensor once.
 
-    The system may keep the pages, and gives them again when they are read again. Does nothing for other arrays.
+    They are read from the file again if they are needed again. Does nothing for other arrays.
     """
     base: Any = view
     while base is not None and not isinstance(base, (mmap.mmap, memoryview)):
@@ -231,7 +230,7 @@ def digest_of(mapped: Mapped, progress: Callable[[int], None] | None = None) -> 
     digests = {}
     for name, (dtype, shape, array) in mapped.tensors.items():
         digests[name] = _tensor_digest(name, dtype, shape, array.reshape(-1).view(np.uint8).data)
-        let_go(array)
+        release_pages(array)
         if progress:
             progress(array.nbytes)
     return _joined(digests)
@@ -293,37 +292,37 @@ def _parse_header(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object: it is damaged or no safetensors file")
+        raise ValueError("its header is not a JSON object: it is damaged or not a safetensors file")
     return header
 
 
-def _check_metadata(metadata: Any) -> dict[str, str]:
+def _check_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata is no table of strings")
+        raise ValueError("its metadata is not a map of strings")
     return metadata
 
 
-def _check_entry(name: str, fields: Any) -> _Entry:
+def _check_entry(name: str, fields: object) -> _Entry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"the tensor {name[:80]!r} is described wrongly")
+        raise ValueError(f"the tensor {name[:80]!r} has a malformed header entry")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"the tensor {name[:80]!r} has a type that cannot be read: {str(dtype)[:20]!r}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(shape) > 16 or len(offsets) != 2:
-        raise ValueError(f"the tensor {name[:80]!r} has a senseless shape or place")
+        raise ValueError(f"the tensor {name[:80]!r} has an invalid shape or offset")
     entry = _Entry(dtype, tuple(shape), *offsets)
     if entry.end - entry.begin != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise ValueError(f"the tensor {name[:80]!r} has another size than its shape")
+        raise ValueError(f"the tensor {name[:80]!r} has a size that does not match its shape")
     return entry
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: object) -> TypeGuard[list[int]]:
     # `type` and not `isinstance`: JSON's true is an int for Python.
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def _check_layout(entries: Mapping[str, _Entry], data_size: int) -> None:
-    """The tensors must cover the data without holes, overlaps or remains."""
+    """The tensors must cover the data without gaps, overlaps or remainder."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
@@ -332,4 +331,4 @@ def _check_layout(entries: Mapping[str, _Entry], data_size: int) -> None:
     if position > data_size:
         raise ValueError("it is truncated: its header announces more data than there is")
     if position < data_size:
-        raise ValueError("there is data behind its last tensor")
+        raise ValueError("there is data after its last tensor")

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from rwkv_cli.errors import UsageError
 
 
+def parse_stops(stops: Iterable[str]) -> tuple[str, ...]:
+    """Stop strings, all of them usable. Raises UsageError for an empty one, which would stop everything."""
+    parsed = tuple(stops)
+    if not all(parsed):
+        raise UsageError("a stop string is empty: {stop} must have at least one character")
+    return parsed
+
+
 class StopFilter:
-    """Passes text on up to the first stop string, and holds back only what may still become one.
+    """Passes text through up to the first stop string, and holds back only what may still become one.
 
     The first stop string is the one that is complete first; of those that end at the same character, the
-    longest. How the text is cut into pieces makes no difference. The time is linear in the text: each stop
-    string is followed by the automaton of Knuth, Morris and Pratt (SIAM J. Comput. 6, 1977).
+    longest. How the text is split into pieces makes no difference. The time is linear in the text: each stop
+    string is tracked by the automaton of Knuth, Morris and Pratt (SIAM J. Comput. 6, 1977).
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Iterable[str]) -> None:
         """Raises UsageError for an empty stop string, which would stop everything."""
-        if not all(stops):
-            raise UsageError("a stop string is empty: it must have at least one character")
-        self.stopped: str | None = None  # the stop string that was met
-        self._automata = [_Automaton(stop) for stop in sorted(set(stops), key=len, reverse=True)]
+        self.stopped: str | None = None  # the stop string that was found
+        self._automata = [_Automaton(stop) for stop in sorted(set(parse_stops(stops)), key=len, reverse=True)]
         self.held = ""  # may still become a stop string
 
     def feed(self, text: str) -> str:
-        """What can be shown, now that text has come; nothing of a stop string or after it."""
+        """The text that can be shown now; nothing of a stop string or after it."""
         if self.stopped is not None:
             return ""
         pending = self.held + text
@@ -40,15 +46,15 @@ class StopFilter:
         return pending[: len(pending) - n_held]
 
     def flush(self) -> str:
-        """The text held back, once no more will come: empty after a stop string."""
+        """The text held back, at the end of the text: empty after a stop string."""
         held, self.held = self.held, ""
         for automaton in self._automata:
-            automaton.matched = 0  # in step with what is held, should the text go on after all
+            automaton.matched = 0  # consistent with what is held, in case more text follows after all
         return held
 
 
 class _Automaton:
-    """Follows one string through a text: `matched` of its characters are the end of the text so far."""
+    """Tracks one string in a text: its first `matched` characters are the end of the text so far."""
 
     def __init__(self, stop: str) -> None:
         self.stop = stop

@@ -1,6 +1,6 @@
 """Prompt formats and stop rules, as data.
 
-A template lays out a conversation: perhaps a system text, an opening exchange, then turns of `user` and
+A template formats a conversation: an optional system text, an opening exchange, then turns of `user` and
 `answer` joined by `turn_end`. Placeholders are replaced literally, so braces in a user's text mean nothing.
 The formats are those of the model cards of RWKV-7 World and RWKV-7 G1.
 """
@@ -23,7 +23,7 @@ class Thinking:
     """How to ask for more or less thought before the answer."""
 
     user_suffix: str  # put after the user's text
-    answer_prefix: str  # begins the answer; the model goes on from there
+    answer_prefix: str  # begins the answer; the model continues it
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Template:
     description: str
     begin: bool = False  # the sequence starts with the end-of-document token
     opening: str = ""  # an exchange before the first turn, after the system text
-    system: str | None = None  # around {system}; None where the format has no place for one
+    system: str | None = None  # around {system}; None if the format does not support one
     user: str = "{prompt}"  # around {prompt}, the user's text
-    user_after_system: str | None = None  # likewise, where it differs after a system text
+    user_after_system: str | None = None  # the same after a system text, if it differs there
     answer: str = ""  # what the model's answer follows
     turn_end: str = ""  # between an answer and the next turn
     thinking: Mapping[str, Thinking] = field(default_factory=dict)  # by mode
@@ -48,8 +48,8 @@ class Template:
     def render(self, prompt: str, system: str | None = None, think: str | None = None) -> str:
         """The text before the first answer.
 
-        think is a mode of `thinking`; None asks for nothing and starts no thought. Raises UsageError for a
-        system text or a mode that the format does not have.
+        think is a mode of `thinking`; None adds nothing and starts no thought. Raises UsageError for a
+        system text or a mode that the format does not support.
         """
         text = "" if system is None else self._system_text(system)
         return text + self.opening + self.turn(prompt, after_system=system is not None, think=think)
@@ -72,7 +72,9 @@ class Template:
         if mode in self.thinking:
             return self.thinking[mode]
         if self.thinking:
-            raise UsageError(f"there is no thinking mode {mode!r}: choose among {', '.join(self.thinking)}")
+            raise UsageError(
+                f"the template {self.name} has no thinking mode {mode!r}: choose one of {', '.join(self.thinking)}"
+            )
         raise UsageError(f"the template {self.name} has no thinking modes")
 
     def _cleaned(self, text: str) -> str:
@@ -82,7 +84,7 @@ class Template:
 def clean_text(text: str) -> str:
     """text as the models were trained on it: LF line ends, no blank lines, nothing blank at either end.
 
-    A blank line separates the turns of a conversation, so a text must not hold one.
+    A blank line separates the turns of a conversation, so a text must not contain one.
     """
     text = text.replace("\r\n", "\n")
     return re.sub(r"\n(?:[^\S\n]*\n)+", "\n", text).strip()
@@ -95,7 +97,7 @@ TEMPLATES: dict[str, Template] = {
     for template in (
         Template(
             name="raw",
-            description="the prompt as it is, nothing added",
+            description="the prompt unchanged",
             clean=False,
             chat="dialogue",
         ),
@@ -150,7 +152,7 @@ TEMPLATES: dict[str, Template] = {
                 "on": Thinking("", " <think"),
                 "long": Thinking(" (think a lot)", " <think"),
             },
-            # Answers hold blank lines: only the next turn ends one.
+            # Answers contain blank lines: only the next turn ends one.
             stop=("\n\nUser:",),
             sampling={"temperature": 1.0, "top_p": 0.5, "presence_penalty": 0.0, "frequency_penalty": 0.0},
         ),
@@ -193,11 +195,11 @@ def get_template(name: str) -> Template:
         return TEMPLATES[name]
     near = difflib.get_close_matches(name.lower(), TEMPLATES, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise UsageError(f"there is no template {name!r}{hint}: choose among {', '.join(TEMPLATES)}")
+    raise UsageError(f"unknown template {name!r}{hint}: choose one of {', '.join(TEMPLATES)}")
 
 
 def find_template(source_name: str, vocab_size: int) -> str:
-    """The template for a model, guessed from the name of its file or repository; "raw" where none fits."""
+    """The template for a model, guessed from the name of its file or repository; "raw" if none fits."""
     name = re.split(r"[/\\]", source_name.rstrip("/\\"))[-1].lower()
     for pattern, template in _NAME_PATTERNS:
         if re.search(pattern, name) and (template == "story" or vocab_size >= _WORLD_VOCAB_SIZE):

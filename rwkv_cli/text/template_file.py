@@ -1,4 +1,4 @@
-"""Prompt formats of the user's own, in TOML files; docs/chat.md describes their keys."""
+"""The user's own prompt formats, in TOML files; docs/chat.md describes their keys."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import SamplingSettings
+from rwkv_cli.errors import UsageError, literal
+from rwkv_cli.sampling_settings import NUMERIC_FIELDS, check_number
 from rwkv_cli.text.template import TEMPLATES, Template, Thinking, get_template
 
 SUFFIX = ".toml"
@@ -21,16 +21,14 @@ _TEXTS = ("description", "opening", "system", "user", "user_after_system", "answ
 _SWITCHES = ("begin", "clean")
 _PLACEHOLDERS = {"system": "{system}", "user": "{prompt}", "user_after_system": "{prompt}"}
 _THINKING = tuple(field.name for field in dataclasses.fields(Thinking))
-_NUMBERS = tuple(
-    field.name
-    for field in dataclasses.fields(SamplingSettings)
-    if field.name not in ("logit_bias", "banned", "seed")
-)
 _KEYS = ("name", "base", *_TEXTS, *_SWITCHES, "stop", "thinking", "sampling")
 
 
+_Kind = TypeVar("_Kind", str, bool, list[Any], dict[str, Any])
+
+
 class _WrongKeyError(ValueError):
-    """What is wrong with the value of a key."""
+    """A key has an invalid value."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f"{key} {message}")
@@ -50,7 +48,7 @@ def read_template(path: Path) -> Template:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise UsageError(f"{path} is larger than {MOST_BYTES >> 20} MB: it is no template")
+            raise UsageError(f"{path} is larger than {MOST_BYTES >> 20} MB: it is not a template")
         text = data.decode("utf-8-sig")
         fields = tomllib.loads(text)
         return template_from(fields, path.stem)
@@ -62,12 +60,14 @@ def read_template(path: Path) -> Template:
         raise UsageError(f"the template {path} is not valid UTF-8 text (byte {error.start})") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         message = str(error)
-        raise UsageError(f"the template {path} is no TOML: {message[:1].lower()}{message[1:]}") from None
+        raise UsageError(
+            f"the template {path} is not valid TOML: {message[:1].lower()}{message[1:]}"
+        ) from None
     except _WrongKeyError as error:
-        raise UsageError(f"{path}{_line_of(error.key, text)}: {error}") from None
+        raise UsageError(f"{path}{_line_of(error.key, text)}: {literal(str(error))}") from None
 
 
-def template_from(fields: Mapping[str, Any], name: str = "") -> Template:
+def template_from(fields: Mapping[str, object], name: str = "") -> Template:
     """A template from the values of a file, or from `as_fields`. Raises ValueError, which names the key."""
     _check_keys(fields, _KEYS)
     base = Template("", "a template of your own")
@@ -85,9 +85,9 @@ def template_from(fields: Mapping[str, Any], name: str = "") -> Template:
     return dataclasses.replace(base, chat=None, **values)
 
 
-def as_fields(template: Template) -> dict[str, Any]:
+def as_fields(template: Template) -> dict[str, object]:
     """The values of a template, as `template_from` takes them, in types that JSON has."""
-    values = {
+    values: dict[str, object] = {
         key: getattr(template, key) for key in _KEYS if key != "base" and getattr(template, key) is not None
     }
     values["stop"] = list(template.stop)
@@ -96,12 +96,14 @@ def as_fields(template: Template) -> dict[str, Any]:
     return values
 
 
-def _check_keys(fields: Mapping[str, Any], known: tuple[str, ...], within: str = "") -> None:
+def _check_keys(fields: Mapping[str, object], known: tuple[str, ...], within: str = "") -> None:
     for key in fields:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise _WrongKeyError(within + key, f"is no key of a template{hint}: there are {', '.join(known)}")
+            raise _WrongKeyError(
+                within + key, f"is not a key of a template{hint}: there are {', '.join(known)}"
+            )
 
 
 def _base(name: str) -> Template:
@@ -114,28 +116,28 @@ def _base(name: str) -> Template:
 _KINDS: Mapping[type, str] = {str: "a text", bool: "true or false", list: "a list of texts", dict: "a table"}
 
 
-def _checked(key: str, value: Any, kind: type) -> Any:
-    if type(value) is not kind:
+def _checked(key: str, value: object, kind: type[_Kind]) -> _Kind:
+    if type(value) is not kind:  # not isinstance: true is an int for Python
         raise _WrongKeyError(key, f"must be {_KINDS[kind]}")
     return value
 
 
-def _text(key: str, value: Any) -> str:
-    text: str = _checked(key, value, str)
+def _text(key: str, value: object) -> str:
+    text = _checked(key, value, str)
     wanted = _PLACEHOLDERS.get(key)
     if wanted and wanted not in text:
-        raise _WrongKeyError(key, f"must hold {wanted}, where the text goes")
+        raise _WrongKeyError(key, f"must contain {wanted}, where the text goes")
     return text
 
 
-def _stops(value: Any) -> list[str]:
+def _stops(value: object) -> list[str]:
     stops: list[str] = [_checked("stop", each, str) for each in _checked("stop", value, list)]
     if "" in stops:
-        raise _WrongKeyError("stop", "holds an empty text, which would stop everything")
+        raise _WrongKeyError("stop", "contains an empty text, which would stop everything")
     return stops
 
 
-def _thinking(value: Any) -> dict[str, Thinking]:
+def _thinking(value: object) -> dict[str, Thinking]:
     modes = {}
     for mode, texts in _checked("thinking", value, dict).items():
         key = f"thinking.{mode}"
@@ -145,25 +147,21 @@ def _thinking(value: Any) -> dict[str, Thinking]:
     return modes
 
 
-def _sampling(value: Any) -> dict[str, float]:
+def _sampling(value: object) -> dict[str, float]:
     numbers: dict[str, float] = _checked("sampling", value, dict)
-    _check_keys(numbers, _NUMBERS, "sampling.")
+    _check_keys(numbers, NUMERIC_FIELDS, "sampling.")
     for name, number in numbers.items():
         if type(number) not in (int, float):
             raise _WrongKeyError(f"sampling.{name}", "must be a number")
-        _one(SamplingSettings, name, number)
+        try:
+            check_number(name, number)
+        except UsageError as error:
+            raise _WrongKeyError(f"sampling.{name}", str(error).partition(" ")[2]) from None
     return numbers
 
 
-def _one(make: Callable[..., SamplingSettings], name: str, number: float) -> None:
-    try:
-        make(**{name: number})
-    except UsageError as error:
-        raise _WrongKeyError(f"sampling.{name}", str(error).partition(" ")[2]) from None
-
-
 def _line_of(key: str, text: str) -> str:
-    """Where a key stands in a file, if it can be found: ", line 3"."""
+    """The line of a key in a file, if it can be found: ", line 3"."""
     name = re.escape(key.rpartition(".")[2])
     pattern = re.compile(rf"""^\s*(?:[\w."']*\.)?["']?{name}["']?\s*=|^\s*\[[^]]*\b{name}["']?\s*\]""")
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,4 +1,4 @@
-"""Tokens become text as they come: whole characters, up to the first stop string."""
+"""Decodes tokens as they arrive: whole characters, up to the first stop string."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
         """Raises UsageError for stop strings without a tokenizer, and for an empty one."""
         if stop and not tokenizer:
-            raise UsageError("stop strings need a tokenizer, and this model has none")
+            raise UsageError("stop strings need a tokenizer, which this model does not have")
         self._decoder = StreamDecoder(tokenizer) if tokenizer else None
         self._filter = StopFilter(stop)
 
@@ -24,14 +24,14 @@ class TextStream:
         return self._filter.feed(self._decoder.feed(token)) if self._decoder else ""
 
     def flush(self) -> str:
-        """The text held back so far, once no more will come; empty after a stop string."""
+        """The text held back so far, at the end of the tokens; empty after a stop string."""
         if self._decoder is None or self.is_stopped:
             return ""
         return self._filter.feed(self._decoder.flush()) + self._filter.flush()
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string has come."""
+        """Whether a stop string was found."""
         return self._filter.stopped is not None
 
     @property
@@ -41,5 +41,5 @@ class TextStream:
 
     @property
     def is_holding(self) -> bool:
-        """Whether some text of the tokens so far was not shown."""
+        """Whether some text of the tokens so far was held back or cut off."""
         return bool(self.is_stopped or self._filter.held or self.is_inside_character)

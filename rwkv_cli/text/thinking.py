@@ -1,4 +1,4 @@
-"""The thought before an answer, told apart from it while the text still comes.
+"""Separates the thought before an answer from the answer, while the text arrives.
 
 A model that thinks writes `<think>`, its thought, `</think>` and then the answer. The template may have begun the
 answer with `<think` or with a whole empty thought; see `rwkv_cli.text.template`.
@@ -21,17 +21,17 @@ class Part:
     """A piece of what a model says."""
 
     text: str
-    thought: bool = False  # of the thought, not of the answer
+    thought: bool = False  # part of the thought, not of the answer
 
 
 class ThoughtSplitter:
     """Sorts text that arrives in pieces; holds back only what may be a part of a tag.
 
-    How the text is cut makes no difference. Tags are not passed on, all else is.
+    How the text is split into pieces makes no difference. Tags are dropped, all else is passed on.
     """
 
     def __init__(self, template: Template, think: str | None = None) -> None:
-        """`think` is the mode of the template in which the answer was begun."""
+        """`think` is the mode of the template with which the answer was begun."""
         thinking = template.thinking.get(think or "")
         prefix = thinking.answer_prefix if thinking else ""
         self._where: _Where = "before" if template.thinking else "answer"
@@ -44,11 +44,11 @@ class ThoughtSplitter:
 
     @property
     def is_in_thought(self) -> bool:
-        """Whether the text has come to a thought and not to its end."""
+        """Whether the text so far ends inside a thought."""
         return self._where == "thought"
 
     def feed(self, text: str) -> list[Part]:
-        """The parts that can be told apart now that this text has come."""
+        """The parts that this text completes."""
         if text and self._ends_tag:
             text, self._ends_tag = text.removeprefix(">"), False
         text = self._held + text
@@ -74,7 +74,7 @@ class ThoughtSplitter:
         return [part for part in parts if part.text]
 
     def flush(self) -> list[Part]:
-        """What was held back, once no more will come."""
+        """What was held back, at the end of the text."""
         held, self._held = self._held, ""
         return [Part(held, self._where == "thought")] if held else []
 
@@ -88,5 +88,5 @@ def split(text: str, template: Template, think: str | None = None) -> tuple[str,
 
 
 def _begun(text: str, tag: str) -> int:
-    """How many characters at the end of a text are the beginning of a tag."""
+    """The number of characters at the end of a text that begin a tag."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

@@ -25,7 +25,7 @@ from rwkv_cli.errors import TokenizerError, UsageError
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """What a file needs to carry so that its tokenizer can be built again.
+    """What a file has to store so that its tokenizer can be rebuilt.
 
     kind "world" is greedy longest match over byte strings: data is None for the packaged World vocabulary,
     otherwise a vocabulary in the format of `rwkv_vocab_v20230424.txt`. kind "tokenizer.json" is a file of the
@@ -41,12 +41,12 @@ class Tokenizer(Protocol):
 
     @property
     def name(self) -> str:
-        """For a person: what kind of vocabulary this is."""
+        """What kind of vocabulary this is, for display."""
         ...
 
     @property
     def spec(self) -> TokenizerSpec:
-        """What `load_tokenizer` needs to build it again."""
+        """What `load_tokenizer` needs to rebuild it."""
         ...
 
     @property
@@ -95,12 +95,12 @@ def load_tokenizer(spec: TokenizerSpec, vocab_size: int) -> Tokenizer:
 
 
 def _utf8(text: str) -> bytes:
-    """The UTF-8 bytes of text; bytes of the command line that were no UTF-8 (PEP 383) stay as they were."""
+    """The UTF-8 bytes of text; bytes of the command line that were not UTF-8 (PEP 383) are kept."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"the text holds half a surrogate pair at position {error.start}: it is not Unicode"
+            f"the text contains half a surrogate pair at position {error.start}: it is not valid Unicode"
         ) from error
 
 
@@ -115,13 +115,13 @@ _MAX_VOCABULARY_BYTES = 2**23 - 1
 
 
 class WorldVocabulary:
-    """Byte strings by id: id i has the bytes data[offsets[i]:offsets[i + 1]], none where that is empty.
+    """Byte strings by id: id i has the bytes data[offsets[i]:offsets[i + 1]], or none if that is empty.
 
     data is the concatenation of all byte strings, offsets int64 [highest id + 2].
     """
 
     def __init__(self, lengths: NDArray[np.integer[Any]], data: bytes) -> None:
-        """lengths [highest id + 1] says how many bytes of data each id has.
+        """lengths [highest id + 1] is the number of bytes of data of each id.
 
         Raises TokenizerError unless the lengths make up data and every single byte has an id other than 0.
         """
@@ -193,7 +193,7 @@ def parse_vocabulary(text: bytes) -> dict[int, bytes]:
             if len(string) != int(match[3]):
                 raise ValueError(f"it has {len(string)} bytes, not {match[3]}")
             if not string or token in entries or string in strings:
-                raise ValueError("it is empty or there twice")
+                raise ValueError("it is empty or occurs twice")
         except (ValueError, SyntaxError) as error:
             raise TokenizerError(f"the vocabulary is damaged in line {number}: {error}") from error
         entries[token] = string
@@ -208,7 +208,7 @@ class WorldTokenizer:
     end_of_document = 0
 
     def __init__(self, spec: TokenizerSpec = TokenizerSpec("world")) -> None:
-        """Read the vocabulary, the packaged one where the spec has none. Raises TokenizerError if damaged."""
+        """Read the vocabulary, the packaged one if the spec has none. Raises TokenizerError if damaged."""
         self.spec = spec
         if spec.data is None:
             packed = (resources.files("rwkv_cli") / "data" / "world_vocabulary.bin").read_bytes()
@@ -253,7 +253,7 @@ class WorldTokenizer:
 
 
 def _empty_edges(n_edges: int) -> NDArray[np.int32]:
-    """A table [S, 2] of the trie with room for so many edges at a load of at most one half."""
+    """An empty hash table [S, 2] for `n_edges` edges of the trie, at a load factor of at most one half."""
     from cpu_kernels.abi import EMPTY
 
     return np.full((max(2, 1 << (2 * n_edges - 1).bit_length()), 2), EMPTY, np.int32)
@@ -263,7 +263,7 @@ def _empty_edges(n_edges: int) -> NDArray[np.int32]:
 # tokenizer.json
 # ------------------------------------------------------------------------------------------------------------
 
-# A byte that has no piece of its own in a vocabulary with byte fallback.
+# A byte without a piece of its own, in a vocabulary with byte fallback.
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -320,7 +320,7 @@ class JsonTokenizer:
         return ids
 
     def token_bytes(self, token: int) -> bytes:
-        """Special tokens mark structure and stand for no text; other added tokens stand for theirs."""
+        """Special tokens mark structure and have no text; other added tokens have their own."""
         added = self._added.get(token)
         if added is not None:
             return b"" if added.special else str(added.content).encode("utf-8")
@@ -337,7 +337,7 @@ class JsonTokenizer:
         return _decode(self, tokens)
 
 
-def _is_byte_level(decoder: Any) -> bool:
+def _is_byte_level(decoder: object) -> bool:
     """Whether the `decoder` entry of a tokenizer.json maps the byte alphabet back, alone or in a sequence."""
     if not isinstance(decoder, dict):
         return False
@@ -354,9 +354,9 @@ def _decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
 
 
 class StreamDecoder:
-    """Text from tokens as they come: a character is given once its last byte is there.
+    """Decodes tokens as they arrive: a character is returned once its last byte is there.
 
-    What `feed` and `flush` give is, put together, what the tokenizer's `decode` gives for all tokens at once.
+    What `feed` and `flush` return, joined, is what the tokenizer's `decode` returns for all tokens at once.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -373,5 +373,5 @@ class StreamDecoder:
         return bool(self._utf8.getstate()[0])
 
     def flush(self) -> str:
-        """U+FFFD for bytes that were held back and now stay incomplete; the decoder can go on afterwards."""
+        """U+FFFD for bytes that were held back and stay incomplete; the decoder can be used again afterwards."""
         return self._utf8.decode(b"", final=True)

@@ -72,7 +72,7 @@ def test_a_directory_with_one_file(tmp_path):
     write_pth(tmp_path / "x.pth", WEIGHTS)
     assert open_checkpoint(tmp_path).path == tmp_path / "x.pth"
     write_gguf(tmp_path / "x.gguf", WEIGHTS)
-    with pytest.raises(CheckpointError, match="holds 2 models: name one of its files"):
+    with pytest.raises(CheckpointError, match="contains 2 models: name one of its files"):
         open_checkpoint(tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path):
     weights = random_weights(SMALL)
     for name in ("emb.weight", "blocks.0.att.r_k", "blocks.0.ffn.value.weight", "ln_out.bias"):
         rest = {key: tensor for key, tensor in weights.items() if key != name}
-        with pytest.raises(CheckpointError, match=f"{name} is missing|not a model checkpoint"):
+        with pytest.raises(CheckpointError, match=f"{name} is missing|not a recognised model file"):
             open_checkpoint(write_torch(tmp_path / "x.pth", rest))
         with pytest.raises(CheckpointError, match=r"shape|make"):
             open_checkpoint(write_torch(tmp_path / "x.pth", weights | {name: np.ones((1, 7), np.float32)}))
@@ -173,9 +173,9 @@ FOREIGN = {
         "model.layers.1.attn.q_proj.weight",
     ],
     "is a transformer": ["transformer.h.0.attn.c_attn.weight"],
-    "holds a tuned initial state, not a model": ["blocks.0.att.time_state"],
-    "holds a LoRA adapter, not a model": ["blocks.0.att.receptance.lora_A"],
-    "is not a model checkpoint that I know": ["conv1.weight", "fc.bias"],
+    "is a tuned initial state, not a model": ["blocks.0.att.time_state"],
+    "is a LoRA adapter, not a model": ["blocks.0.att.receptance.lora_A"],
+    "is not a recognised model file": ["conv1.weight", "fc.bias"],
 }
 
 
@@ -208,8 +208,8 @@ def test_a_transformers_directory_is_refused_by_its_own_name(tmp_path):
     [
         (b"", "is empty"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "before 1.6: save it again with torch >= 1.6"),
-        (b"hello, this is a text", "is not a model checkpoint that I know"),
-        (b"PK", "is not a model checkpoint that I know"),
+        (b"hello, this is a text", "is not a recognised model file"),
+        (b"PK", "is not a recognised model file"),
         (b"PK\x03\x04", "is truncated"),
         (b"PK\x05\x06" + bytes(18), "is a zip archive, but not a PyTorch checkpoint"),
     ],
@@ -223,7 +223,7 @@ def test_files_of_other_kinds_are_refused(tmp_path, content, message):
 def test_missing_and_empty_places_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no file .*missing.pth"):
         open_checkpoint(tmp_path / "missing.pth")
-    with pytest.raises(CheckpointError, match=r"holds no model: name a .pth"):
+    with pytest.raises(CheckpointError, match=r"does not contain a model: name a .pth"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "rwkv7"}')
     with pytest.raises(CheckpointError, match=r"no weights: get its model.safetensors too"):

@@ -23,8 +23,10 @@ TARGETS = {"pth": "out.pth", "hf": "out", "gguf": "out.gguf"}
 def exported(folder, format, kind=None, weights=WEIGHTS, tokenizer=None):
     """Write a model: where it is."""
     target = folder / TARGETS[format]
-    what = export.Export(Weights(weights), "tiny", tokenizer, export.type_for(format, kind), lambda *_: None)
-    export.write(format, target, what)
+    job = export.ExportJob(
+        Weights(weights), "tiny", tokenizer, export.type_for(format, kind), lambda *_: None
+    )
+    export.write(format, target, job)
     return target
 
 
@@ -60,10 +62,10 @@ def test_q8_0_is_near(tmp_path):
 @pytest.mark.parametrize("format", export.FORMATS)
 def test_progress_and_one_file_at_the_end(tmp_path, format):
     steps = []
-    what = export.Export(
+    job = export.ExportJob(
         Weights(WEIGHTS), "tiny", None, export.type_for(format, None), lambda *step: steps.append(step)
     )
-    export.write(format, tmp_path / TARGETS[format], what)
+    export.write(format, tmp_path / TARGETS[format], job)
     assert steps[-1] == (TINY.n_params, TINY.n_params)
     assert [path.name for path in tmp_path.iterdir()] == [TARGETS[format]]
 
@@ -72,7 +74,7 @@ def test_progress_and_one_file_at_the_end(tmp_path, format):
 def test_a_failure_leaves_nothing(tmp_path, format):
     weights = WEIGHTS | {"head.weight": np.full_like(WEIGHTS["head.weight"], 1e38)}
     with pytest.raises(
-        UnsupportedModelError, match=r"head.weight holds values too large for fp16; use --type fp32"
+        UnsupportedModelError, match=r"head.weight has values too large for fp16; use type=.fp32."
     ):
         exported(tmp_path, format, "fp16", weights)
     assert list(tmp_path.iterdir()) == []
@@ -166,9 +168,9 @@ def test_what_was_rounded_is_said(rwkv, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("in.pth", "out.bin"), "does not show which format is meant"),
-        (("in.pth", "out.pth", "--type", "q8_0"), "--format pth has no --type q8_0"),
-        (("in.pth", "out.gguf", "--type", "bf16"), "--format gguf has no --type bf16"),
+        (("in.pth", "out.bin"), "does not imply a format"),
+        (("in.pth", "out.pth", "--type", "q8_0"), "choose one of bf16, fp16, fp32"),
+        (("in.pth", "out.gguf", "--type", "bf16"), "choose one of fp16, q8_0, fp32"),
         (("in.pth", "in.pth", "--force"), "is or holds the model itself"),
         (("in.pth", ".", "--format", "hf", "--force"), "is or holds the model itself"),
         (("in.pth", "none/out.pth"), "the folder none does not exist"),

@@ -81,9 +81,9 @@ def test_a_transformer_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
-        ({"block_count": 5}, CheckpointError, "announces 5 layers and holds 1"),
-        ({"wkv__head_size": 0}, CheckpointError, "no sensible rwkv7.wkv.head_size"),
-        ({"wkv__head_size": 60}, CheckpointError, "no sensible rwkv7.wkv.head_size"),
+        ({"block_count": 5}, CheckpointError, "announces 5 layers but has 1"),
+        ({"wkv__head_size": 0}, CheckpointError, "an invalid rwkv7.wkv.head_size"),
+        ({"wkv__head_size": 60}, CheckpointError, "an invalid rwkv7.wkv.head_size"),
         ({"attention__layer_norm_epsilon": 1e-6}, UnsupportedModelError, "sets layer_norm_epsilon"),
     ],
 )
@@ -109,7 +109,7 @@ def text(value: str) -> bytes:
         (header(n_keys=2**63), "truncated"),
         (header(n_tensors=2**63), "truncated"),
         (header(n_keys=1) + struct.pack("<Q", 2**63), "a name of"),
-        (header(n_keys=1) + struct.pack("<Q", 1) + b"\xff" + bytes(8), "no text"),
+        (header(n_keys=1) + struct.pack("<Q", 1) + b"\xff" + bytes(8), "not text"),
         (header(n_keys=1) + text("a") + struct.pack("<I", 99), "unknown type 99"),
         (header(n_keys=1) + text("a") + struct.pack("<IIQ", 9, 9, 1), "unknown type 9"),
         (header(n_keys=1) + text("a") + struct.pack("<IIQ", 9, 0, 2**60), "truncated"),
@@ -119,14 +119,14 @@ def text(value: str) -> bytes:
         (header(1) + text("a") + struct.pack("<IQIQ", 1, 4, 0, 0), "truncated"),
         (header(1) + text("a") + struct.pack("<IQIQ", 1, 2**63, 0, 0), "truncated"),
         (header(1) + text("a") + struct.pack("<IQIQ", 1, 4, 0, 2**63), "truncated"),
-        (header(1) + text("a") + struct.pack("<IQIQ", 1, 0, 0, 0), "senseless shape"),
-        (header(1) + text("a") + struct.pack("<IQIQ", 1, 33, 8, 0), "senseless shape"),
+        (header(1) + text("a") + struct.pack("<IQIQ", 1, 0, 0, 0), "invalid shape"),
+        (header(1) + text("a") + struct.pack("<IQIQ", 1, 33, 8, 0), "invalid shape"),
         (header(1) + text("a") + struct.pack("<IQIQ", 1, 4, 999, 0), "unknown type 999"),
         (header(1) + text("a") + struct.pack("<IQIQ", 1, 4, 24, 0) + bytes(99), "I8 tensors"),
         (header(2) + (text("a") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2 + bytes(99), "twice"),
-        (header(0, 1) + text("general.alignment") + struct.pack("<II", 4, 0), "senseless alignment"),
+        (header(0, 1) + text("general.alignment") + struct.pack("<II", 4, 0), "invalid alignment"),
         (header(0, 1) + text("split.count") + struct.pack("<IH", 2, 3), "one part of a split model"),
-        (header(), "is not a model checkpoint that I know"),
+        (header(), "is not a recognised model file"),
     ],
 )
 def test_a_hostile_header_is_refused(tmp_path, content, message):

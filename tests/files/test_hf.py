@@ -152,7 +152,7 @@ def test_settings_that_are_null_are_read_from_the_tensors(tmp_path):
 def test_a_damaged_config_is_refused(tmp_path, content):
     folder = write_hf(tmp_path / "m", WEIGHTS)
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"config.json is no JSON object"):
+    with pytest.raises(CheckpointError, match=r"config.json is not a JSON object"):
         open_checkpoint(folder)
 
 
@@ -169,7 +169,7 @@ def test_integer_weights_are_refused(tmp_path):
     folder = write_hf(tmp_path / "m", WEIGHTS)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"BF16"', b' "I16"'))
-    with pytest.raises(CheckpointError, match="as i16: no type for weights"):
+    with pytest.raises(CheckpointError, match="in the type i16, which is not a type of weights"):
         open_checkpoint(folder)
 
 

@@ -197,24 +197,24 @@ def test_a_published_safetensors_file_is_no_model_file(tmp_path, good):
     ("key", "value", "message"),
     [
         ("rwkv", None, "another program"),
-        ("rwkv", 2, "version 2 of the format and this program knows 1; update rwkv-cli"),
-        ("rwkv", "1", "lack a usable 'rwkv'"),
-        ("rwkv", True, "lack a usable 'rwkv'"),
-        ("rwkv", b"1e", "lack a usable 'rwkv'"),
-        ("config", None, "lack a usable 'config'"),
-        ("config", [], "lack a usable 'config'"),
-        ("config", b"[" * 100_000, "lack a usable 'config'"),
-        ("config", {}, "config is wrong"),
+        ("rwkv", 2, "version 2 of the format and this program supports 1; update rwkv-cli"),
+        ("rwkv", "1", "has no valid 'rwkv'"),
+        ("rwkv", True, "has no valid 'rwkv'"),
+        ("rwkv", b"1e", "has no valid 'rwkv'"),
+        ("config", None, "has no valid 'config'"),
+        ("config", [], "has no valid 'config'"),
+        ("config", b"[" * 100_000, "has no valid 'config'"),
+        ("config", {}, "config is invalid"),
         ("config", TINY.as_dict() | {"n_layer": 10**9}, "fewer tensors than layers"),
         ("config", TINY.as_dict() | {"n_layer": 10**30}, "n_layer is"),
         ("config", TINY.as_dict() | {"n_layer": 0}, "n_layer is 0"),
         ("config", TINY.as_dict() | {"n_layer": 2.0}, "n_layer is 2.0"),
         ("config", TINY.as_dict() | {"n_layer": True}, "n_layer is True"),
         ("config", TINY.as_dict() | {"n_embd": -128}, "n_embd is -128"),
-        ("config", TINY.as_dict() | {"n_embd": 100}, "no multiple of head_size"),
+        ("config", TINY.as_dict() | {"n_embd": 100}, "not a multiple of head_size"),
         ("config", TINY.as_dict() | {"head_size": 32}, "blocks.0.att.r_k shows heads of 32"),
         ("config", TINY.as_dict() | {"n_layer": 4}, "blocks.3.ln1.weight is missing"),
-        ("config", TINY.as_dict() | {"n_layer": 2}, "no place for the tensor blocks.2"),
+        ("config", TINY.as_dict() | {"n_layer": 2}, "does not account for the tensor blocks.2"),
         ("config", TINY.as_dict() | {"n_embd": 2**30}, "missing or has the wrong type or shape"),
         (
             "config",
@@ -228,35 +228,44 @@ def test_a_published_safetensors_file_is_no_model_file(tmp_path, good):
         ),
         ("config", TINY.as_dict() | {"rank_g": 8}, "g1 is missing or has the wrong type or shape"),
         ("config", TINY.as_dict() | {"rank_v": 0}, "v1 is missing or has the wrong type or shape"),
-        ("config", TINY.as_dict() | {"more": 1}, "config is wrong"),
-        ("quantization", None, "lack a usable 'quantization'"),
+        (
+            "config",
+            TINY.as_dict() | {"more": 1},
+            "config is invalid: this version does not know its field 'more'; update rwkv-cli",
+        ),
+        ("quantization", None, "has no valid 'quantization'"),
         ("quantization", {}, "unknown type None"),
         ("quantization", {"type": "int3"}, "unknown type 'int3'"),
         ("quantization", {"type": ["int8"]}, "unknown type"),
         ("quantization", {"type": "fp32"}, "missing or has the wrong type or shape"),
-        ("tokenizer", None, "lack a usable 'tokenizer'"),
+        ("tokenizer", None, "has no valid 'tokenizer'"),
         ("tokenizer", {"kind": "sentencepiece"}, "unknown kind, 'sentencepiece'"),
         ("tokenizer", {"kind": ["world"]}, "unknown kind"),
-        ("template", None, "lack a usable 'template'"),
-        ("template", 7, "lack a usable 'template'"),
+        ("template", None, "has no valid 'template'"),
+        ("template", 7, "has no valid 'template'"),
         ("template", "later", "the template 'later', which this program does not have; update rwkv-cli"),
-        ("sampling", None, "lack a usable 'sampling'"),
-        ("sampling", [0.5], "lack a usable 'sampling'"),
-        ("sampling", {"temperature": "hot"}, "sampling defaults are wrong"),
-        ("sampling", {"temperature": -1}, "sampling defaults are wrong: --temperature is -1"),
-        ("sampling", {"temperature": 10**400}, "sampling defaults are wrong"),
-        ("sampling", b'{"temperature": NaN}', "sampling defaults are wrong"),
-        ("sampling", {"warmth": 1}, "sampling defaults are wrong"),
-        ("sampling", {"logit_bias": 1}, "sampling defaults are wrong"),
-        ("sampling", {"banned": 1}, "sampling defaults are wrong"),
-        ("source", None, "lack a usable 'source'"),
-        ("source", 1, "lack a usable 'source'"),
+        ("sampling", None, "has no valid 'sampling'"),
+        ("sampling", [0.5], "has no valid 'sampling'"),
+        ("sampling", {"temperature": "hot"}, "sampling defaults are invalid"),
+        ("sampling", {"temperature": -1}, "sampling defaults are invalid: temperature is -1"),
+        ("sampling", {"temperature": 10**400}, "sampling defaults are invalid"),
+        ("sampling", b'{"temperature": NaN}', "sampling defaults are invalid"),
+        ("sampling", {"warmth": 1}, "sampling defaults are invalid"),
+        ("sampling", {"logit_bias": 1}, "sampling defaults are invalid"),
+        ("sampling", {"banned": 1}, "sampling defaults are invalid"),
+        ("source", None, "has no valid 'source'"),
+        ("source", 1, "has no valid 'source'"),
     ],
     ids=str,
 )
 def test_metadata_that_cannot_be_right_are_refused(good, tmp_path, key, value, message):
     path = with_metadata(good, tmp_path, key, value)
     assert message in refused(path)
+
+
+def test_fields_of_a_later_version_that_ask_for_nothing_are_ignored(good, tmp_path):
+    path = with_metadata(good, tmp_path, "config", TINY.as_dict() | {"more": 0, "parts": []})
+    assert ModelFile(path).info == ModelFile(good).info
 
 
 def test_a_tokenizer_that_is_announced_and_not_there_is_refused(tmp_path):
@@ -300,7 +309,7 @@ def test_a_truncated_file_is_refused(good, tmp_path):
         path.write_bytes(content[:length])
         refused(path)
     path.write_bytes(content + b"\0")
-    assert "behind its last tensor" in refused(path)
+    assert "after its last tensor" in refused(path)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

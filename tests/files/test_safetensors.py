@@ -14,7 +14,7 @@ from safetensors import safe_open
 from rwkv_cli.errors import StorageError
 from rwkv_cli.files import safetensors
 from rwkv_cli.files.atomic import storage_error
-from rwkv_cli.files.safetensors import DTYPES, SafetensorsWriter, let_go, map_safetensors
+from rwkv_cli.files.safetensors import DTYPES, SafetensorsWriter, map_safetensors, release_pages
 from rwkv_cli.reporting import format_size
 
 SPECS = {
@@ -90,33 +90,41 @@ def test_a_writer_without_metadata_and_without_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
-        (b"[]", b"", "no JSON object"),
-        (b'{"a"', b"", "no JSON object"),
-        (b'{"a":' * 50_000, b"", "no JSON object"),
-        (b'{"a":' + b"9" * 5000 + b"}", b"", "no JSON object"),
-        (b"\xff\xfe{}", b"", "no JSON object"),
+        (b"[]", b"", "not a JSON object"),
+        (b'{"a"', b"", "not a JSON object"),
+        (b'{"a":' * 50_000, b"", "not a JSON object"),
+        (b'{"a":' + b"9" * 5000 + b"}", b"", "not a JSON object"),
+        (b"\xff\xfe{}", b"", "not a JSON object"),
         (b'{"a":1,"a":2}', b"", "twice"),
         ({"__metadata__": {"a": 1}}, b"", "metadata"),
         ({"__metadata__": 3}, b"", "metadata"),
-        ({"a": 3}, b"", "described wrongly"),
-        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}}, b"1234", "described wrongly"),
+        ({"a": 3}, b"", "malformed header entry"),
+        (
+            {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}},
+            b"1234",
+            "malformed header entry",
+        ),
         ({"a": {"dtype": "F9", "shape": [1], "data_offsets": [0, 4]}}, b"1234", "type that cannot be read"),
         (
             {"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}},
             b"1234",
             "type that cannot be read",
         ),
-        ({"a": {"dtype": "U8", "shape": [True], "data_offsets": [0, 1]}}, b"1", "senseless"),
-        ({"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 1]}}, b"1", "senseless"),
-        ({"a": {"dtype": "U8", "shape": [1.0], "data_offsets": [0, 1]}}, b"1", "senseless"),
-        ({"a": {"dtype": "U8", "shape": 1, "data_offsets": [0, 1]}}, b"1", "senseless"),
-        ({"a": {"dtype": "U8", "shape": [1] * 20, "data_offsets": [0, 1]}}, b"1", "senseless"),
-        ({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}, b"1", "senseless"),
-        ({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 0]}}, b"1", "another size"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234", "another size"),
+        ({"a": {"dtype": "U8", "shape": [True], "data_offsets": [0, 1]}}, b"1", "invalid shape or offset"),
+        ({"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 1]}}, b"1", "invalid shape or offset"),
+        ({"a": {"dtype": "U8", "shape": [1.0], "data_offsets": [0, 1]}}, b"1", "invalid shape or offset"),
+        ({"a": {"dtype": "U8", "shape": 1, "data_offsets": [0, 1]}}, b"1", "invalid shape or offset"),
+        ({"a": {"dtype": "U8", "shape": [1] * 20, "data_offsets": [0, 1]}}, b"1", "invalid shape or offset"),
+        ({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}, b"1", "invalid shape or offset"),
+        ({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 0]}}, b"1", "a size that does not match"),
+        (
+            {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
+            b"1234",
+            "a size that does not match",
+        ),
         ({"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}, b"1234", "truncated"),
         ({"a": {"dtype": "U8", "shape": [2**62], "data_offsets": [0, 2**62]}}, b"1234", "truncated"),
-        ({"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"1234", "behind its last tensor"),
+        ({"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"1234", "after its last tensor"),
         ({"a": {"dtype": "U8", "shape": [3], "data_offsets": [1, 4]}}, b"1234", "does not follow"),
         (
             {n: {"dtype": "U8", "shape": [3], "data_offsets": [b, b + 3]} for n, b in (("a", 0), ("b", 1))},
@@ -258,9 +266,9 @@ def test_what_was_let_go_is_not_in_memory_and_can_be_read_again(tmp_path):
     before = resident()
     assert mapped.sum() > 0
     assert resident() > before + 60e6
-    let_go(mapped)
+    release_pages(mapped)
     assert resident() < before + 5e6
     np.testing.assert_array_equal(mapped, array)
-    let_go(array)
-    let_go(mapped[::2])
+    release_pages(array)
+    release_pages(mapped[::2])
     np.testing.assert_array_equal(mapped, array)

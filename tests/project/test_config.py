@@ -94,6 +94,23 @@ def test_fields_that_cannot_be_right_are_refused(change):
         ModelConfig.from_dict(TINY.as_dict() | change)
 
 
+@pytest.mark.parametrize("value", [0, 0.0, False, None, "", [], {}], ids=repr)
+def test_an_unknown_field_that_asks_for_nothing_is_ignored(value):
+    assert ModelConfig.from_dict(TINY.as_dict() | {"deep_embed": value}) == TINY
+
+
+@pytest.mark.parametrize("value", [1, 0.5, True, "no", [0], {"a": 0}], ids=repr)
+def test_an_unknown_field_that_may_change_the_model_is_refused(value):
+    with pytest.raises(ValueError, match="does not know its field 'deep_embed'; update rwkv-cli"):
+        ModelConfig.from_dict(TINY.as_dict() | {"deep_embed": value})
+
+
+def test_a_missing_field_with_a_default_takes_it():
+    fields = TINY.as_dict()
+    del fields["head_size"]
+    assert ModelConfig.from_dict(fields).head_size == 64
+
+
 def test_a_missing_field_is_refused():
     fields = TINY.as_dict()
     del fields["rank_g"]

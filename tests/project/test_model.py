@@ -185,7 +185,7 @@ def test_a_folder_and_a_file_of_something_else(tmp_path):
     with pytest.raises(CheckpointError, match="holds no model"):
         load(tmp_path)
     (tmp_path / "x.txt").write_text("Once upon a time")
-    with pytest.raises(CheckpointError, match="not a model checkpoint"):
+    with pytest.raises(CheckpointError, match="not a recognised model file"):
         load(tmp_path / "x.txt")
 
 
@@ -456,7 +456,7 @@ def test_a_template_lays_the_prompt_out(gosling):
     assert "\n\n" in asked.stop
     with pytest.raises(UsageError, match="no place for a system text"):
         gosling.generate("Once", system="Be kind.")
-    with pytest.raises(UsageError, match="there is no template 'storry'"):
+    with pytest.raises(UsageError, match="unknown template 'storry'"):
         gosling.generate("Once", template="storry")
 
 

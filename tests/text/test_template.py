@@ -67,7 +67,7 @@ def test_thinking() -> None:
     assert g1.render("Why?", think="fast") == "User: Why?\n\nAssistant: <think>\n</think"
     assert g1.render("Why?", think="on") == "User: Why?\n\nAssistant: <think"
     assert g1.render("Why?", think="long") == "User: Why? (think a lot)\n\nAssistant: <think"
-    with pytest.raises(UsageError, match="no thinking mode 'hard': choose among off, fast, on, long"):
+    with pytest.raises(UsageError, match="no thinking mode 'hard': choose one of off, fast, on, long"):
         g1.render("Why?", think="hard")
     with pytest.raises(UsageError, match="the template world has no thinking modes"):
         get_template("world").render("Why?", think="on")
@@ -121,10 +121,10 @@ def test_published_stops_and_defaults() -> None:
 
 def test_unknown_template() -> None:
     with pytest.raises(
-        UsageError, match=r"no template 'wrld' \(did you mean world\?\): choose among raw, story, "
+        UsageError, match=r"unknown template 'wrld' \(did you mean world\?\): choose one of raw, story, "
     ):
         get_template("wrld")
-    with pytest.raises(UsageError, match="no template 'xyzzy': choose among raw, "):
+    with pytest.raises(UsageError, match="unknown template 'xyzzy': choose one of raw, "):
         get_template("xyzzy")
 
 
@@ -214,7 +214,7 @@ def test_a_template_is_known_by_its_path_or_its_suffix(
     monkeypatch.chdir(tmp_path)
     assert open_template("robot.toml") == open_template("./robot.toml")
     assert open_template("g1") == TEMPLATES["g1"]
-    with pytest.raises(UsageError, match="no template 'robot'"):
+    with pytest.raises(UsageError, match="unknown template 'robot'"):
         open_template("robot")
 
 
@@ -228,25 +228,25 @@ def test_templates_survive_json(name: str) -> None:
     ("text", "said"),
     [
         ("answer = 5", "line 1: answer must be a text"),
-        ('answer = "A"\n\nanswr = "B"', "line 3: answr is no key of a template (did you mean answer?)"),
-        ('# x\nuser = "no place"', "line 2: user must hold {prompt}, where the text goes"),
-        ('system = "no place"', "line 1: system must hold {system}"),
+        ('answer = "A"\n\nanswr = "B"', "line 3: answr is not a key of a template (did you mean answer?)"),
+        ('# x\nuser = "no place"', "line 2: user must contain {prompt}, where the text goes"),
+        ('system = "no place"', "line 1: system must contain {system}"),
         ("stop = 'x'", "line 1: stop must be a list of texts"),
         ("stop = ['a', 5]", "line 1: stop must be a text"),
-        ("stop = ['']", "line 1: stop holds an empty text"),
+        ("stop = ['']", "line 1: stop contains an empty text"),
         ("begin = 'yes'", "line 1: begin must be true or false"),
         ("sampling = 5", "line 1: sampling must be a table"),
         ("[sampling]\n\ntop_p = 5", "line 3: sampling.top_p is 5: it must be between 0 and 1"),
         ("[sampling]\ntop_p = 'x'", "line 2: sampling.top_p must be a number"),
         ("[sampling]\ntop_p = nan", "line 2: sampling.top_p is nan"),
-        ("[sampling]\nseed = 5", "line 2: sampling.seed is no key"),
+        ("[sampling]\nseed = 5", "line 2: sampling.seed is not a key"),
         ("[thinking]\non = 5", "line 2: thinking.on must be a table"),
-        ("[thinking.on]\nprefix = ''", "thinking.on.prefix is no key of a template"),
+        ("[thinking.on]\nprefix = ''", "thinking.on.prefix is not a key of a template"),
         ("[thinking.on]\nanswer_prefix = 5", "line 2: thinking.on.answer_prefix must be a text"),
         ("base = 'nothing'", "line 1: base must be one of the templates raw, story"),
-        ("answer = ", "is no TOML: invalid value (at end of document)"),
-        ("answer = 'a'\nanswer = 'b'", "is no TOML: cannot overwrite a value"),
-        ("x = " + "[" * 5000, "is no TOML"),
+        ("answer = ", "is not valid TOML: invalid value (at end of document)"),
+        ("answer = 'a'\nanswer = 'b'", "is not valid TOML: cannot overwrite a value"),
+        ("x = " + "[" * 5000, "is not valid TOML"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:

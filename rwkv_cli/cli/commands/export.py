@@ -54,8 +54,8 @@ def export(
     with TerminalReporter(quiet or json) as reporter:
         if opened.is_quantized:
             reporter.note(f"{opened.path.name} is {opened.dtype}: what was rounded away does not come back")
-        what = exports.Export(opened.weights, name, info.tokenizer, weight_type, reporter.exporting)
-        exports.write(chosen, target, what)
+        job = exports.ExportJob(opened.weights, name, info.tokenizer, weight_type, reporter.exporting)
+        exports.write(chosen, target, job)
     files = sorted(target.iterdir()) if target.is_dir() else [target]
     size = sum(file.stat().st_size for file in files if file.is_file())
     if json:

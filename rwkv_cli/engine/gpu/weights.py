@@ -14,7 +14,7 @@ from rwkv_cli.engine.gpu.launch_plan import Launch
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.files.safetensors import let_go
+from rwkv_cli.files.safetensors import release_pages
 from rwkv_cli.files.weight_layouts import CHANNELS, GROUP, SCALE, TILE_ROWS
 
 # The vectors of a layer in the order in which kernels find them: the mixes of six matrices, what the recurrence takes,
@@ -121,7 +121,7 @@ class Weights:
         array = self._model.stored(name)
         address = self._take(array.nbytes)
         self._gpu.upload(address, array)
-        let_go(array)
+        release_pages(array)
         return address
 
     def _vectors(self, names: tuple[str, ...] | list[str]) -> int:
@@ -221,7 +221,7 @@ class Weights:
         kernel = f"untile{c * array.itemsize}"
         arguments = (self._staging.address, target, tiles * TILE_ROWS, K)
         self._gpu.run([Launch(kernel, (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
-        let_go(array)
+        release_pages(array)
 
     def _by_input(self, name: str) -> Matrix:
         """Blocks of 64 channels [R / 64, K, 64] into rows by hidden unit [K, R]."""
@@ -233,6 +233,6 @@ class Weights:
             addresses.append(self._take(array.nbytes))
             arguments = (self._staging.address, addresses[-1], blocks, units, width * array.itemsize // 16)
             self._gpu.run([Launch("unblock", (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
-            let_go(array)
+            release_pages(array)
         blocks, F = self._model.stored(name).shape[:2]
         return Matrix(addresses[0], addresses[1] if len(addresses) > 1 else 0, blocks * CHANNELS, F)

@@ -1,11 +1,10 @@
-"""Readers of published checkpoints: `open_checkpoint` finds out what a path holds.
+"""Readers of published checkpoints: `open_checkpoint` detects the format of a file.
 
     pth    the official files, a zip archive of PyTorch storages
     hf     Hugging Face directories in the layout of flash-linear-attention
     gguf   files of llama.cpp
 
-All of them give a `Checkpoint`: the same tensors under the same official names, read one at a time.
-`state_tuned` reads states that were trained, which are no checkpoints.
+All of them return a `Checkpoint`: the same tensors under the same official names, read one at a time.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from pathlib import Path
 
 from rwkv_cli.errors import CheckpointError
 from rwkv_cli.files.checkpoints.base import Checkpoint
+from rwkv_cli.files.checkpoints.foreign import NOT_RECOGNISED
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _GGUF = b"GGUF"
-# How `rwkv_cli.sessions.state_file` begins, behind the length of its header.
+# How `rwkv_cli.sessions.state_file` begins, after the length of its header.
 _STATE = b'{"__metadata__":{"rwkv_state":'
 # torch < 1.6 wrote bare pickles (protocol 2), which begin with its magic number.
 _LEGACY_TORCH = b"\x80\x02"
@@ -45,9 +45,7 @@ def _open_file(path: Path) -> Checkpoint:
         magic = file.read(9)
         is_state = (magic[8:] + file.read(32)).startswith(_STATE)
     if is_state:
-        raise CheckpointError(
-            f"{path} is a saved state and not a model: give it to --state, as in rwkv generate"
-        )
+        raise CheckpointError(f"{path} is a saved state and not a model: use it as {{state}}")
     if not magic:
         raise CheckpointError(f"{path} is empty: get it again")
     if magic.startswith(_ZIP):
@@ -58,7 +56,7 @@ def _open_file(path: Path) -> Checkpoint:
         from rwkv_cli.files.checkpoints.gguf import open_gguf
 
         return open_gguf(path)
-    # The first byte of the header, behind its length.
+    # The first byte of the header, after its length.
     if path.suffix == ".safetensors" or magic[8:] == b"{":
         from rwkv_cli.files.checkpoints.hf import open_hf
 
@@ -67,7 +65,7 @@ def _open_file(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is in the format of PyTorch before 1.6: save it again with torch >= 1.6"
         )
-    raise CheckpointError(f"{path} is not a model checkpoint that I know")
+    raise CheckpointError(f"{path} {NOT_RECOGNISED}")
 
 
 def _open_directory(path: Path) -> Checkpoint:
@@ -79,7 +77,9 @@ def _open_directory(path: Path) -> Checkpoint:
     if len(singles) == 1:
         return _open_file(singles[0])
     if singles:
-        raise CheckpointError(f"{path} holds {len(singles)} models: name one of its files")
+        raise CheckpointError(f"{path} contains {len(singles)} models: name one of its files")
     if (path / CONFIG).is_file():
         raise CheckpointError(f"{path} has a {CONFIG} but no weights: get its model.safetensors too")
-    raise CheckpointError(f"{path} holds no model: name a .pth, .gguf or .safetensors file or its folder")
+    raise CheckpointError(
+        f"{path} does not contain a model: name a .pth, .gguf or .safetensors file or its folder"
+    )

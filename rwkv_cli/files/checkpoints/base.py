@@ -1,49 +1,39 @@
-"""What every checkpoint reader gives: officially named tensors, read one at a time.
+"""What every checkpoint reader returns: officially named tensors, read one at a time.
 
 A reader (`pth`, `hf`, `gguf`) maps a file, renames its tensors and hands them to `Checkpoint`, which checks
-that they make a whole RWKV-7 model. Nothing is read until `Checkpoint.tensor` asks for it.
+that they make up a complete RWKV-7 model. Nothing is read until `Checkpoint.tensor` asks for it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli import tensors as table
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
 from rwkv_cli.files.checkpoints.foreign import describe_foreign
-from rwkv_cli.files.safetensors import let_go
+from rwkv_cli.files.safetensors import release_pages
+from rwkv_cli.tensors import Format
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
-Format = Literal["pth", "hf", "gguf"]
-
 WORLD_VOCAB_SIZE = 65_536
-
-# Checked before anything is derived from a name: a layer number of a hostile file must not size a loop.
-_OFFICIAL_NAME = re.compile(
-    r"emb\.weight|head\.weight|ln_out\.(weight|bias)|blocks\.0\.ln0\.(weight|bias)"
-    r"|blocks\.(0|[1-9][0-9]{0,3})\.("
-    r"ln[12]\.(weight|bias)|att\.ln_x\.(weight|bias)|att\.(receptance|key|value|output)\.weight"
-    r"|att\.(x_[rwkvag]|[wav][012]|g[12]|k_k|k_a|r_k)|ffn\.(x_k|key\.weight|value\.weight))"
-)
-# Layer 0 has no earlier value to mix in; some files carry these unused tensors all the same.
-_UNUSED = frozenset({"blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"})
 
 
 @dataclass(frozen=True)
 class LazyTensor:
     """One tensor of a mapped file.
 
-    `dtype` is its type in the file, in lower case ("bf16", "f32", "q4_0"); `read` gives it in the given shape
+    `dtype` is its type in the file, in lower case ("bf16", "f32", "q4_0"); `read` returns it in the given shape
     as float32: a fresh array, or a read-only view where the file already holds float32.
     """
 
@@ -70,23 +60,23 @@ def widened(view: NDArray[Any], dtype: str) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused as such
             array = np.ascontiguousarray(view, dtype=np.float32)
         if dtype != "f32":
-            let_go(view)
+            release_pages(view)
         return array
     wide = np.empty(view.shape, np.uint32)
     np.left_shift(view, np.uint32(16), out=wide)
-    let_go(view)
+    release_pages(view)
     return wide.view(np.float32)
 
 
 def mapped_tensor(view: NDArray[Any], dtype: str) -> LazyTensor:
-    """A tensor whose values lie in a mapped file as they are (bf16 as uint16)."""
+    """A tensor whose values are stored unchanged in a mapped file (bf16 as uint16)."""
     return LazyTensor(view.shape, dtype, lambda: widened(view, dtype))
 
 
 class Checkpoint:
     """A published model, opened: its sizes are known, its tensors are read on demand.
 
-    Usable as a context manager; `close` lets the mapped files go.
+    Usable as a context manager; `close` releases the mapped files.
     """
 
     def __init__(
@@ -106,7 +96,7 @@ class Checkpoint:
         self.format: Format = format
         self.files = files
         refuse_foreign(path, tensors)
-        self._tensors = {name: _flat_vector(tensors[name]) for name in tensors if name not in _UNUSED}
+        self._tensors = {name: _flat_vector(tensors[name]) for name in tensors if not table.is_absent(name)}
         self.config = _config(path, self._tensors)
         self.dtype = _prevailing_dtype(self._tensors)
         folder = path if path.is_dir() else path.parent
@@ -135,7 +125,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Let the mapped files go, once no array that was read from them is in use."""
+        """Release the mapped files, once no array that was read from them is in use."""
         self._tensors = {}
 
     def __enter__(self) -> Self:
@@ -157,29 +147,35 @@ def refuse_foreign(path: Path, names: Mapping[str, object], model_type: str | No
 def renamed(
     path: Path, tensors: Mapping[str, LazyTensor], official: Callable[[str], str]
 ) -> dict[str, LazyTensor]:
-    """The tensors under their official names. Raises CheckpointError when two would bear the same one."""
+    """The tensors under their official names. Raises CheckpointError when two would get the same name."""
     result: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         target = official(name)
         if target in result:
-            raise CheckpointError(
-                f"{path} holds two tensors for {target[:80]!r}; {name[:80]!r} is one too many"
-            )
+            raise CheckpointError(f"{path} has two tensors for {target[:80]!r}, one of them {name[:80]!r}")
         result[target] = tensor
     return result
 
 
+def official_orientation(tensors: dict[str, LazyTensor]) -> None:
+    """Transpose the tensors that GGUF and fla store the other way round; names are official ones already."""
+    for name, tensor in tensors.items():
+        if (row := table.find(name)) and row.is_transposed:
+            tensors[name] = tensor.transposed()
+
+
 def split_fused_shifts(path: Path, tensors: dict[str, LazyTensor]) -> None:
-    """Replace every `blocks.i.att.x_x` ([6, C] or [6, 1, 1, C]) by x_r, x_w, x_k, x_v, x_a and x_g."""
-    for name in [name for name in tensors if name.endswith(".att.x_x")]:
+    """Replace the fused shifts of every layer ([6, C] or [6, 1, 1, C]) by x_r, x_w, x_k, x_v, x_a and x_g."""
+    for name in [name for name in tensors if name.endswith(f".{table.FUSED_SHIFTS.name}")]:
         fused = tensors.pop(name)
-        n_embd = _size(fused.shape[1:])
+        n_embd = math.prod(fused.shape[1:])
         if fused.shape not in ((6, n_embd), (6, 1, 1, n_embd)):
             raise CheckpointError(
                 f"{path} has the shape {list(fused.shape)} for the six token shifts {name[:80]!r}"
             )
-        for index, letter in enumerate("rwkvag"):
-            tensors[name[:-1] + letter] = fused.row(index).reshaped(n_embd)
+        block = name.removesuffix(table.FUSED_SHIFTS.name)
+        for index, shift in enumerate(table.SHIFTS):
+            tensors[block + shift] = fused.row(index).reshaped(n_embd)
 
 
 def _usual_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec | None:
@@ -190,30 +186,23 @@ def _usual_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec | None:
     return TokenizerSpec("tokenizer.json", file.read_bytes()) if file.is_file() else None
 
 
-def _size(shape: Shape) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
-
-
 def _flat_vector(tensor: LazyTensor) -> LazyTensor:
-    """[1, 1, C] as [C]; everything else as it is."""
+    """[1, 1, C] as [C]; everything else unchanged."""
     is_row = len(tensor.shape) == 3 and tensor.shape[:2] == (1, 1)
     return tensor.reshaped(tensor.shape[2]) if is_row else tensor
 
 
 def _config(path: Path, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
     for name in tensors:
-        if not _OFFICIAL_NAME.fullmatch(name):
-            raise CheckpointError(f"{path} holds the tensor {name[:80]!r}, which no RWKV-7 model has")
+        if table.find(name) is None:
+            raise CheckpointError(f"{path} has the tensor {name[:80]!r}, which no RWKV-7 model has")
     try:
         config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     extra = next((name for name in tensors if name not in config.tensor_shapes()), None)
     if extra is not None:
-        raise CheckpointError(f"{path} holds the tensor {extra}, which has no place in this model")
+        raise CheckpointError(f"{path} has the tensor {extra}, which does not belong in this model")
     return config
 
 
@@ -221,5 +210,5 @@ def _prevailing_dtype(tensors: Mapping[str, LazyTensor]) -> str:
     """The type that holds the most weights."""
     weights: Counter[str] = Counter()
     for tensor in tensors.values():
-        weights[tensor.dtype] += _size(tensor.shape)
+        weights[tensor.dtype] += math.prod(tensor.shape)
     return weights.most_common(1)[0][0]

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+NOT_RECOGNISED = "is not a recognised model file (.pth, .gguf, .safetensors)"
+
 
 class _Signature(NamedTuple):
     """A kind of model: each pattern occurs in some of its tensor names, `absent` in none."""
@@ -21,7 +23,7 @@ _ATTENTION = (
     r"|\battention\.(self\.)?query\b"
 )
 
-# The first row that fits is the answer. Official names and those of Hugging Face exports share these parts.
+# The first row that matches is the answer. Official names and those of Hugging Face exports share these parts.
 _SIGNATURES = (
     _Signature(
         "is an RWKV-7a or RWKV-7b model (DeepEmbed)", (_RWKV7, r"\bffn\.s_emb|\bffn\.s[012]$|\bqkv\b")
@@ -30,9 +32,9 @@ _SIGNATURES = (
     _Signature("is an RWKV-6 model (Finch)", (r"\btime_maa_",)),
     _Signature("is an RWKV-5 model (Eagle)", (r"\btime_decay$", r"\bln_x\.weight$")),
     _Signature("is an RWKV-4 model (Raven)", (r"\btime_decay$",)),
-    _Signature("holds a LoRA adapter, not a model: merge it into its base model first", (r"\blora_[AB]\b",)),
+    _Signature("is a LoRA adapter, not a model: merge it into its base model first", (r"\blora_[AB]\b",)),
     _Signature("is a transformer", (_ATTENTION,)),
-    _Signature("holds a tuned initial state, not a model", (r"\batt\.time_state$",), absent=_RWKV7),
+    _Signature("is a tuned initial state, not a model", (r"\batt\.time_state$",), absent=_RWKV7),
 )
 
 # What config.json (model_type) and GGUF (general.architecture) call their models.
@@ -48,10 +50,10 @@ _MODEL_TYPES = {
 
 
 def describe_foreign(names: Iterable[str], model_type: str | None = None) -> str | None:
-    """What the file is ("is an RWKV-6 model (Finch)"), or None where it may be RWKV-7.
+    """What the file is ("is an RWKV-6 model (Finch)"), or None if it may be RWKV-7.
 
-    `model_type` is what the file calls itself, where it does. A file that bears no sign of RWKV-7 and fits no
-    known kind "is not a model checkpoint that I know".
+    `model_type` is what the file calls itself, if it does. A file without any sign of RWKV-7 or of another kind
+    is `NOT_RECOGNISED`.
     """
     called = None if model_type in (None, "", "rwkv7") else _printable(str(model_type))
     if called in _MODEL_TYPES:
@@ -67,7 +69,7 @@ def describe_foreign(names: Iterable[str], model_type: str | None = None) -> str
     if called:
         return f"is a model of the type {called}"
     if not occurs(_RWKV7):
-        return "is not a model checkpoint that I know"
+        return NOT_RECOGNISED
     return None
 
 

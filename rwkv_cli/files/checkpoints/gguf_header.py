@@ -1,7 +1,7 @@
 """The GGUF container: mapped, its header checked piece by piece.
 
 The `gguf` package has a reader too, but on a damaged file it follows any count it finds, past the end of the
-file and for ever. Here nothing is allocated or looped over before it is known to lie inside the file. The
+file and forever. Here nothing is allocated or looped over before it is known to be inside the file. The
 block types and their decoding come from the package.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rwkv_cli.config import Shape
 from rwkv_cli.errors import CheckpointError
 from rwkv_cli.files.checkpoints.base import LazyTensor, mapped_tensor
-from rwkv_cli.files.safetensors import let_go
+from rwkv_cli.files.safetensors import release_pages
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -52,10 +52,10 @@ def map_gguf(path: Path) -> Gguf:
     """Map a GGUF file. Raises CheckpointError when it is damaged, truncated or of an unknown version."""
     with path.open("rb") as file:
         cursor = _Cursor(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    cursor.take(4)  # the magic number, which led here
+    cursor.take(4)  # the magic number, which was checked before
     version, n_tensors, n_keys = cursor.number("<I"), cursor.number("<Q"), cursor.number("<Q")
     if version not in _VERSIONS:
-        raise CheckpointError(f"{path} is GGUF of a version that I do not know ({version}): convert it again")
+        raise CheckpointError(f"{path} has an unknown version of GGUF ({version}): convert it again")
     keys: dict[str, Any] = {}
     for _ in range(n_keys):
         name = cursor.name()
@@ -70,7 +70,7 @@ def map_gguf(path: Path) -> Gguf:
         infos[name] = cursor.tensor_info()
     alignment = keys.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
-        raise CheckpointError(f"{path} has a senseless alignment")
+        raise CheckpointError(f"{path} has an invalid alignment")
     start = -(-cursor.position // alignment) * alignment
     return Gguf(keys, {name: _map_tensor(cursor, name, info, start) for name, info in infos.items()})
 
@@ -104,14 +104,14 @@ class _Cursor:
     def string(self) -> bytes:
         size = self.number("<Q")
         if size > _MAX_STRING:
-            raise CheckpointError(f"{self.path} is damaged: it holds a name of {size} bytes")
+            raise CheckpointError(f"{self.path} is damaged: it contains a name of {size} bytes")
         return self.take(size)
 
     def name(self) -> str:
         try:
             return self.string().decode()
         except UnicodeDecodeError:
-            raise CheckpointError(f"{self.path} is damaged: it holds a name that is no text") from None
+            raise CheckpointError(f"{self.path} is damaged: it contains a name that is not text") from None
 
     def value(self, code: int) -> Any:
         if code == _STRING:
@@ -124,13 +124,13 @@ class _Cursor:
 
     def _numbers(self, code: int, count: int) -> NDArray[Any]:
         if code not in _SCALARS:
-            raise CheckpointError(f"{self.path} is damaged: it holds a value of the unknown type {code}")
+            raise CheckpointError(f"{self.path} is damaged: it contains a value of the unknown type {code}")
         return np.frombuffer(self.take(count * _SCALARS[code].itemsize), _SCALARS[code])
 
     def tensor_info(self) -> _TensorInfo:
         n_dims = self.number("<I")
         if not 1 <= n_dims <= _MAX_DIMENSIONS:
-            raise CheckpointError(f"{self.path} is damaged: it holds a tensor of {n_dims} dimensions")
+            raise CheckpointError(f"{self.path} is damaged: it contains a tensor of {n_dims} dimensions")
         dims = [self.number("<Q") for _ in range(n_dims)]
         return _TensorInfo(tuple(reversed(dims)), self.number("<I"), self.number("<Q"))
 
@@ -150,11 +150,11 @@ def _map_tensor(cursor: _Cursor, name: str, info: _TensorInfo, data_start: int) 
         block, block_bytes = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
         raise CheckpointError(
-            f"{path} holds the tensor {name[:80]!r} in the unknown type {info.type_code}"
+            f"{path} has the tensor {name[:80]!r} in the unknown type {info.type_code}"
         ) from None
     size = math.prod(info.shape)
     if size == 0 or info.shape[-1] % block:
-        raise CheckpointError(f"{path} is damaged: the tensor {name[:80]!r} has a senseless shape")
+        raise CheckpointError(f"{path} is damaged: the tensor {name[:80]!r} has an invalid shape")
     begin, n_bytes = data_start + info.offset, size // block * block_bytes
     if begin + n_bytes > len(cursor.data):
         raise truncated(path)
@@ -172,14 +172,14 @@ def _require_decoder(path: Path, kind: GGMLQuantizationType, block_bytes: int) -
         _dequantized(np.zeros((1, block_bytes), np.uint8), kind)
     except NotImplementedError:
         raise CheckpointError(
-            f"{path} holds {kind.name} tensors, which cannot be decoded: convert it as F16 or Q8_0"
+            f"{path} has {kind.name} tensors, which cannot be decoded: convert it as F16 or Q8_0"
         ) from None
 
 
 def _dequantized(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float32]:
     from gguf import dequantize
 
-    with np.errstate(all="ignore"):  # senseless scales give infinities, which are refused as such
+    with np.errstate(all="ignore"):  # invalid scales give infinities, which are refused as such
         array = np.asarray(dequantize(rows, kind), dtype=np.float32)
-    let_go(rows)
+    release_pages(rows)
     return array

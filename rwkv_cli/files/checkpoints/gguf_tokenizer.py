@@ -25,9 +25,9 @@ _NAMED_ESCAPES = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 
 
 def tokenizer_spec(path: Path, keys: dict[str, Any]) -> TokenizerSpec | None:
-    """The tokenizer in a file's keys, or None where it has none of a kind that RWKV models use.
+    """The tokenizer in a file's keys, or None if it has none of a kind that RWKV models use.
 
-    Raises CheckpointError when it is damaged.
+    Raises CheckpointError if it is damaged.
     """
     model = keys.get(_PREFIX + "model")
     if model not in (b"rwkv", b"gpt2"):
@@ -65,7 +65,7 @@ def _strings(keys: dict[str, Any], name: str) -> list[bytes]:
 
 
 def _vocabulary(tokens: Sequence[bytes], types: Sequence[int]) -> bytes:
-    """The lines of a World vocabulary: id, Python literal, length; padding and end of document have none."""
+    """The lines of a World vocabulary: id, Python literal, length; padding and the end of a document have no line."""
     lines = []
     for index, (token, code) in enumerate(zip(tokens, types, strict=True)):
         if code == _NORMAL:
@@ -75,7 +75,7 @@ def _vocabulary(tokens: Sequence[bytes], types: Sequence[int]) -> bytes:
 
 
 def _byte_level_bpe(tokens: Sequence[bytes], types: Sequence[int], merges: Sequence[bytes]) -> bytes:
-    """A file of the `tokenizers` library. Raises ValueError for tokens that are no text or occur twice."""
+    """A file of the `tokenizers` library. Raises ValueError for tokens that are not text or occur twice."""
     vocabulary = {token.decode(): index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ValueError("a token occurs twice")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_cli.config import ModelConfig
+from rwkv_cli.config import LAYER_NORM_EPS, ModelConfig
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
 from rwkv_cli.files.checkpoints.base import (
     Checkpoint,
     LazyTensor,
     mapped_tensor,
+    official_orientation,
     refuse_foreign,
     renamed,
     split_fused_shifts,
 )
 from rwkv_cli.files.checkpoints.pth import read_state_dict
 from rwkv_cli.files.safetensors import map_safetensors
+from rwkv_cli.tensors import from_hf
 
 CONFIG = "config.json"
 # One file or an index of several, in safetensors or in the older PyTorch pickles.
@@ -29,36 +30,8 @@ _MAX_JSON = 64 << 20
 
 _FLOATS = ("bf16", "f16", "f32", "f64")
 
-OUTER_NAMES = {
-    "embeddings.weight": "emb.weight",
-    "layers.0.pre_norm.weight": "blocks.0.ln0.weight",
-    "layers.0.pre_norm.bias": "blocks.0.ln0.bias",
-    "norm.weight": "ln_out.weight",
-    "norm.bias": "ln_out.bias",
-    "lm_head.weight": "head.weight",
-}
-LAYER_NAMES = {
-    "attn_norm.weight": "ln1.weight",
-    "attn_norm.bias": "ln1.bias",
-    "ffn_norm.weight": "ln2.weight",
-    "ffn_norm.bias": "ln2.bias",
-    "attn.r_proj.weight": "att.receptance.weight",
-    "attn.k_proj.weight": "att.key.weight",
-    "attn.v_proj.weight": "att.value.weight",
-    "attn.o_proj.weight": "att.output.weight",
-    "attn.g_norm.weight": "att.ln_x.weight",
-    "attn.g_norm.bias": "att.ln_x.bias",
-    **{f"attn.x_{letter}": f"att.x_{letter}" for letter in "rwkvagx"},
-    **{f"attn.{letter}_lora.lora.0.weight": f"att.{letter}1" for letter in "wavg"},
-    **{f"attn.{letter}_lora.lora.2.weight": f"att.{letter}2" for letter in "wavg"},
-    **{f"attn.{letter}_lora.lora.2.bias": f"att.{letter}0" for letter in "wav"},
-    **{f"attn.{name}": f"att.{name}" for name in ("k_k", "k_a", "r_k")},
-    **{f"ffn.{name}": f"ffn.{name}" for name in ("x_k", "key.weight", "value.weight")},
-}
-_LOW_RANK = re.compile(r"blocks\.[0-9]+\.att\.[wavg][12]")
-
 # Settings of the layout that a checkpoint cannot show in its tensors, with the only values that RWKV-7 has.
-_FIXED_SETTINGS = {"norm_eps": 1e-5, "hidden_act": "sqrelu", "norm_first": True}
+_FIXED_SETTINGS = {"norm_eps": LAYER_NORM_EPS, "hidden_act": "sqrelu", "norm_first": True}
 # Settings that repeat the sizes of the tensors, and their names in ModelConfig.
 _SIZES = {
     "hidden_size": "n_embd",
@@ -87,13 +60,11 @@ def open_hf(path: Path) -> Checkpoint:
     for name, tensor in raw.items():
         if tensor.dtype not in _FLOATS:
             raise CheckpointError(
-                f"{path} holds the tensor {name[:80]!r} as {tensor.dtype}: no type for weights"
+                f"{path} has the tensor {name[:80]!r} in the type {tensor.dtype}, which is not a type of weights"
             )
-    tensors = renamed(path, raw, official_name)
+    tensors = renamed(path, raw, from_hf)
     split_fused_shifts(path, tensors)
-    for name in tensors:
-        if _LOW_RANK.fullmatch(name):
-            tensors[name] = tensors[name].transposed()
+    official_orientation(tensors)
     if (
         settings.get("tie_word_embeddings") is True
         and "head.weight" not in tensors
@@ -106,9 +77,9 @@ def open_hf(path: Path) -> Checkpoint:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a directory, in the order of their names; empty where it holds no model.
+    """The weight files of a directory, in the order of their names; empty if it has no model.
 
-    Raises CheckpointError where a shard is missing or the choice is not clear.
+    Raises CheckpointError if a shard is missing or the choice is ambiguous.
     """
     for name in WEIGHTS:
         if (folder / name).is_file():
@@ -118,20 +89,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     others = sorted(folder.glob("*.safetensors"))
     if len(others) > 1:
         raise CheckpointError(
-            f"{folder} holds {len(others)} safetensors files but no {WEIGHTS[0]}{_INDEX} to join them"
+            f"{folder} has {len(others)} safetensors files but no {WEIGHTS[0]}{_INDEX} that joins them"
         )
     return tuple(others)
-
-
-def official_name(name: str) -> str:
-    """The official name of a tensor in this layout; a name of no place in it is returned as it is."""
-    name = name.removeprefix("model.")
-    if name in OUTER_NAMES:
-        return OUTER_NAMES[name]
-    layer, _, rest = name.removeprefix("layers.").partition(".")
-    if name.startswith("layers.") and rest in LAYER_NAMES:
-        return f"blocks.{layer}.{LAYER_NAMES[rest]}"
-    return name
 
 
 def _map_weights(file: Path) -> dict[str, LazyTensor]:
@@ -153,7 +113,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} lists no weight files: get it again")
     files = []
     for name in sorted(set(names.values())):
-        # A list of files from elsewhere must not lead out of its own folder.
+        # A downloaded index must not lead out of its own folder.
         if not name or Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} names a file outside its folder: {name[:80]!r}")
         if not (index.parent / name).is_file():
@@ -163,7 +123,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """`config.json`, or nothing where there is none: the sizes come from the tensors."""
+    """`config.json`, or an empty dictionary if it is missing: the sizes come from the tensors."""
     return _read_json(path) if path.is_file() else {}
 
 
@@ -173,11 +133,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object: get it again")
+        raise CheckpointError(f"{path} is not a JSON object: get it again")
     return content
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any], config: ModelConfig) -> None:
+def _check_settings(path: Path, settings: Mapping[str, object], config: ModelConfig) -> None:
     """Refuse a `config.json` that describes another model than the tensors."""
     for name, value in _FIXED_SETTINGS.items():
         if name in settings and settings[name] != value:

@@ -2,7 +2,7 @@
 
 The pickle is never executed. `pickletools.genops` only splits it into opcodes; the small machine below knows
 those that torch writes for a dict of tensors, and builds plain Python values from them. There is no
-`find_class`, no `__reduce__` and no import, so that there is nothing for a hostile file to call: safer than a
+`find_class`, no `__reduce__` and no import, so a hostile file has nothing to call: safer than a
 restricted `pickle.Unpickler`, which runs the full machine and filters it. Storages stay in the mapped file.
 """
 
@@ -49,7 +49,7 @@ def open_pth(path: Path) -> Checkpoint:
 def read_state_dict(path: Path) -> dict[str, LazyTensor]:
     """Map the tensors of any `torch.save` file that holds one flat dict of floating-point tensors.
 
-    Raises CheckpointError, in one sentence, for everything else.
+    Raises CheckpointError, in one sentence, for anything else.
     """
     archive = _Archive(path)
     pickled = archive.read_pickle()
@@ -70,7 +70,7 @@ def read_state_dict(path: Path) -> dict[str, LazyTensor]:
 
 
 class _Archive:
-    """The zip archive of a `.pth`, mapped. Entries must be stored uncompressed and lie inside the file."""
+    """The zip archive of a `.pth`, mapped. Entries must be uncompressed and inside the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +79,7 @@ class _Archive:
         try:
             with zipfile.ZipFile(path) as archive:
                 self._entries = {entry.filename: entry for entry in archive.infolist()}
-        except Exception:  # zipfile raises many kinds on a hostile directory, and all mean the same
+        except Exception:  # zipfile raises many kinds on a hostile directory, which all mean the same
             raise CheckpointError(f"{path} is truncated: the download stopped early; get it again") from None
         pickles = [name for name in self._entries if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -96,11 +96,11 @@ class _Archive:
         storage = tensor.storage
         start, size = self._locate(f"data/{storage.key}")
         if size != storage.numel * storage.dtype.itemsize:
-            raise CheckpointError(
-                f"{self.path} holds a storage of the wrong size for the tensor {name[:80]!r}"
-            )
+            raise CheckpointError(f"{self.path} has a storage of the wrong size for the tensor {name[:80]!r}")
         if not tensor.fits():
-            raise CheckpointError(f"{self.path} has the tensor {name[:80]!r} reach outside its storage")
+            raise CheckpointError(
+                f"{self.path} has the tensor {name[:80]!r}, which extends beyond its storage"
+            )
         flat = np.frombuffer(self._map, storage.dtype, storage.numel, start)
         strides = tuple(stride * storage.dtype.itemsize for stride in tensor.strides)
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
@@ -158,7 +158,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def fits(self) -> bool:
-        """Whether it lies inside its storage and is no larger: no broadcast view can fill the memory."""
+        """Whether it is inside its storage and not larger, so that a broadcast view cannot fill the memory."""
         size, last = 1, self.offset
         for extent, stride in zip(self.shape, self.strides, strict=True):
             size *= extent
@@ -256,17 +256,17 @@ class _PickleMachine:
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not dict:
-            raise ValueError("items for something that is no dict")
+            raise ValueError("items for something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                raise ValueError("a key that is no string")
+                raise ValueError("a key that is not a string")
             target[key] = value
 
     def _global(self, argument: str) -> _Global:
         name = ".".join(argument.split(" ", 1))
         if name not in _GLOBALS:
             if name.startswith("torch.") and name.endswith("Storage"):
-                raise _RefusedPickleError(f"holds tensors of the type {name}, which are no model weights")
+                raise _RefusedPickleError(f"has tensors of the type {name}, which is not a type of weights")
             shown = "".join(character for character in name[:80] if character.isprintable())
             raise _RefusedPickleError(f"contains a pickle that tries to run code ({shown})")
         return _Global(name)
@@ -275,7 +275,7 @@ class _PickleMachine:
         kind, storage_type, key, _location, numel = identity
         label, dtype = _STORAGES[storage_type.name]
         if kind != "storage" or type(key) is not str:
-            raise ValueError("no storage")
+            raise ValueError("not a storage")
         return _Storage(key, _count(numel), label, dtype)
 
     def _call(self, function: Any, arguments: Any) -> Any:
@@ -290,7 +290,7 @@ class _PickleMachine:
             raise _RefusedPickleError(f"contains a pickle that tries to call {function.name}")
         storage, offset, shape, strides = arguments[:4]
         if type(storage) is not _Storage or len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
-            raise ValueError("no tensor")
+            raise ValueError("not a tensor")
         return _Tensor(storage, _count(offset), tuple(map(_count, shape)), tuple(map(_count, strides)))
 
     def _build(self) -> None:
@@ -301,8 +301,8 @@ class _PickleMachine:
         self._stack.append(target)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     """A non-negative int that fits into 63 bits."""
     if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError("no count")
+        raise ValueError("not a count")
     return value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,108 +13,85 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
-from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli import tensors
+from rwkv_cli.config import LAYER_NORM_EPS, ModelConfig, Shape
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import replacing
-from rwkv_cli.files.checkpoints.gguf import LAYER_NAMES, OUTER_NAMES
-from rwkv_cli.files.export import Export
-from rwkv_cli.files.export.tensors import LOW_RANK, Array, each, encoded
+from rwkv_cli.files.export import ExportJob, ExportType
+from rwkv_cli.files.export.encoding import each_tensor, encoded
+from rwkv_cli.files.quantization import Array
+from rwkv_cli.tensors import FUSED_SHIFTS, SHIFTS, gguf_name
 from rwkv_cli.text.tokenizer import TokenizerSpec, load_tokenizer
 
-_KINDS = {"fp16": Kind.F16, "q8_0": Kind.Q8_0, "fp32": Kind.F32}
+_KINDS: Mapping[ExportType, Kind] = {"fp16": Kind.F16, "q8_0": Kind.Q8_0, "fp32": Kind.F32}
 _FILE_TYPES = {
     "fp16": gguf.LlamaFileType.MOSTLY_F16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "fp32": gguf.LlamaFileType.ALL_F32,
 }
-_CONTEXT = 4096  # a name for llama.cpp to show; the model has no limit
-_EPSILON = 1e-5
-_DECAY = re.compile(r"\.att\.w[12]$")
-_MATRIX = re.compile(r"(emb|head|receptance|key|value|output)\.weight$")
-_SHIFTS = [f"att.x_{letter}" for letter in "rwkvag"]  # in the order of time_mix_lerp_fused
-# layer 0 has no value residual, but llama.cpp wants these tensors; they are not used
+_CONTEXT = 4096  # a number for llama.cpp to show; the model has no limit
+# Layer 0 has no value residual, but llama.cpp requires the tensors and does not use them: those on the left stand in.
 _DUMMIES = {f"blocks.0.att.a{digit}": f"blocks.0.att.v{digit}" for digit in "012"}
 
-_OUTER = {official: name for name, official in OUTER_NAMES.items()}
-_LAYER = {official: name for name, official in LAYER_NAMES.items()}
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5  # values of tokenizer.ggml.token_type
 
 
-def write_gguf(target: Path, what: Export) -> None:
+def write_gguf(target: Path, job: ExportJob) -> None:
     """Write a GGUF file. Raises StorageError, UnsupportedModelError, UsageError for a tokenizer that it cannot hold."""
-    config = what.source.config
+    config = job.source.config
     with replacing(target) as temporary:
         writer = gguf.GGUFWriter(temporary, "rwkv7")
         try:
-            writer.add_name(what.name)
-            writer.add_file_type(_FILE_TYPES[what.type])
+            writer.add_name(job.name)
+            writer.add_file_type(_FILE_TYPES[job.type])
             add_sizes(writer, config)
-            add_tokenizer(writer, what.tokenizer, config.vocab_size)
-            for name, shape, kind in _announced(config, what.type):
+            add_tokenizer(writer, job.tokenizer, config.vocab_size)
+            for name, shape, kind in _announced(config, job.type):
                 block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-                n_bytes = int(np.prod(shape)) // block * block_bytes
+                n_bytes = math.prod(shape) // block * block_bytes
                 writer.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name, tensor in _laid_out(what):
-                writer.write_tensor_data(_stored(name, tensor, kind_of(name, what.type)))
+            for name, tensor, kind in _values(job):
+                writer.write_tensor_data(_stored(name, tensor, kind))
         finally:
             writer.close()
 
 
-def gguf_name(name: str) -> str:
-    """The name of an official tensor in llama.cpp; without a suffix, `.weight` is added."""
-    if name in _OUTER:
-        shown = _OUTER[name]
-    else:
-        _, layer, rest = name.split(".", 2)
-        shown = f"blk.{layer}.{_LAYER[rest]}"
-    return shown if shown.endswith(".bias") else f"{shown}.weight"
+def _kind(row: tensors.Tensor, type: ExportType) -> Kind:
+    """How a tensor is stored: big matrices as asked for, vectors and the low-rank maps of the decay in F32."""
+    if row.role == "vector" or row.gguf_float32:
+        return Kind.F32
+    if row.role == "low_rank":
+        return Kind.F32 if type == "fp32" else Kind.F16
+    return _KINDS[type]
 
 
-def kind_of(name: str, type: str) -> Kind:
-    """How an official tensor is stored: big matrices as asked for, vectors and the decay in F32."""
-    if _MATRIX.search(name):
-        return _KINDS[type]
-    if LOW_RANK.search(name) and not _DECAY.search(name) and type != "fp32":
-        return Kind.F16
-    return Kind.F32
+def _announced(config: ModelConfig, type: ExportType) -> Iterator[tuple[str, Shape, Kind]]:
+    """GGUF name, shape and type of every tensor of the file, in the order of `_values`."""
+    shapes = config.tensor_shapes()
+    for name, row in tensors.every(config.n_layer):
+        if row.name == SHIFTS[-1]:
+            block = name.removesuffix(row.name)
+            yield gguf_name(block + FUSED_SHIFTS.name), (len(SHIFTS), 1, 1, *shapes[name]), Kind.F32
+        elif row.name not in SHIFTS:
+            for stored_name in (name, *([_DUMMIES[name]] if name in _DUMMIES else [])):
+                yield gguf_name(stored_name), row.shape_in("gguf", shapes[name]), _kind(row, type)
 
 
-def _shape(name: str, shape: Shape) -> Shape:
-    if LOW_RANK.search(name):
-        return shape[::-1]
-    return (int(np.prod(shape)),) if name.endswith(".r_k") else shape
-
-
-def _announced(config: ModelConfig, type: str) -> Iterator[tuple[str, Shape, Kind]]:
-    """Name, shape and type of every tensor of the file, in the order of `_laid_out`."""
-    for name, shape in config.tensor_shapes().items():
-        if name.endswith("att.x_g"):
-            fused = name.replace("x_g", "x_x")
-            yield gguf_name(fused), (6, 1, 1, *shape), Kind.F32
-        elif not name.endswith(tuple(_SHIFTS)):
-            for each_name in (name, *([_DUMMIES[name]] if name in _DUMMIES else [])):
-                yield gguf_name(each_name), _shape(name, shape), kind_of(name, type)
-
-
-def _laid_out(what: Export) -> Iterator[tuple[str, Array]]:
-    """Official names and tensors as the file has them."""
+def _values(job: ExportJob) -> Iterator[tuple[str, Array, Kind]]:
+    """Official name, values and type of the file's tensors; the six token shifts of a layer are stacked into one."""
     shifts: list[Array] = []
-    for name, tensor in each(what.source, what.progress):
-        if name.endswith(tuple(_SHIFTS)):
-            shifts.append(tensor.reshape(-1))
-            if name.endswith("att.x_g"):
-                yield name, np.stack(shifts).reshape(6, 1, 1, -1)
+    for name, row, tensor in each_tensor(job, "gguf"):
+        if row.name in SHIFTS:
+            shifts.append(tensor)
+            if row.name == SHIFTS[-1]:
+                yield name, np.stack(shifts).reshape(len(SHIFTS), 1, 1, -1), Kind.F32
                 shifts = []
             continue
-        laid_out = np.ascontiguousarray(tensor.T) if LOW_RANK.search(name) else tensor
-        if name.endswith(".r_k"):
-            laid_out = laid_out.reshape(-1)
-        yield name, laid_out
-        if name in _DUMMIES:
-            yield name, laid_out
+        for _ in range(2 if name in _DUMMIES else 1):
+            yield name, tensor, _kind(row, job.type)
 
 
 def _stored(name: str, tensor: Array, kind: Kind) -> NDArray[Any]:
@@ -125,7 +102,7 @@ def _stored(name: str, tensor: Array, kind: Kind) -> NDArray[Any]:
 
 
 def add_sizes(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
-    """What llama.cpp wants to know of the model's shape."""
+    """The sizes that llama.cpp requires."""
     numbers = {
         "block_count": config.n_layer,
         "embedding_length": config.n_embd,
@@ -140,7 +117,7 @@ def add_sizes(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     }
     for key, value in numbers.items():
         writer.add_uint32(f"rwkv7.{key}", value)
-    writer.add_float32("rwkv7.attention.layer_norm_epsilon", _EPSILON)
+    writer.add_float32("rwkv7.attention.layer_norm_epsilon", LAYER_NORM_EPS)
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, spec: TokenizerSpec | None, vocab_size: int) -> None:
@@ -182,7 +159,7 @@ def _add_byte_level(writer: gguf.GGUFWriter, data: bytes, vocab_size: int) -> No
         known = False
     if not known:
         raise UsageError(
-            "this tokenizer.json is of a kind that a GGUF file cannot hold: byte-level BPE alone can"
+            "a GGUF file cannot hold a tokenizer.json of this kind: only byte-level BPE is supported"
         )
     texts = {index: text for text, index in ids.items()}
     writer.add_tokenizer_model("gpt2")

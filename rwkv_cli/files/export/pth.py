@@ -8,43 +8,36 @@ one; `torch.load(weights_only=True)` reads it.
 from __future__ import annotations
 
 import math
-import re
 import struct
 import zipfile
 from pathlib import Path
 
-from rwkv_cli.config import Shape
+from rwkv_cli import tensors
 from rwkv_cli.files.atomic import replacing
-from rwkv_cli.files.export import Export
-from rwkv_cli.files.export.tensors import each, encoded
+from rwkv_cli.files.export import ExportJob
+from rwkv_cli.files.export.encoding import each_tensor, encoded
+from rwkv_cli.tensors import Shape
 
 _STORAGES = {"bf16": "BFloat16Storage", "fp16": "HalfStorage", "fp32": "FloatStorage"}
-_ROW = re.compile(r".*\.(x_[rwkvag]|[wav]0|k_k|k_a)")  # what official files hold as [1, 1, C]
 _ALIGNMENT = 64
 _LOCAL_HEADER = 30  # bytes, before the name
 _PADDING = b"FB"  # the extra field that PyTorch pads with
 _FOLDER = "archive"
 
 
-def write_pth(target: Path, what: Export) -> None:
+def write_pth(target: Path, job: ExportJob) -> None:
     """Write an official file. Raises StorageError, UnsupportedModelError."""
-    shapes = what.source.config.tensor_shapes()
+    config = job.source.config
+    shapes = config.tensor_shapes()
+    rows = dict(tensors.every(config.n_layer))
+    official = {name: rows[name].shape_in("pth", shape) for name, shape in shapes.items()}
     keys = {name: str(key) for key, name in enumerate(shapes)}
     with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        _add(
-            archive,
-            "data.pkl",
-            _pickle({name: official_shape(name, shapes[name]) for name in shapes}, keys, what.type),
-        )
+        _add(archive, "data.pkl", _pickle(official, keys, job.type))
         _add(archive, "byteorder", b"little")
-        for name, tensor in each(what.source, what.progress):
-            _add(archive, f"data/{keys[name]}", encoded(name, tensor, what.type).reshape(-1).view("u1").data)
+        for name, _, tensor in each_tensor(job, "pth"):
+            _add(archive, f"data/{keys[name]}", encoded(name, tensor, job.type).reshape(-1).view("u1").data)
         _add(archive, "version", b"3\n")
-
-
-def official_shape(name: str, shape: Shape) -> Shape:
-    """The shape of a tensor in an official file."""
-    return (1, 1, *shape) if _ROW.fullmatch(name) else shape
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
