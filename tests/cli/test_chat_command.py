@@ -86,7 +86,7 @@ def test_a_conversation(play):
     assert out == "Hello.\n\nFarewell.\n\n"
     assert "talker (int8, talker), template dialogue. /help lists commands" in err
     assert users(chat) == ["hi", "bye"]
-    assert "was not saved" in err
+    assert "(not saved; to keep a conversation use /save NAME" in err
 
 
 def test_a_slash_may_be_sent(play):
@@ -97,28 +97,28 @@ def test_a_slash_may_be_sent(play):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/udno", "there is no command /udno; did you mean /undo?"),
-        ("/xyzzy", "there is no command /xyzzy (/help lists them"),
+        ("/udno", "unknown command /udno; did you mean /undo?"),
+        ("/xyzzy", "unknown command /xyzzy (/help lists them"),
         ("/undo", "nothing was said yet"),
         ("/undo x", "/undo takes a number, not 'x'"),
         ("/retry", "nothing was said yet"),
         ("/edit", "nothing was said yet"),
         ("/edit x", "nothing was said yet"),
-        ("/save", "no name yet: /save NAME"),
+        ("/save", "the conversation has no name yet"),
         ("/save a/../b", "cannot write"),
         ("/save a:b", "a state cannot be named 'a:b'"),
-        ("/load", "say which"),
+        ("/load", "give a name or a file"),
         ("/load nothing", "there is no state named nothing"),
         ("/fork", "give the branch a name"),
         ("/system Be brief.", "no place for a system text"),
-        ("/set temprature 5", "there is no setting 'temprature' (did you mean temperature?)"),
+        ("/set temprature 5", "unknown setting 'temprature' (did you mean temperature?)"),
         ("/set top-p 5", "--top-p is 5: it must be between 0 and 1"),
         ("/set top-p x", "top-p is 'x': it must be a number, or default"),
         ("/set top-k 1.5", "top-k is '1.5': it must be a whole number"),
         ("/set top-p", "give it a value: /set top-p NUMBER"),
         ("/set markdown perhaps", "it must be one of on, off"),
         ("/set think hard", "no thinking modes"),
-        ("/reset x", "/reset takes nothing after it"),
+        ("/reset x", "/reset takes no argument"),
         ("/export talk", "ends in .md or .json"),
         ("/export /nowhere/talk.md", "the folder /nowhere does not exist"),
     ],
@@ -134,11 +134,11 @@ def test_what_cannot_be_is_one_sentence_and_the_chat_goes_on(play, tmp_path, mon
 def test_undo_retry_edit_reset(play):
     chat, out, _ = play("hi", "two", "bye", "/undo 2", "/edit hi", "/retry")
     assert users(chat) == ["hi"]
-    assert "took back 2 turns; 1 left\n> hi\nHello." in out
+    assert "undid 2 turns; 1 left\n> hi\nHello." in out
     chat, out, _err = play("hi", "/reset", "/undo", "bye")
     assert users(chat) == ["hi", "bye"]
-    assert "/undo brings the old one back" in out
-    assert "the conversation before is back" in out
+    assert "new conversation; /undo restores the previous one" in out
+    assert "restored the previous conversation" in out
     chat, _, _ = play("hi", "/reset", "bye", "/undo", "/undo")
     assert users(chat) == ["hi"]
 
@@ -155,7 +155,7 @@ def test_system(play):
     chat, out, _ = play("/system", "hi", "/system Be brief.", "/system", model=talking(template="g1"))
     assert chat.conversation.system == "Be brief."
     assert users(chat) == []
-    assert "there is no system text" in out
+    assert "no system prompt: set one with /system TEXT" in out
     assert out.endswith("Be brief.\n")
 
 
@@ -174,7 +174,7 @@ def test_set_and_show(play):
     assert chat.conversation.settings.temperature == 0.25
     assert (chat.conversation.settings.top_k, chat.conversation.max_tokens) == (0, 5)
     assert (chat.view.show_thinking, chat.view.markdown) == (False, False)
-    assert re.search(r"^temperature +0\.25 \(chosen\)$", out, re.MULTILINE)
+    assert re.search(r"^temperature +0\.25 \(set\)$", out, re.MULTILINE)
     assert re.search(r"^think +not in this template$", out, re.MULTILINE)
     assert re.search(r"^template +dialogue: ", out, re.MULTILINE)
     assert re.search(r"^since the start +0 answers", out, re.MULTILINE)
@@ -222,7 +222,7 @@ def opened(**options):
 
 def test_a_named_conversation_goes_on(play):
     _, _, err = play("one", "two", session=opened(name="talk"))
-    assert "talk: it begins. It is saved after every answer." in err
+    assert "talk: new conversation, saved after every answer." in err
     assert "not saved" not in err
     store_file = state_store.find("talk")
     assert state_file.load(store_file).name == "talk"
@@ -249,7 +249,7 @@ def test_the_last_exchange_is_shown(play):
     play("hi", session=opened(name="talk"))
     _, out, err = play(session=opened(name="talk"))
     assert out.startswith("> hi\n")
-    assert re.search(r"talk: 1 turn, \d+ tokens\. It is saved", err)
+    assert re.search(r"talk: 1 turn, \d+ tokens, saved", err)
 
 
 def test_two_chats_on_one_name():
@@ -270,7 +270,7 @@ def test_what_is_settled_cannot_be_chosen_again(play):
         with pytest.raises(UsageError, match="leave out"):
             opened(name="talk", choices=choices, **g1)
     opened(name="talk", **g1).close()  # the lock was given back
-    with pytest.raises(UsageError, match="has begun already"):
+    with pytest.raises(UsageError, match="exists already"):
         opened(name="talk", state="talk", **g1)
 
 
@@ -289,7 +289,7 @@ def test_a_chat_on_a_document_leaves_it_alone(play):
     document(state_store.resolve("book"))
     before = state_store.find("book").read_bytes()
     chat, _, err = play("hi", session=opened(state="book"))
-    assert "It goes on from a state: 0 turns, 8 tokens." in err
+    assert "Resuming from a saved state: 0 turns, 8 tokens." in err
     assert chat.conversation.text.startswith("A book.\n\nUser: hi")
     assert state_store.find("book").read_bytes() == before
     play("hi", session=opened(name="questions", state="book"))
@@ -317,12 +317,12 @@ def test_save_of_a_copy(play, tmp_path):
     assert len(state_file.load(copy).conversation["turns"]) == 2
     assert len(state_file.load(state_store.find("other")).conversation["turns"]) == 2
     _, _, err = play("one", "/save other")
-    assert "there is other already: choose another name" in err
+    assert "named other exists; choose another name" in err
 
 
 def test_fork_goes_on_in_a_copy(play):
     chat, out, _ = play("one", "/fork branch", "two", "/list", session=opened(name="talk"))
-    assert "this is branch now; talk stays as it is" in out
+    assert "continuing in branch; talk is unchanged" in out
     assert re.search(r"^branch .*, this one$", out, re.MULTILINE)
     assert chat.session.name == "branch"
     opened(name="talk").close()  # is free again
@@ -337,7 +337,7 @@ def test_load(play):
     assert chat.session.path is None
     assert chat.conversation.text.startswith("A book.\n\nUser: three")
     assert "talk: 1 turn" in err
-    assert "this is talk" in err
+    assert "talk is already open" in err
     assert len(state_file.load(state_store.find("talk")).conversation["turns"]) == 2
     opened(name="talk").close()
 
@@ -464,7 +464,7 @@ def test_ctrl_c_while_a_message_is_read_gives_it_back(play):
 
 def test_ctrl_c_with_nothing_typed_gives_a_hint(play):
     _, _, err = play(KeyboardInterrupt, "hi")
-    assert "(Ctrl-D or /quit leaves)" in err
+    assert "(Ctrl-D or /quit to leave)" in err
 
 
 # ------------------------------------------------------------------------------------------------------------ keys
@@ -570,8 +570,8 @@ def test_a_pipe_gives_a_message_a_line(rwkv):
 
 def test_commands_in_a_pipe_speak_on_stderr(rwkv):
     result = rwkv("chat", "--seed", "1", stdin=b"/set top-k 1\n/nonsense\n//hello\n/edit\n/quit\nno\n")
-    assert "top-k: 1 (chosen)" in result.err
-    assert "there is no command /nonsense" in result.err
+    assert "top-k: 1 (set)" in result.err
+    assert "unknown command /nonsense" in result.err
     assert "/edit TEXT" in result.err
     assert len(result.out.splitlines()) == 1
     assert result.code == 1
@@ -613,7 +613,7 @@ def test_an_empty_answer_is_said_to_be_one(rwkv):
     """The embedded model does not know questions and answers in this form."""
     result = rwkv("generate", "-p", "Who is it?", "--template", "qa", "-t", "0")
     assert (result.code, result.out) == (0, "")
-    assert "there is no text" in result.err
+    assert "no text: the model ended" in result.err
     assert rwkv("generate", "-p", "Who is it?", "--template", "qa", "-t", "0", "--quiet").err == ""
 
 
@@ -733,7 +733,7 @@ def test_signals_end_a_chat_in_order(terminal, number):
 
 def test_a_terminal_without_colours(terminal):
     with terminal("chat", NO_COLOR="1", COLUMNS="40") as it:
-        wait_for(it, "leaves")
+        wait_for(it, "to leave")
         it.send("hello\r")
         it.send("\x04")
         assert finish(it) == 0
@@ -742,7 +742,7 @@ def test_a_terminal_without_colours(terminal):
 
 def test_a_dumb_terminal(terminal):
     with terminal("chat", TERM="dumb") as it:
-        wait_for(it, "leaves")
+        wait_for(it, "to leave")
         it.send("hello\r")
         wait_for(it, r"hello[\s\S]*\w+")
         it.send("/quit\r")

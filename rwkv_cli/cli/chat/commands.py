@@ -107,7 +107,7 @@ def _fork(chat: Chat, name: str) -> None:
     before = chat.session.name
     path = chat.session.fork(name)
     kept = f"; {before} is unchanged" if before else ""
-    chat.view.say(f"now on branch {state_store.name_of(path)}{kept}")
+    chat.view.say(f"continuing in {state_store.name_of(path)}{kept}")
 
 
 def _undo(chat: Chat, argument: str) -> None:
