@@ -107,7 +107,7 @@ def test_a_slash_may_be_sent(play):
         ("/save a/../b", "cannot write"),
         ("/save a:b", "a state cannot be named 'a:b'"),
         ("/load", "say which"),
-        ("/load nothing", "there is no state named nothing"),
+        ("/load nothing", "unknown state nothing"),
         ("/fork", "give the branch a name"),
         ("/system Be brief.", "no place for a system text"),
         ("/set temprature 5", "there is no setting 'temprature' (did you mean temperature?)"),
@@ -589,9 +589,9 @@ def test_commands_in_a_pipe_speak_on_stderr(rwkv):
         (("--system", "x"), b"", "no place for a system text", 2),
         (("--top-p", "2"), b"", "--top-p is 2", 2),
         (("--name", "a:b"), b"", "cannot be named 'a:b'", 2),
-        (("--state", "none"), b"", "there is no state named none", 1),
+        (("--state", "none"), b"", "unknown state none", 1),
         (("--no-text",), b"", "--no-text is for --name", 2),
-        (("-m", "missing.pth"), b"", "there is no file", 1),
+        (("-m", "missing.pth"), b"", "no such file", 1),
     ],
 )
 def test_what_cannot_be_right_is_one_sentence(rwkv, tmp_path, monkeypatch, arguments, stdin, said, code):
