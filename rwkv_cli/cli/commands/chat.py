@@ -14,7 +14,7 @@ from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import SamplingOverrides
 
 if TYPE_CHECKING:
-    from rwkv_cli.cli.chat.loop import Request
+    from rwkv_cli.cli.chat.start import Request
 
 
 @with_sampling
@@ -51,7 +51,7 @@ def chat(
         # Send one message from a script
         echo "Hello there" | rwkv chat --quiet
     """
-    from rwkv_cli.cli.chat.loop import Request
+    from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
 
     if no_text and name is None:
@@ -84,7 +84,7 @@ def open_chat(
     quiet: bool,
 ) -> NoReturn:
     """Open a chat on a saved state, which does not change. Raises typer.Exit at its end."""
-    from rwkv_cli.cli.chat.loop import Request
+    from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
 
     choices = Choices(sampling=sampling)
@@ -92,7 +92,7 @@ def open_chat(
 
 
 def _run(request: Request) -> NoReturn:
-    from rwkv_cli.cli.chat.loop import run
+    from rwkv_cli.cli.chat.start import run
 
     if hasattr(signal, "SIGHUP"):  # a terminal that is closed ends the chat in order: its locks are released
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
