@@ -1,9 +1,9 @@
-"""Progress of long operations, and numbers as people read them."""
+"""Progress of long operations; numbers as people read them, and what they may have meant."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -50,6 +50,17 @@ def format_size(size: int) -> str:
         if value < 999.95:
             return f"{value:.1f} {unit}"
     return f"{value / 1000:.1f} TB"
+
+
+def did_you_mean(wanted: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: "; did you mean a, b or c?" with the nearest three at most; "" if none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(wanted.lower(), list(known), n=3)
+    if not near:
+        return ""
+    *others, last = near
+    return f"; did you mean {', '.join(others)} or {last}?" if others else f"; did you mean {last}?"
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -1,68 +1,96 @@
 #!/usr/bin/env python3
-"""Write docs/cli.md: what every command says to --help.
+"""Write docs/cli.md: the help page of every command, in the groups of `rwkv --help`.
 
     python scripts/build_docs.py
 
 A test checks that the page is current.
 """
 
-import os
-import subprocess
-import sys
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from rwkv_cli.cli import help_pages
+from rwkv_cli.cli.main import app
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 
 OPENING = """\
 # The command line
 
-What `rwkv` and its commands say to `--help`; written by `scripts/build_docs.py`.
+The help page of every command, as `rwkv COMMAND --help` prints it; written by `scripts/build_docs.py`.
 
 Text and results go to standard output, everything else to standard error. The exit code is 0 for success, 1 for a
-failure, 2 for an option or argument that cannot be right, and 130 after Ctrl-C; a failure is one sentence on standard
-error. A reader that goes away, as in `rwkv generate ... | head`, is no failure.
+failure, 2 for invalid options or arguments, and 130 after Ctrl-C; a failure is one sentence on standard error. A closed
+pipe, as in `rwkv generate ... | head`, is not an error.
 
 | variable | meaning |
 |---|---|
 | `RWKV_MODEL` | the model that is used without `--model` |
-| `RWKV_CACHE_DIR` | where compiled kernels, quantized checkpoints and long prompts are kept |
-| `RWKV_CACHE_SIZE` | the most that long prompts may take there, such as `2GB`; 512 MB without it, `0` keeps none |
-| `RWKV_DATA_DIR` | where models that were pulled and saved states are kept |
-| `RWKV_CONFIG_DIR` | where your own models.toml is read from |
-| `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | cache, address and token of the hub, and 1 for no network |
-| `HTTPS_PROXY`, `NO_PROXY` | the proxy for downloads, and what needs none |
-| `RWKV_CPU_KERNEL` | the CPU instruction to use; `rwkv info` lists those that this machine has |
-| `RWKV_DEBUG` | 1 shows the traceback of an error that should not happen |
+| `RWKV_CACHE_DIR` | folder of compiled kernels, quantized checkpoints and the prompt cache |
+| `RWKV_CACHE_SIZE` | size limit of the prompt cache, such as `2GB` (default: 512 MB); `0` turns it off |
+| `RWKV_DATA_DIR` | folder of pulled models and saved states |
+| `RWKV_CONFIG_DIR` | folder of your own models.toml |
+| `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | the hub's cache, address and token; 1 for no network |
+| `HTTPS_PROXY`, `NO_PROXY` | the proxy for downloads, and hosts that need none |
+| `RWKV_CPU_KERNEL` | the CPU instruction set to use; `rwkv info` lists those of this machine |
+| `RWKV_DEBUG` | 1 prints the traceback of an unexpected error |
 | `NO_COLOR` | no colours and no bold text |
 """
 
 
-def help_of(*command: str) -> str:
-    """The help page of a command, 80 columns wide."""
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}
-    arguments = [sys.executable, "-m", "rwkv_cli", *command, "--help"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+class Section(NamedTuple):
+    """A command with its names, the group that it is listed in, and the context of its help page."""
+
+    names: tuple[str, ...]
+    group: str
+    command: Any
+    context: Any
+
+    @property
+    def heading(self) -> str:
+        """Its title, and what a link to it names."""
+        return " ".join(("rwkv", *self.names))
+
+    def __str__(self) -> str:
+        text = help_pages.page(self.command, self.context, help_pages.MAX_WIDTH)
+        return f"### {self.heading}\n\n```text\n{text}\n```\n"
 
 
-def commands() -> list[tuple[str, ...]]:
-    """The names of all commands, and of those inside others."""
-    import typer
+def sections(root: Any) -> Iterator[Section]:
+    """All commands, in the order of `rwkv --help`, each followed by those inside it."""
+    context = root.make_context("rwkv", [], resilient_parsing=True)
+    yield Section((), "The program", root, context)
+    by_group: dict[str, list[str]] = {}
+    for name, command in root.commands.items():
+        by_group.setdefault(command.rich_help_panel, []).append(name)
+    for group, names in by_group.items():
+        for name in names:
+            yield from _with_inner((name,), group, root.commands[name], context)
 
-    from rwkv_cli.cli.main import app
 
-    found: list[tuple[str, ...]] = []
-    for name, command in typer.main.get_command(app).commands.items():
-        found.append((name,))
-        found += [(name, inner) for inner in getattr(command, "commands", ())]
-    return found
+def _with_inner(names: tuple[str, ...], group: str, command: Any, parent: Any) -> Iterator[Section]:
+    context = command.make_context(names[-1], [], parent=parent, resilient_parsing=True)
+    yield Section(names, group, command, context)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _with_inner((*names, name), group, inner, context)
 
 
 def page() -> str:
     """The whole page."""
-    sections = [f"## rwkv\n\n```text\n{help_of()}\n```"]
-    sections += [f"## rwkv {' '.join(names)}\n\n```text\n{help_of(*names)}\n```" for names in commands()]
-    return "\n".join([OPENING, *(section + "\n" for section in sections)]).rstrip() + "\n"
+    found = list(sections(typer.main.get_command(app)))
+    groups = dict.fromkeys(each.group for each in found)
+    parts, index = [], []
+    for group in groups:
+        inside = [each for each in found if each.group == group]
+        links = [f"[{each.heading}](#{each.heading.replace(' ', '-')})" for each in inside]
+        index.append(f"- {group}: {', '.join(links)}")
+        parts += [f"## {group}\n", *map(str, inside)]
+    return "\n".join([OPENING, *index, "", *parts]).rstrip() + "\n"
 
 
 if __name__ == "__main__":

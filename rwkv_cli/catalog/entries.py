@@ -16,9 +16,9 @@ DEFAULT_REVISION = "main"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LARGEST = 1 << 50  # bytes and weights beyond this are a slip
+_LARGEST = 1 << 50  # more bytes or weights than this are a mistake
 _MAX_FILE = 1 << 20
-# Names that Windows gives to devices.
+# Names that are reserved by Windows.
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 )
@@ -26,13 +26,13 @@ _DEVICES = frozenset(
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the registry; repository and url are None for the model that comes with the program."""
+    """A model in the registry; repository and url are None for the built-in model."""
 
     name: str
     description: str = ""
     repository: str | None = None  # owner/name on the hub
     file: str | None = None  # in the repository; None for its whole folder
-    url: str | None = None  # of a file elsewhere, instead of a repository
+    url: str | None = None  # of a file that is not on the hub
     revision: str = DEFAULT_REVISION
     bytes: int | None = None
     sha256: str | None = None
@@ -42,15 +42,20 @@ class Entry:
     license: str | None = None
     aliases: tuple[str, ...] = ()
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it can be pulled; False for the built-in model."""
+        return self.repository is not None or self.url is not None
+
 
 Tables = dict[str, dict[str, Any]]
 
 
 def read_tables(path: Path) -> Tables:
-    """The tables of a models.toml, each field checked by itself. Raises RegistryError."""
+    """The tables of a models.toml, each field checked on its own. Raises RegistryError."""
     try:
         if path.stat().st_size > _MAX_FILE:
-            raise RegistryError(f"{path} is larger than any list of models")
+            raise RegistryError(f"{path} is too large for a list of models")
         text = path.read_text(encoding="utf-8")
         tables = tomllib.loads(text)
     except UnicodeDecodeError:
@@ -70,7 +75,7 @@ def read_tables(path: Path) -> Tables:
 
 
 def make_entries(path: Path, tables: Tables) -> dict[str, Entry]:
-    """Name -> entry of merged tables. Raises RegistryError for fields that do not fit together."""
+    """The entries of merged tables by name. Raises RegistryError for fields that exclude each other."""
     entries = {}
     for name, fields in tables.items():
         entry = Entry(name=name, **(fields | {"aliases": tuple(fields.get("aliases", ()))}))
@@ -83,30 +88,30 @@ def make_entries(path: Path, tables: Tables) -> dict[str, Entry]:
 
 
 def is_name(text: str) -> bool:
-    """Whether a model may be called this: also a name of a file, on every system, in one folder."""
+    """Whether this is a valid name of a model, which is also a file name on every system."""
     sound = bool(_NAME.fullmatch(text)) and ".." not in text and not text.endswith(".")
     return sound and text.split(".")[0] not in _DEVICES
 
 
 def is_repository(text: str) -> bool:
-    """Whether this is an owner/name on the hub."""
+    """Whether this is a valid owner/name on the hub."""
     return bool(_REPOSITORY.fullmatch(text)) and ".." not in text and "--" not in text
 
 
 def is_relative_file(text: str) -> bool:
-    """Whether this is the name of a file inside a repository, which leads out of no folder."""
+    """Whether this is a valid file name in a repository, which cannot lead out of it."""
     parts = text.split("/")
     sound = all(part not in ("", ".", "..") and not part.endswith((" ", ".")) for part in parts)
     return sound and len(text) <= 400 and text.isprintable() and not set(text) & set('\\:*?"<>|')
 
 
 def is_revision(text: str) -> bool:
-    """Whether this may be a branch, a tag or a commit."""
+    """Whether this is a valid branch, tag or commit."""
     return is_relative_file(text) and not set(text) & set("@#%& ")
 
 
 def is_url(text: str) -> bool:
-    """Whether this is an address on the web."""
+    """Whether this is a valid http or https URL."""
     from urllib.parse import urlsplit
 
     try:
@@ -122,7 +127,7 @@ def is_url(text: str) -> bool:
 
 
 def _string(check: Callable[[str], bool], demand: str) -> Callable[[Any], str | None]:
-    """A check of a field: what it must be, or None for a value that is."""
+    """A check of a field: None for a valid value, otherwise what it must be."""
     return lambda value: None if isinstance(value, str) and check(value) else demand
 
 
@@ -163,7 +168,7 @@ _FIELDS: Mapping[str, Callable[[Any], str | None]] = {
     "description": _string(_text, "a line of text"),
     "repository": _string(is_repository, "owner/name of a repository"),
     "file": _string(is_relative_file, "the name of a file in the repository"),
-    "url": _string(is_url, "an address, https://..."),
+    "url": _string(is_url, "a URL, https://..."),
     "revision": _string(is_revision, "a branch, a tag or a commit"),
     "bytes": _count,
     "sha256": _string(lambda value: bool(_SHA256.fullmatch(value)), "64 hexadecimal digits in lower case"),
@@ -191,7 +196,7 @@ def _check_table(path: Path, text: str, name: str, fields: Any) -> None:
         if check is None:
             known = ", ".join(_FIELDS)
             raise _refusal(
-                path, text, name, key, f"[{name}] has the unknown field {key[:40]!r}; there are {known}"
+                path, text, name, key, f"[{name}] has the unknown field {key[:40]!r}; known are {known}"
             )
         if (demand := check(value)) is not None:
             raise _refusal(
@@ -213,7 +218,7 @@ def _refusal(path: Path, text: str, table: str, key: str | None, problem: str) -
 
 
 def line_of(text: str, table: str, key: str | None = None) -> int:
-    """The line of a table's header, or of a key in it: `tomllib` does not tell. The header's where it is not found."""
+    """The line of a key in a table, or of the table's header; `tomllib` does not tell. 1 if neither is found."""
     header, inside = 1, False
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
@@ -231,7 +236,7 @@ def line_of(text: str, table: str, key: str | None = None) -> int:
 
 
 def _is_header(line: str, table: str) -> bool:
-    """Whether a line opens a table, or one inside it."""
+    """Whether a line opens a table, or one within it."""
     try:
         opened = tomllib.loads(line)
     except tomllib.TOMLDecodeError:

@@ -1,7 +1,7 @@
 """The models that were pulled: one model file each, in the folder `models` of the user's data.
 
-A file is called NAME-TYPE.safetensors. Its metadata say where it came from, and have a digest of its tensors. When a
-model was used last is the time of an empty file in the folder `.used` beside them.
+A file is called NAME-TYPE.safetensors. Its metadata records its origin and a digest of its tensors. The last use of a
+model is the modification time of an empty file in the folder `.used`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rwkv_cli import paths
 from rwkv_cli.catalog.entries import is_name
 from rwkv_cli.errors import StorageError, UsageError
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
+from rwkv_cli.reporting import did_you_mean
 
 SUFFIX = ".safetensors"
 _USED = ".used"
@@ -23,19 +24,19 @@ _USED = ".used"
 
 @dataclass(frozen=True)
 class Stored:
-    """A model file of the store."""
+    """A model file in the store."""
 
     name: str
     path: Path
 
     @property
     def bytes(self) -> int:
-        """Its size on the disk."""
+        """Its size on disk."""
         return self.path.stat().st_size
 
     @property
     def last_used(self) -> float | None:
-        """When it was run last, in seconds since 1970; None for never."""
+        """When it was last run, in seconds since 1970; None for never."""
         try:
             return _mark(self.path).stat().st_mtime
         except OSError:
@@ -43,19 +44,19 @@ class Stored:
 
 
 def folder() -> Path:
-    """Where the models lie; need not exist. Raises StorageError for a user without a home."""
+    """The model folder, which need not exist. Raises StorageError for a user without a home."""
     return paths.data_folder() / "models"
 
 
 def path_of(name: str) -> Path:
-    """The file of a model of this name, which need not exist. Raises UsageError for a name that may be none."""
+    """The file of a model of this name, which need not exist. Raises UsageError for an invalid name."""
     if not is_name(name):
-        raise UsageError(f"{name[:80]!r} is no name of a model: names have only a-z, 0-9, '.', '_' and '-'")
+        raise UsageError(f"{name[:80]!r} is not a valid model name: use a-z, 0-9, '.', '_' and '-'")
     return folder() / f"{name}{SUFFIX}"
 
 
 def listed() -> list[Stored]:
-    """All models, by name. Raises StorageError where the folder cannot be read."""
+    """All models, sorted by name. Raises StorageError if the folder cannot be read."""
     try:
         files = sorted(folder().glob(f"*{SUFFIX}"))
     except OSError as error:
@@ -64,13 +65,13 @@ def listed() -> list[Stored]:
 
 
 def find(name: str) -> Stored | None:
-    """The model of exactly this name, if it is there; None for a name that no model can have."""
+    """The model of exactly this name, if it is here; None also for an invalid name."""
     path = path_of(name) if is_name(name) else None
     return Stored(name, path) if path and path.is_file() else None
 
 
 def find_pulled(name: str) -> Stored | None:
-    """The file that was pulled under this name, of whichever type: int8 if it is there, otherwise the newest."""
+    """The file that was pulled as this name, of any type: int8 if it is here, otherwise the newest."""
     there = [stored for kind in WEIGHT_TYPES if (stored := find(f"{name}-{kind}"))]
     if there and not there[0].name.endswith("-int8"):
         there.sort(key=lambda stored: -stored.path.stat().st_mtime)
@@ -78,14 +79,15 @@ def find_pulled(name: str) -> Stored | None:
 
 
 def get(name: str) -> Stored:
-    """The model of this name. Raises UsageError, which lists what is there."""
+    """The model of this name. Raises UsageError with the names that are near, or all of a few."""
     if stored := find(name):
         return stored
     path_of(name)
-    names = ", ".join(stored.name for stored in listed())
-    raise UsageError(
-        f"there is no model {name[:80]} in the store" + (f": it has {names}" if names else ", it is empty")
-    )
+    names = [stored.name for stored in listed()]
+    hint = did_you_mean(name, names) or (f": it has {', '.join(names[:3])}" if names else ", which is empty")
+    if len(names) > 3 and hint.startswith(":"):
+        hint += f" and {len(names) - 3} more"
+    raise UsageError(f"{name[:80]} is not in the model store{hint}")
 
 
 def remove(stored: Stored) -> None:
@@ -99,7 +101,7 @@ def remove(stored: Stored) -> None:
 
 
 def note_use(path: Path) -> None:
-    """Remember that a model was run now, if it is one of the store; never fails."""
+    """Record that a model is run now, if it is in the store; never fails."""
     with contextlib.suppress(OSError, StorageError):
         if path.parent == folder():
             mark = _mark(path)

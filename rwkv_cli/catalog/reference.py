@@ -1,4 +1,4 @@
-"""What a user may write for a published model that is not a file here: a name, hf:owner/repo/file or an address."""
+"""References to published models: hf:owner/repo/file, a URL, or an entry of the registry."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _UNSAFE = re.compile(r"[^a-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a published model lies: a file or the folder of a repository on the hub, or an address."""
+    """Where a model is published: a file or the folder of a repository on the hub, or a URL."""
 
-    name: str  # what its file in the store is called, but for the type
+    name: str  # of its file in the store, without the type
     repository: str | None = None
     file: str | None = None  # None for the whole folder
     revision: str = DEFAULT_REVISION
@@ -37,7 +37,7 @@ class Reference:
 
     @property
     def text(self) -> str:
-        """How to write it; `parse` understands it."""
+        """The reference as text, which `parse` accepts."""
         if self.url:
             return self.url
         revision = "" if self.revision == DEFAULT_REVISION else f"@{self.revision}"
@@ -45,19 +45,19 @@ class Reference:
 
 
 def is_reference(text: str) -> bool:
-    """Whether this is written like hf:... or an address, rather than like a name or a path."""
+    """Whether a text is written like hf:... or a URL, rather than like a name or a path."""
     return text.lower().startswith((HUB, "http://", "https://"))
 
 
 def parse(text: str) -> Reference:
-    """A Reference from hf:owner/repo[@revision][/file] or an address. Raises UsageError, which says what is wrong."""
+    """A Reference from hf:owner/repo[@revision][/file] or a URL. Raises UsageError for anything else."""
     if not text.lower().startswith(HUB):
-        return _address(text)
+        return _from_url(text)
     return _on_the_hub(text[len(HUB) :].rstrip("/"), text)
 
 
 def of_entry(entry: Entry) -> Reference:
-    """Where a model of the registry lies."""
+    """The reference of an entry of the registry."""
     if entry.url:
         return Reference(entry.name, url=entry.url, entry=entry)
     return Reference(entry.name, entry.repository, entry.file, entry.revision, entry=entry)
@@ -69,11 +69,13 @@ def _on_the_hub(rest: str, shown: str) -> Reference:
     name, _, revision = name.partition("@")
     repository = f"{owner}/{name}"
     if not is_repository(repository):
-        raise UsageError(f"{shown[:120]!r} names no repository: write hf:owner/name or hf:owner/name/file")
+        raise UsageError(
+            f"{shown[:120]!r} does not name a repository: write hf:owner/name or hf:owner/name/file"
+        )
     if revision and not is_revision(revision):
-        raise UsageError(f"{shown[:120]!r} has a revision that cannot be: {revision[:40]!r}")
+        raise UsageError(f"{shown[:120]!r} has an invalid revision: {revision[:40]!r}")
     if file and not is_relative_file(file):
-        raise UsageError(f"{shown[:120]!r} names a file that would leave its folder, or that cannot be")
+        raise UsageError(f"{shown[:120]!r} names an invalid file, or one outside the repository")
     revision = revision or DEFAULT_REVISION
     parts = [
         owner,
@@ -81,13 +83,13 @@ def _on_the_hub(rest: str, shown: str) -> Reference:
         PurePosixPath(file).stem if file else "",
         "" if revision == DEFAULT_REVISION else revision,
     ]
-    called = _file_name("--".join(part for part in parts if part), shown if file.count("/") else "")
-    return Reference(called, repository, file or None, revision)
+    stored_as = _file_name("--".join(part for part in parts if part), shown if file.count("/") else "")
+    return Reference(stored_as, repository, file or None, revision)
 
 
-def _address(text: str) -> Reference:
+def _from_url(text: str) -> Reference:
     if not is_url(text):
-        raise UsageError(f"{text[:120]!r} is no address that a file can be fetched from")
+        raise UsageError(f"{text[:120]!r} is not a valid URL")
     parts = urlsplit(text)
     found = _RESOLVE.fullmatch(unquote(parts.path))
     if parts.hostname in _HUB_HOSTS and found:
@@ -97,7 +99,7 @@ def _address(text: str) -> Reference:
 
 
 def _file_name(text: str, whole: str) -> str:
-    """A name that is fit for a file; `whole`, if it is given, tells it apart from others of the same name."""
+    """A valid file name; a hash of `whole`, if it is not empty, distinguishes it from others of the same name."""
     name = _UNSAFE.sub("-", text.lower()).strip("-._") or "model"
     name = re.sub(r"\.\.+", ".", name)
     if whole or len(name) > 80:

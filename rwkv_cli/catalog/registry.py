@@ -1,8 +1,7 @@
-"""The models that are known by name, from models.toml, and the way from what a user types to a file."""
+"""The models that are known by name, from models.toml; and from what a user types to a file."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import shlex
 from pathlib import Path
@@ -12,10 +11,12 @@ from rwkv_cli.catalog import model_store, reference
 from rwkv_cli.catalog.entries import Entry, Tables, make_entries, read_tables
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
+from rwkv_cli.reporting import did_you_mean
 
 DEFAULT = "gosling"
+_EXAMPLE = "world-0.1b"
 
-# Where a model lies; the user's word on one of them makes those of ours void, and what we know of the file.
+# Where a model is published. If the user overrides one of these, ours no longer apply, nor does _CONTENT.
 _PLACE = ("repository", "file", "url", "revision")
 _CONTENT = ("bytes", "sha256", "parameters")
 
@@ -27,8 +28,8 @@ def entries() -> dict[str, Entry]:
     own = read_tables(own_file) if own_file.exists() else {}
     by_name = make_entries(own_file if own else paths.registry_file(), _merged(ours, own))
     for name in own:
-        if name != DEFAULT and not (by_name[name].repository or by_name[name].url):
-            raise RegistryError(f"{own_file}: [{name}] says neither in which repository it is, nor its url")
+        if name != DEFAULT and not by_name[name].is_published:
+            raise RegistryError(f"{own_file}: [{name}] has neither a repository nor a url")
     found = dict(by_name)
     for name in (*(name for name in by_name if name not in own), *own):  # the user's aliases win
         for alias in by_name[name].aliases:
@@ -38,7 +39,7 @@ def entries() -> dict[str, Entry]:
 
 
 def names() -> list[str]:
-    """All names and aliases, sorted; the completion of shells shows them."""
+    """All names and aliases, sorted, for completion in a shell."""
     return sorted(entries())
 
 
@@ -54,9 +55,9 @@ def _merged(ours: Tables, own: Tables) -> Tables:
 
 
 def resolve(text: str) -> Reference:
-    """Where a published model lies that is meant by a name, hf:owner/repo/file or an address.
+    """Resolve a name, hf:owner/repo/file or a URL to a published model.
 
-    Raises UsageError for what is none of them, or a name that nothing has.
+    Raises UsageError for an unknown name, or a reference that is malformed.
     """
     if reference.is_reference(text):
         found = reference.parse(text)
@@ -64,16 +65,16 @@ def resolve(text: str) -> Reference:
     entry = entries().get(text.lower())
     if entry is None:
         raise _unknown(text)
-    if entry.repository is None and entry.url is None:
-        raise UsageError(f"{entry.name} comes with rwkv: there is nothing to download")
+    if not entry.is_published:
+        raise UsageError(f"{entry.name} is built in: it needs no download")
     return reference.of_entry(entry)
 
 
 def locate(path_or_name: str | Path | None) -> Path:
-    """The file or directory that a user means by --model; None is the model that comes with the program.
+    """The file or folder that the setting `model` means; None is the built-in model.
 
-    A path comes first, then a name in the store, then one in the registry. Raises UsageError for a name that nothing
-    has, MissingModelError for a known model that is not on this machine.
+    A path comes first, then a name in the store, then one in the registry. Raises UsageError for an unknown name,
+    CheckpointError for a path that does not exist, MissingModelError for a known model that is not on this machine.
     """
     if path_or_name is None:
         return paths.EMBEDDED_MODEL
@@ -90,16 +91,16 @@ def locate(path_or_name: str | Path | None) -> Path:
     if stored := model_store.find(wanted.lower()):
         return stored.path
     if entry := entries().get(wanted.lower()):
-        if entry.repository is None and entry.url is None:
+        if not entry.is_published:
             return paths.EMBEDDED_MODEL
         return _pulled(reference.of_entry(entry), entry.name)
     if path.name != wanted or path.suffix[1:].isalpha():  # a name may end in ".1b"
-        raise CheckpointError(f"there is no file {wanted}")
+        raise CheckpointError(f"no such file: {wanted}")
     raise _unknown(wanted)
 
 
 def _pulled(reference: Reference, shown: str) -> Path:
-    """The file of a published model in the store. Raises MissingModelError with the command that brings it there."""
+    """The file of a published model in the store. Raises MissingModelError with the command that downloads it."""
     if stored := model_store.find_pulled(reference.name):
         return stored.path
     raise MissingModelError(
@@ -109,17 +110,16 @@ def _pulled(reference: Reference, shown: str) -> Path:
 
 def _unknown(wanted: str) -> UsageError:
     known = [*entries(), *(stored.name for stored in model_store.listed())]
-    near = difflib.get_close_matches(wanted.lower(), known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ": give a path or one of " + ", ".join(sorted(known))
-    return UsageError(f"there is no model named {wanted}{hint}")
+    hint = did_you_mean(wanted, known) or f": give a path, or a name such as {DEFAULT} or {_EXAMPLE}"
+    return UsageError(f"unknown model {wanted}{hint}")
 
 
 def _references() -> list[Reference]:
-    return [reference.of_entry(entry) for entry in set_of(entries()) if entry.repository or entry.url]
+    return [reference.of_entry(entry) for entry in set_of(entries()) if entry.is_published]
 
 
 def set_of(named: dict[str, Entry]) -> list[Entry]:
-    """Every entry once, in the order of models.toml."""
+    """Each entry once, in the order of models.toml."""
     return list({entry.name: entry for entry in named.values()}.values())
 
 

@@ -1,4 +1,4 @@
-"""Names that a shell offers when Tab is pressed; whatever goes wrong here, it offers nothing."""
+"""Names that a shell completes when Tab is pressed; if anything fails here, there are none."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from rwkv_cli.errors import RwkvError
 
 
 def models(incomplete: str) -> list[str]:
-    """Models of the store and of the registry: what --model takes."""
+    """Models in the store and the registry: the names that --model takes."""
     return sorted({*pulled(incomplete), *known(incomplete)})
 
 
 def known(incomplete: str) -> list[str]:
-    """Models of the registry."""
+    """Models in the registry."""
     from rwkv_cli.catalog import registry
 
     try:
@@ -21,7 +21,7 @@ def known(incomplete: str) -> list[str]:
 
 
 def pulled(incomplete: str) -> list[str]:
-    """Models of the store."""
+    """Models in the store."""
     from rwkv_cli.catalog import model_store
 
     try:
@@ -31,17 +31,10 @@ def pulled(incomplete: str) -> list[str]:
 
 
 def states(incomplete: str) -> list[str]:
-    """States of the store: what --state takes."""
+    """States in the store: the names that --state takes."""
     from rwkv_cli.sessions import state_store
 
     try:
         return [name for name in state_store.names() if name.startswith(incomplete)]
     except (RwkvError, OSError):
         return []
-
-
-def types(incomplete: str) -> list[str]:
-    """Types of weights."""
-    from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
-
-    return [kind for kind in WEIGHT_TYPES if kind.startswith(incomplete)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,27 +12,39 @@ from typing import Annotated
 import typer
 
 from rwkv_cli import __version__
-from rwkv_cli.cli.commands import models
 from rwkv_cli.cli.commands.bench import bench
 from rwkv_cli.cli.commands.chat import chat
 from rwkv_cli.cli.commands.export import export
 from rwkv_cli.cli.commands.generate import generate
 from rwkv_cli.cli.commands.info import info
+from rwkv_cli.cli.commands.models import app as models
 from rwkv_cli.cli.commands.pull import pull
 from rwkv_cli.cli.commands.quantize import quantize
 from rwkv_cli.cli.commands.state import app as state
+from rwkv_cli.cli.help_pages import Command, Group
+from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import RwkvError
 
 TERMINATED = 128 + signal.SIGTERM
 
+RUN, MODELS, MACHINE = "Run models", "Get and convert models", "This machine"
+
+_START = """\
+Run RWKV-7 language models on your own machine.
+
+To begin with:
+  rwkv chat                             Talk with the built-in model
+  rwkv generate -p "Once upon a time"   Continue a text
+  rwkv pull g1-0.1b                     Download a larger model, for -m g1-0.1b
+
+All commands and options: rwkv --help"""
+
 app = typer.Typer(
+    cls=Group,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help fits any width, and comes in half the time
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "terminal_width": min(shutil.get_terminal_size().columns, 80),
-    },
+    rich_markup_mode=None,  # see help_pages
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -41,43 +53,60 @@ def program(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Run RWKV-7 language models on your own machine."""
+    """Run RWKV-7 language models on your own machine.
+
+    Examples:
+        # Talk with the built-in model, or continue a text
+        rwkv chat
+        rwkv generate -p "Once upon a time"
+        # Download a larger model, and talk with it
+        rwkv pull g1-0.1b
+        rwkv chat -m g1-0.1b
+    """
     if version:
         typer.echo(f"rwkv {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(_START)
 
 
-for command in (chat, generate, pull, quantize, export, info, bench):
-    app.command()(command)
-app.add_typer(models.app, name="models")
-app.add_typer(state)
+for command, panel in (
+    (chat, RUN),
+    (generate, RUN),
+    (pull, MODELS),
+    (quantize, MODELS),
+    (export, MODELS),
+    (info, MACHINE),
+    (bench, MACHINE),
+):
+    app.command(cls=Command, rich_help_panel=panel)(command)
+app.add_typer(state, rich_help_panel=RUN)
+app.add_typer(models, rich_help_panel=MODELS)
 
 
 def main() -> None:
     """The entry point: run the command line of this process and exit with its code."""
     ui.prepare_streams()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that nothing half-written stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no half-written file is left
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line: its exit code, after a sentence on stderr if it failed.
 
-    0 success, 1 failure, 2 an option or argument that cannot be right, 130 interrupted.
+    0 success, 1 failure, 2 invalid options or arguments, 130 interrupted.
     """
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="rwkv", standalone_mode=False)
         sys.stdout.flush()
         return code or 0
     except RwkvError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error.worded(as_flag), error.exit_code)
     except typer.TyperException as error:
         return _fail(_sentence(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return ui.INTERRUPTED
-    except SystemExit as exit:  # what Typer makes of a reader that has gone: `rwkv info | head -1`
+    except SystemExit as exit:  # Typer's for a closed pipe: `rwkv info | head -1`
         ui.abandon_stdout()
         return 0 if isinstance(exit.__context__, BrokenPipeError) else int(exit.code or 0)
     except OSError as error:
@@ -87,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
         where = error.filename or "cannot write the output"
         return _fail(f"{where}: {(error.strerror or str(error)).lower()}", 1)
     except MemoryError:
-        return _fail("there is not enough memory for this", 1)
+        return _fail("not enough memory", 1)
     except Exception as error:
         if os.environ.get("RWKV_DEBUG") == "1":
             raise
@@ -101,8 +130,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _sentence(error: typer.TyperException) -> str:
-    """What Typer says of an option or argument that it cannot accept, in one sentence."""
+    """What is wrong with an option or argument, in one sentence, from Typer's message."""
     message = error.format_message().rstrip(".").replace("Value error, ", "")
+    message = message.replace(". Did you mean", "; did you mean")
+    message = re.sub(r" \(Possible options: (.*)\)$", r"; did you mean \1?", message)
     context = getattr(error, "ctx", None)
-    hint = f"; see {context.command_path} --help" if context else ""
+    hint = f" (see {context.command_path} --help)" if context else ""
     return message[:1].lower() + message[1:] + hint

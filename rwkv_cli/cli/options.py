@@ -1,27 +1,55 @@
-"""The options of the commands."""
+"""The options of the commands, each declared once, in the panels and the order of every help page.
+
+The options of sampling are in `sampling_options`. The names by which errors call the options are here too: an error
+names a field, and `as_flag` or `as_setting` spells it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rwkv_cli.cli import completion
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import SamplingOverrides
+from rwkv_cli.sampling_settings import NUMERIC_FIELDS
 
-Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to go on from.")]
+if TYPE_CHECKING:
+    from rwkv_cli.text.template import Template as PromptFormat
+
+INPUT, CONVERSATION, MODEL, STATE, OUTPUT = "Input", "Conversation", "Model", "State", "Output"
+SAMPLING = "Sampling (the defaults are the model's own: see rwkv info)"
+
+MAX_TOKENS = 256
+"""How long a generation is without --max-tokens."""
+
+# ----------------------------------------------------------------------------------------------- input, conversation
+
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt.", rich_help_panel=INPUT)
+]
+Text = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", metavar="TEXT", help="The text to read.", rich_help_panel=INPUT),
+]
 PromptFile = Annotated[
     str | None,
-    typer.Option("--prompt-file", "-f", metavar="FILE", help="Read it from a file; - is standard input."),
+    typer.Option(
+        "--prompt-file",
+        "-f",
+        metavar="FILE",
+        help="Read it from a file; - is standard input.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Batch = Annotated[
     str | None,
     typer.Option(
         "--batch",
         metavar="FILE",
-        help="Answer many prompts: one a line, or a JSON object a line in a .jsonl file; - is standard input.",
+        help="Answer many prompts: one per line, or one JSON object per line in a .jsonl file; - is standard input.",
+        rich_help_panel=INPUT,
     ),
 ]
 BatchSize = Annotated[
@@ -30,10 +58,68 @@ BatchSize = Annotated[
         "--batch-size",
         min=1,
         metavar="N",
-        help="Answer so many of them at once, on a GPU.",
+        help="How many to answer at once (GPU only).",
         show_default="64",
+        rich_help_panel=INPUT,
     ),
 ]
+
+
+def _template(default: str, panel: str, files: bool = True) -> Any:
+    own = " or a TOML file of your own" if files else ""
+    return typer.Option(
+        "--template",
+        metavar="NAME|FILE" if files else "NAME",
+        help=f"Prompt format: raw, story, dialogue, world, g1, qa, instruct{own}.",
+        show_default=default,
+        rich_help_panel=panel,
+    )
+
+
+Template = Annotated[str | None, _template("the model's own", INPUT)]
+ChatTemplate = Annotated[str | None, _template("the model's own", CONVERSATION)]
+DocumentTemplate = Annotated[str | None, _template("none: a document", INPUT)]
+ModelTemplate = Annotated[str | None, _template("guessed from its name", MODEL, files=False)]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Use the prompt unchanged (same as --template raw).", rich_help_panel=INPUT),
+]
+
+
+def _system(panel: str) -> Any:
+    return typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="System prompt, if the template supports one.",
+        rich_help_panel=panel,
+    )
+
+
+System = Annotated[str | None, _system(INPUT)]
+ChatSystem = Annotated[str | None, _system(CONVERSATION)]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Save the conversation under this name, or resume it.",
+        autocompletion=completion.states,
+        rich_help_panel=CONVERSATION,
+    ),
+]
+Think = Annotated[
+    str | None,
+    typer.Option(
+        "--think",
+        metavar="MODE",
+        help="How long a model that reasons may think: off, fast, on or long.",
+        rich_help_panel=CONVERSATION,
+    ),
+]
+Vi = Annotated[bool, typer.Option("--vi", help="Edit messages with vi keys.", rich_help_panel=CONVERSATION)]
+
+# ------------------------------------------------------------------------------------------------------------- model
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -41,184 +127,195 @@ Model = Annotated[
         "-m",
         envvar="RWKV_MODEL",
         metavar="PATH|NAME",
-        help="A model file, a published checkpoint (.pth, .gguf, Hugging Face folder) or a name.",
-        show_default="the one that comes with rwkv",
+        help="A model file, a checkpoint (.pth, .gguf, Hugging Face folder) or a name.",
+        show_default="the built-in gosling",
+        autocompletion=completion.models,
+        rich_help_panel=MODEL,
+    ),
+]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A model file, a checkpoint (.pth, .gguf, Hugging Face folder) or a name.",
         autocompletion=completion.models,
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        "--device", "-d", metavar="NAME", help="Where to compute: auto, cuda, cpu, or reference (slow)."
+        "--device",
+        "-d",
+        metavar="NAME",
+        help="Where to compute: auto, cuda, cpu or reference (slow).",
+        rich_help_panel=MODEL,
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", help="Threads of the CPU to use.", show_default="one a core"),
-]
-MaxTokens = Annotated[
-    int,
     typer.Option(
-        "--max-tokens", "-n", min=-1, metavar="N", help="Stop after this many tokens; -1: no limit."
-    ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help=r"Stop before this text, such as '\n'; repeatable."),
-]
-Template = Annotated[
-    str | None,
-    typer.Option(
-        "--template",
-        metavar="NAME|FILE",
-        help="The prompt format: raw, story, dialogue, world, g1, qa, instruct, or a file of your own, in TOML.",
-        show_default="the model's own",
-    ),
-]
-ChatTemplate = Annotated[
-    str | None,
-    typer.Option(
-        "--template",
-        metavar="NAME|FILE",
-        help="The form of the conversation: dialogue, world, g1, qa, ..., or a file of your own, in TOML.",
-        show_default="the model's own",
-    ),
-]
-Raw = Annotated[bool, typer.Option("--raw", help="Take the prompt as it is: --template raw.")]
-System = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="A system text, if the format has one.")
-]
-Name = Annotated[
-    str | None,
-    typer.Option(
-        "--name",
-        metavar="NAME",
-        help="Save the conversation under this name, or go on with it.",
-        autocompletion=completion.states,
-    ),
-]
-Think = Annotated[
-    str | None,
-    typer.Option(
-        "--think", metavar="MODE", help="How long to think, for models that do: off, fast, on or long."
-    ),
-]
-ChatMaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-tokens",
-        "-n",
-        min=-1,
+        "--threads",
         metavar="N",
-        help="End an answer after this many tokens; -1: no limit.",
-        show_default="4096",
+        help="CPU threads.",
+        show_default="one per core",
+        rich_help_panel=MODEL,
     ),
 ]
-ShowThinking = Annotated[
-    bool, typer.Option("--show-thinking/--hide-thinking", help="Show thoughts, or only how long they are.")
+WeightType = Annotated[
+    Literal["int8", "int4", "fp16", "fp32"],
+    typer.Option(
+        "--type",
+        "-t",
+        metavar="TYPE",
+        help="How weights are stored: int8, int4, fp16 or fp32.",
+        rich_help_panel=MODEL,
+    ),
 ]
-Markdown = Annotated[
-    bool,
-    typer.Option("--markdown/--no-markdown", help="Show bold, lists and the like, or the text as it is."),
+ExportType = Annotated[
+    Literal["bf16", "fp16", "fp32", "q8_0"] | None,
+    typer.Option(
+        "--type",
+        "-t",
+        metavar="TYPE",
+        help="How weights are stored: bf16, fp16, fp32 or q8_0.",
+        show_default="bf16; fp16 for gguf",
+        rich_help_panel=MODEL,
+    ),
 ]
-Vi = Annotated[bool, typer.Option("--vi", help="Edit with the keys of vi.")]
+
+# ------------------------------------------------------------------------------------------------------------- state
+
 State = Annotated[
     str | None,
     typer.Option(
         "--state",
         metavar="NAME|FILE",
-        help="Go on from a saved state; see rwkv state.",
+        help="Continue from a saved state; see rwkv state.",
         autocompletion=completion.states,
+        rich_help_panel=STATE,
     ),
 ]
 SaveState = Annotated[
     str | None,
-    typer.Option("--save-state", metavar="NAME|FILE", help="Save the state after the generated text."),
-]
-NoText = Annotated[bool, typer.Option("--no-text", help="Do not keep the text in the saved state.")]
-Compact = Annotated[
-    bool, typer.Option("--compact", help="Save in half the size, rounded: see docs/state-file.md.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace a state that exists.")]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Read a long prompt anew, and do not keep what was read.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Write a JSON object a token, and one at the end.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result, and errors.")]
-
-Temperature = Annotated[
-    float | None,
     typer.Option(
-        "--temperature",
-        "-t",
-        metavar="X",
-        help="Higher is more surprising; 0 always takes the likeliest token.",
+        "--save-state",
+        metavar="NAME|FILE",
+        help="Save the state after the generated text.",
+        rich_help_panel=STATE,
     ),
 ]
-TopP = Annotated[
-    float | None,
-    typer.Option("--top-p", metavar="X", help="Keep the likeliest tokens up to this probability in all."),
+NoText = Annotated[
+    bool,
+    typer.Option("--no-text", help="Do not keep the text in the saved state.", rich_help_panel=STATE),
 ]
-TopK = Annotated[
-    int | None, typer.Option("--top-k", metavar="N", help="Keep this many of the likeliest tokens; 0: all.")
+Compact = Annotated[
+    bool,
+    typer.Option(
+        "--compact", help="Save the state at half the size, rounded to float16.", rich_help_panel=STATE
+    ),
 ]
-MinP = Annotated[
-    float | None,
-    typer.Option("--min-p", metavar="X", help="Keep tokens with this part of the highest probability."),
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Do not use the prompt cache.", rich_help_panel=STATE)
 ]
-PresencePenalty = Annotated[
-    float | None,
-    typer.Option("--presence-penalty", metavar="X", help="Taken from the logit of each token seen."),
-]
-FrequencyPenalty = Annotated[
-    float | None,
-    typer.Option("--frequency-penalty", metavar="X", help="Taken from it again for each time it was seen."),
-]
-PenaltyDecay = Annotated[
-    float | None,
-    typer.Option("--penalty-decay", metavar="X", help="Each token, counts shrink by this factor (0.996)."),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="N", help="Same seed, same text; otherwise a new one each time."),
-]
-LogitBias = Annotated[
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def _max_tokens(default: int) -> Any:
+    return typer.Option(
+        "--max-tokens",
+        "-n",
+        min=-1,
+        metavar="N",
+        help="Stop after this many tokens; -1: no limit.",
+        show_default=str(default),
+        rich_help_panel=OUTPUT,
+    )
+
+
+MaxTokens = Annotated[int, _max_tokens(MAX_TOKENS)]
+ChatMaxTokens = Annotated[int | None, _max_tokens(4096)]
+Stop = Annotated[
     list[str] | None,
-    typer.Option("--logit-bias", metavar="ID=VALUE", help="Add VALUE to the logit of token ID; repeatable."),
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        help=r"Stop before this text, such as '\n'; repeatable.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-Ban = Annotated[
-    list[int] | None, typer.Option("--ban", metavar="ID", help="A token never to choose; repeatable.")
+ShowThinking = Annotated[
+    bool,
+    typer.Option(
+        "--show-thinking/--hide-thinking", help="Show only how long the model thinks.", rich_help_panel=OUTPUT
+    ),
 ]
+Markdown = Annotated[
+    bool,
+    typer.Option(
+        "--markdown/--no-markdown",
+        help="Show Markdown as plain text, without styles.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def _force(*names: str) -> Any:
+    return typer.Option(*names, help="Replace an existing file or state.", rich_help_panel=OUTPUT)
+
+
+Force = Annotated[bool, _force("--force")]
+ForceShort = Annotated[bool, _force("--force", "-f")]
+"""For commands without --prompt-file, which is -f elsewhere."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print only the result and errors.", rich_help_panel=OUTPUT),
+]
+
+# ----------------------------------------------------------------------------------- options in errors, and together
+
+_FLAGS: Mapping[str, str] = {"banned": "--ban", "weight_type": "--type", "keep_text": "--text"}
+"""Fields whose option is not called like them."""
+
+_CHAT_SETTINGS = frozenset({*NUMERIC_FIELDS, "seed", "max_tokens", "think", "show_thinking", "markdown"})
+
+
+def as_flag(field: str, value: str | None = None) -> str:
+    """A field of an error as an option: `--device cpu`, and for {keep_text=false} `--no-text`."""
+    flag = _FLAGS.get(field) or f"--{field.replace('_', '-')}"
+    if value == "false":
+        return flag.replace("--", "--no-", 1)
+    return flag if value in (None, "true") else f"{flag} {value}"
+
+
+def as_setting(field: str, value: str | None = None) -> str:
+    """A field of an error in a chat: `top-p` or `/set top-p 0.5`; what /set does not know is an option."""
+    if field not in _CHAT_SETTINGS:
+        return as_flag(field, value)
+    name = field.replace("_", "-")
+    return name if value is None else f"/set {name} {value}"
 
 
 def refuse_with(option: str, others: Mapping[str, Any]) -> None:
-    """Raise UsageError for any of the others that was given, if it is not None: it makes no sense with this option."""
+    """Raise UsageError if any of the others was given, that is, is not None: they cannot be combined with `option`."""
     for other, value in others.items():
         if value is not None:
             raise UsageError(f"give either {option} or {other}, not both")
 
 
-def sampling(logit_bias: Sequence[str] | None, ban: Sequence[int] | None, **given: Any) -> SamplingOverrides:
-    """The fields of `SamplingSettings` that were chosen; what is None was not.
+def parse_template(name_or_file: str | None) -> PromptFormat | None:
+    """The value of --template; None if it was not given. Raises UsageError for an unknown or malformed template."""
+    if name_or_file is None:
+        return None
+    from rwkv_cli.text.template_file import open_template
 
-    Raises UsageError for what cannot be right: that should not be said only after a large model was loaded.
-    """
-    from rwkv_cli.sampling_settings import SamplingSettings
-
-    banned = frozenset(ban) if ban else None
-    fields = {**given, "logit_bias": _parse_logit_bias(logit_bias), "banned": banned}
-    chosen = {name: value for name, value in fields.items() if value is not None}
-    SamplingSettings(**chosen)
-    return SamplingOverrides(**chosen)  # type: ignore[typeddict-item]
+    return open_template(name_or_file)
 
 
-def _parse_logit_bias(pairs: Sequence[str] | None) -> dict[int, float] | None:
-    """The values of --logit-bias, by token; None for none. Raises UsageError for one that is no ID=VALUE."""
-    biases = {}
-    for pair in pairs or ():
-        token, _, value = pair.partition("=")
-        try:
-            biases[int(token)] = float(value)
-        except ValueError:
-            raise UsageError(f"--logit-bias is {pair!r}: it must be ID=VALUE, such as 42=-1.5") from None
-    return biases or None
+def parse_system(text: str | None) -> str | None:
+    """The value of --system; None if it was not given. Raises UsageError unless it is UTF-8."""
+    from rwkv_cli.cli.prompt import checked_text
+
+    return None if text is None else checked_text(text, "system prompt")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # what some editors on Windows begin a file with
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it at the beginning of a file
 
 
 def read_prompt(text: str | None, file: str | None, optional: bool = False) -> str:
     """The prompt of --prompt, of --prompt-file ("-" is standard input) or, without both, of standard input.
 
-    One newline at the end of a file is its editor's and not the user's. Where a prompt is `optional`, there is none if
-    standard input is a terminal. Raises UsageError where there is no
-    prompt, where there are two, and where it is no text.
+    One newline at the end of a file is dropped: the editor put it there, not the user. An `optional` prompt is empty
+    if standard input is a terminal. Raises UsageError if there is no prompt, if both options are given, and for text
+    that is not UTF-8.
     """
     if text is not None and file is not None:
         raise UsageError("give either --prompt or --prompt-file, not both")
@@ -27,20 +28,27 @@ def read_prompt(text: str | None, file: str | None, optional: bool = False) -> s
     if file is None and (sys.stdin is None or ui.is_terminal(sys.stdin)):
         if optional:
             return ""
-        raise UsageError('there is no prompt; try: rwkv generate --prompt "Once upon a time"')
+        raise UsageError("no prompt given: use --prompt TEXT, --prompt-file FILE or a pipe")
     data = _read(file or "-").removeprefix(_BYTE_ORDER_MARK)
     return re.sub(r"\r?\n\Z", "", _decoded(data, "prompt"))
 
 
+def parse_stops(texts: Sequence[str]) -> list[str]:
+    r"""The stop strings of --stop, in which \n, \t, \r and \\ are written as escapes. Raises UsageError."""
+    stops = [_unescaped(checked_text(text, "stop string")) for text in texts]
+    if "" in stops:
+        raise UsageError("a stop string is empty: it must have at least one character")
+    return stops
+
+
 def checked_text(text: str, what: str) -> str:
-    """An argument of the command line, unless its bytes were no UTF-8, which Python keeps as surrogates."""
+    """An argument of the command line. Raises UsageError unless it was UTF-8: other bytes became surrogates."""
     return _decoded(
         text.encode("utf-8", "surrogatepass" if sys.platform == "win32" else "surrogateescape"), what
     )
 
 
-def unescaped(text: str) -> str:
-    r"""Text with \n, \t, \r and \\ as the characters that they stand for, which are hard to type."""
+def _unescaped(text: str) -> str:
     return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], text)
 
 

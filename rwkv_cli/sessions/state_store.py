@@ -1,16 +1,16 @@
-"""States by name, in a folder of the user's; and locks, so that two programs do not write one state at once.
+"""States by name, in the user's data folder; and locks, so that two programs do not write one state at once.
 
-No name leaves the folder: it has letters, digits, spaces, and dots, dashes and underscores inside. Names that differ
-only in case mean the same state, as they do on some systems anyway.
+A name cannot lead out of the folder: it consists of letters, digits, spaces and . - _ only. Names that differ only in
+case mean the same state, since on some systems they are the same file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,32 +19,33 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.reporting import did_you_mean
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import SavedState, is_state_file
 
 SUFFIX = ".safetensors"
 LONGEST_NAME = 100
 
-_LONGEST_NAME_BYTES = 200  # with a suffix, what file systems allow
-# Windows has devices of these names, whatever follows the first dot.
+_LONGEST_NAME_BYTES = 200  # file systems allow no more, with a suffix
+# Reserved by Windows, whatever follows the first dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE | re.DOTALL)
 
 
 def folder() -> Path:
-    """Where named states are kept."""
+    """The folder of named states, which need not exist."""
     return paths.data_folder() / "states"
 
 
 def resolve(name_or_path: str) -> Path:
-    """The file that a user means, whether it is there or not.
+    """The file that a user means, whether it exists or not.
 
-    What has a separator or ends in .safetensors is a path; anything else is a name in the store, unless only a state
-    file in the current folder is called that. Raises UsageError for a name that cannot be one.
+    A text with a separator, or that ends in .safetensors, is a path; anything else is a name in the store, unless the
+    only state of that name is a file in the current folder. Raises UsageError for an invalid name.
     """
     if is_path(name_or_path):
         try:
             return Path(name_or_path).expanduser()
-        except RuntimeError as error:  # "~nobody/..."
+        except RuntimeError as error:  # the home folder of an unknown user
             raise UsageError(f"{name_or_path}: {str(error).lower()}") from None
     path = _named(name_or_path)
     here = Path(name_or_path)
@@ -58,17 +59,16 @@ def is_path(name_or_path: str) -> bool:
 
 
 def find(name_or_path: str) -> Path:
-    """The file of a state that is there. Raises StateError where none is, with a name that is near."""
+    """The file of an existing state. Raises StateError if there is none, with the names that are near."""
     path = resolve(name_or_path)
     if path.exists():
-        if not (path.is_file() or path.is_dir()):  # nobody may wait for what a pipe never says
-            raise StateError(f"{path} is no regular file")
+        if not (path.is_file() or path.is_dir()):  # a pipe would block, perhaps for ever
+            raise StateError(f"{path} is not a regular file")
         return path
     if path.parent != folder():
-        raise StateError(f"there is no state file {path}")
-    near = difflib.get_close_matches(name_or_path.casefold(), names(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ": rwkv state list shows those that there are"
-    raise StateError(f"there is no state named {name_or_path}{hint}")
+        raise StateError(f"no such state file: {path}")
+    hint = did_you_mean(name_or_path, names()) or ": `rwkv state list` lists the states"
+    raise StateError(f"unknown state {name_or_path}{hint}")
 
 
 def names() -> list[str]:
@@ -77,7 +77,7 @@ def names() -> list[str]:
 
 
 def _entries() -> dict[str, Path]:
-    """The files in the store by name; on some systems a file's name is another spelling of the same characters."""
+    """The files in the store by name, in NFC; some systems spell the same characters differently."""
     try:
         files = [file for file in folder().iterdir() if file.suffix == SUFFIX]
     except OSError:
@@ -86,12 +86,12 @@ def _entries() -> dict[str, Path]:
 
 
 def name_of(path: Path) -> str:
-    """The name under which a file is in the store; for a file elsewhere, its own without the suffix."""
+    """The name of a file in the store; of a file elsewhere, its own name without the suffix."""
     return unicodedata.normalize("NFC", path.name.removesuffix(SUFFIX))
 
 
 def prepare(path: Path) -> None:
-    """Make the store's folder, for nobody else to read, if that is where this file is to be."""
+    """Create the store's folder, readable by its owner only, if that is where this file goes."""
     if path.parent != folder():
         return
     try:
@@ -109,18 +109,16 @@ def save(path: Path, saved: SavedState, compact: bool = False) -> None:
 
 
 def rename(source: str, target: str) -> Path:
-    """Give a state in the store another name.
-
-    Raises StateError where it is not there, UsageError where the name is taken.
-    """
+    """Rename a state in the store. Raises StateError if it does not exist, UsageError if the new name is taken."""
     old, taken = _named(source), _named(target)
     new = folder() / f"{_checked(target)}{SUFFIX}"
     if not old.exists():
         find(source)
     with lock(old), contextlib.nullcontext() if taken == old else lock(new):
-        if taken != old and taken.exists():  # the same one may be given another case
+        if taken != old and taken.exists():  # but only the case of a name may change
             raise UsageError(
-                f"there is a state named {name_of(taken)} already: remove it first, or take another name"
+                f"a state named {name_of(taken)} exists: choose another name, or delete it with: "
+                f"rwkv state rm {shlex.quote(name_of(taken))}"
             )
         try:
             old.rename(new)
@@ -130,10 +128,10 @@ def rename(source: str, target: str) -> Path:
 
 
 def remove(name_or_path: str) -> Path:
-    """Remove a state, named or a file. Raises StateError for what is not there or no state."""
+    """Delete a state, by name or path. Raises StateError if it does not exist, or is not a state."""
     path = find(name_or_path)
     if path.parent != folder() and not is_state_file(path):
-        raise StateError(f"{path} is no state file: it stays")
+        raise StateError(f"{path} is not a state file, so it is not deleted")
     with lock(path):
         try:
             path.unlink()
@@ -144,10 +142,10 @@ def remove(name_or_path: str) -> Path:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Keep a state for this program, for as long as it may write it.
+    """Hold the lock on a state, for as long as this program may write it.
 
-    Raises StateError at once, with the number of the process, where another program has it; StorageError where no lock
-    can be made. A lock ends with its program, however that ends.
+    Raises StateError at once, with the process number, if another program holds it; StorageError if the lock cannot be
+    created. A lock ends with its program, however that ends.
     """
     from filelock import FileLock, Timeout
 
@@ -159,7 +157,7 @@ def lock(path: Path) -> Iterator[None]:
         held.acquire()
     except Timeout:
         raise StateError(
-            f"the state {name_of(path)} is open in another rwkv{_told(holder)}: close that, or use another name"
+            f"the state {name_of(path)} is open in another rwkv{_holder(holder)}: close that, or use another name"
         ) from None
     except OSError as error:
         raise storage_error(file, error) from None
@@ -174,15 +172,15 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def _lock_file(path: Path) -> Path:
-    """Beside the store and not beside the state, so that nothing is left in the folders of others."""
+    """In the data folder and not next to the state, so that no lock files are left in other folders."""
     real = path.resolve()
     key = unicodedata.normalize("NFC", str(real)).casefold().encode("utf-8", "surrogateescape")
     return paths.data_folder() / "locks" / f"{hashlib.sha256(key).hexdigest()[:32]}.lock"
 
 
-def _told(holder: Path) -> str:
+def _holder(file: Path) -> str:
     try:
-        number = holder.read_text(encoding="ascii")
+        number = file.read_text(encoding="ascii")
     except (OSError, ValueError):
         return ""
     return f" (process {int(number)})" if number.isdigit() and len(number) < 12 else ""
@@ -204,16 +202,16 @@ def _checked(name: str) -> str:
 
 
 def _fault(name: str) -> str | None:
-    """What is wrong with a name."""
+    """What is wrong with a name; None for a valid one."""
     if not name:
         return "the name is empty"
     if len(name) > LONGEST_NAME or len(name.encode("utf-8", "replace")) > _LONGEST_NAME_BYTES:
-        return f"a name has at most {LONGEST_NAME} characters, and {_LONGEST_NAME_BYTES} bytes"
+        return f"names have at most {LONGEST_NAME} characters, and {_LONGEST_NAME_BYTES} bytes"
     wrong = next((c for c in name if not (c in " ._-" or unicodedata.category(c)[0] in "LMN")), None)
     if wrong is not None:
-        return f"{wrong!r} is no letter, digit, space, dot, dash or underscore"
+        return f"names may contain only letters, digits, spaces and . - _ (found {wrong!r})"
     if name[0] in " .-" or unicodedata.category(name[0])[0] == "M" or name[-1] in " .":
-        return "a name begins with a letter, digit or underscore, and ends with none of space and dot"
+        return "names begin with a letter, digit or underscore, and do not end with a space or dot"
     if _DEVICES.fullmatch(name):
-        return "Windows has a device of this name"
+        return "reserved by Windows"
     return None

@@ -99,24 +99,30 @@ def test_a_known_model_that_is_not_here_says_where_it_is(name):
 @pytest.mark.parametrize(
     ("name", "near"), [("goslin", "gosling"), ("wolrd-0.1b", "world-0.1b"), ("G1-0.1", "g1-0.1b")]
 )
-def test_a_name_with_a_slip_is_put_right(name, near):
-    with pytest.raises(UsageError, match=f"there is no model named {name}; did you mean {near}"):
+def test_a_name_with_a_typo_is_corrected(name, near):
+    with pytest.raises(UsageError, match=f"unknown model {name}; did you mean {near}"):
         locate(name)
 
 
-def test_a_name_like_no_other_gets_the_list():
+def test_at_most_three_names_are_suggested():
+    with pytest.raises(UsageError, match=r"unknown model world-0\.2b; did you mean [^,]*, [^,]* or [^,]*\?$"):
+        locate("world-0.2b")
+
+
+def test_a_name_like_no_other_gets_examples():
     with pytest.raises(
-        UsageError, match=r"no model named xyzzy: give a path or one of .*gosling.*world-2\.9b"
+        UsageError, match=r"^unknown model xyzzy: give a path, or a name such as gosling or world-0\.1b$"
     ):
         locate("xyzzy")
+    assert all(name in entries() for name in ("gosling", "world-0.1b"))
 
 
 @pytest.mark.parametrize("path", ["model.pth", "folder/model", "/no/where", "./gosling"])
 def test_what_looks_like_a_path_is_a_missing_file(path):
-    with pytest.raises(CheckpointError, match=f"there is no file {path}"):
+    with pytest.raises(CheckpointError, match=f"no such file: {path}"):
         locate(path)
     if "/" not in path or path.startswith("/"):
-        with pytest.raises(CheckpointError, match=f"there is no file {path}"):
+        with pytest.raises(CheckpointError, match=f"no such file: {path}"):
             locate(Path(path))
 
 
@@ -154,7 +160,7 @@ def test_the_users_file_is_merged_field_by_field(own):
         ("[a]\nfile = '/etc/passwd'", 2, "the name of a file in the repository"),
         ("[a]\nfile = 'a\\b'", 2, "the name of a file in the repository"),
         ("[a]\nrevision = 'a b'", 2, "a branch"),
-        ("[a]\nurl = 'file:///etc/passwd'", 2, "an address"),
+        ("[a]\nurl = 'file:///etc/passwd'", 2, "a URL"),
         ("[a]\ntemplate = 'none'", 2, "one of raw"),
         ("[a]\nsampling = { temperature = 'hot' }", 2, "a table of sampling settings"),
         ("[a]\nsampling = { temperature = -1 }", 2, "a table of sampling settings"),
@@ -182,11 +188,11 @@ def test_what_is_wrong_in_it_is_told_with_the_line(own, text, line, message):
     [
         ("[a\n", "is not TOML: .*line 1"),
         ("[a]\nx = 1\nx = 2", "is not TOML: .*line 3"),
-        ("[a]", r"\[a\] says neither in which repository"),
+        ("[a]", r"\[a\] has neither a repository nor a url"),
         ("[a]\nurl = 'https://x.y/z'\nrepository = 'o/r'", r"\[a\] has both a url and a repository"),
         ("[a]\nfile = 'x'", r"\[a\] has a file but no repository"),
         ("x = " + "[" * 5000, "is (nested too deeply|not TOML)"),
-        ("#" * 2_000_000, "larger than any list"),
+        ("#" * 2_000_000, "too large for a list"),
     ],
 )
 def test_what_else_may_be_wrong(own, text, message):
@@ -273,7 +279,7 @@ def test_a_name_of_a_reference_stays_in_its_folder(text):
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "A B", "a\\b", "x" * 90, ".x", "nul", "a..b"])
 def test_names_that_would_leave_the_store(name):
-    with pytest.raises(UsageError, match="is no name of a model"):
+    with pytest.raises(UsageError, match="is not a valid model name"):
         model_store.path_of(name)
     assert model_store.find(name) is None
 

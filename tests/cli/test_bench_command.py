@@ -83,7 +83,7 @@ def test_more_than_the_limit_is_explained(capsys, share, is_noted):
     bench.show({"machine": "x"}, {"prefill": [], "decode": decode, "memory": memory, "long": None})
     found = rows(capsys.readouterr().out)
     assert found["decode 1"].strip() == "1,234.5 tokens/s"
-    expected = f"1.0 MB a token, read at 1.2 kB/s: {round(100 * share)} % of the dense limit"
+    expected = f"1.0 MB per token, read at 1.2 kB/s: {round(100 * share)} % of the dense limit"
     assert found["memory"].strip() == expected
     assert ("note" in found) == is_noted
 

@@ -108,11 +108,11 @@ def test_a_slash_may_be_sent(play):
         ("/save a/../b", "cannot write"),
         ("/save a:b", "a state cannot be named 'a:b'"),
         ("/load", "give a name or a file"),
-        ("/load nothing", "there is no state named nothing"),
+        ("/load nothing", "unknown state nothing"),
         ("/fork", "give the branch a name"),
         ("/system Be brief.", "no place for a system text"),
         ("/set temprature 5", "unknown setting 'temprature' (did you mean temperature?)"),
-        ("/set top-p 5", "--top-p is 5: it must be between 0 and 1"),
+        ("/set top-p 5", "rwkv: top-p is 5: it must be between 0 and 1"),
         ("/set top-p x", "top-p is 'x': it must be a number, or default"),
         ("/set top-k 1.5", "top-k is '1.5': it must be a whole number"),
         ("/set top-p", "give it a value: /set top-p NUMBER"),
@@ -337,7 +337,7 @@ def test_load(play):
     assert chat.session.path is None
     assert chat.conversation.text.startswith("A book.\n\nUser: three")
     assert "talk: 1 turn" in err
-    assert "talk is already open" in err
+    assert "talk is the current conversation" in err
     assert len(state_file.load(state_store.find("talk")).conversation["turns"]) == 2
     opened(name="talk").close()
 
@@ -590,9 +590,9 @@ def test_commands_in_a_pipe_speak_on_stderr(rwkv):
         (("--system", "x"), b"", "no place for a system text", 2),
         (("--top-p", "2"), b"", "--top-p is 2", 2),
         (("--name", "a:b"), b"", "cannot be named 'a:b'", 2),
-        (("--state", "none"), b"", "there is no state named none", 1),
+        (("--state", "none"), b"", "unknown state none", 1),
         (("--no-text",), b"", "--no-text is for --name", 2),
-        (("-m", "missing.pth"), b"", "there is no file", 1),
+        (("-m", "missing.pth"), b"", "no such file", 1),
     ],
 )
 def test_what_cannot_be_right_is_one_sentence(rwkv, tmp_path, monkeypatch, arguments, stdin, said, code):

@@ -83,11 +83,25 @@ def test_version(rwkv):
     assert rwkv("--version").out == f"rwkv {__version__}\n"
 
 
-def test_no_command_shows_the_commands(rwkv):
-    result = rwkv()
+def test_help_shows_the_commands(rwkv):
+    result = rwkv("--help")
     assert "quantize" in result.out
     assert (result.code, result.err) == (0, "")
-    assert "no such command 'chatt'" in rwkv("chatt").sentence
+
+
+def test_a_typo_gets_the_nearest_name(rwkv):
+    said = "no such command 'chatt'; did you mean 'chat'? (see rwkv --help)"
+    assert (rwkv("chatt").code, rwkv("chatt").sentence) == (2, said)
+    said = "no such option: --devise; did you mean --device? (see rwkv info --help)"
+    assert rwkv("info", "--devise", "cpu").sentence == said
+
+
+def test_the_model_may_be_an_option(rwkv, tiny_model, monkeypatch):
+    monkeypatch.setenv("RWKV_MODEL", str(paths.EMBEDDED_MODEL))
+    assert facts(rwkv, "-m", tiny_model)["model"] == facts(rwkv, tiny_model)["model"]
+    said = "give either MODEL or --model, not both"
+    result = rwkv("info", tiny_model, "--model", tiny_model)
+    assert (result.code, result.sentence) == (2, said)
 
 
 # --------------------------------------------------------------------------------------------------- the machine
@@ -116,7 +130,7 @@ def test_gpus(monkeypatch):
         probe.GpuFacts("T4", (7, 5), 15 * 10**9, "12.4"),
     )
     monkeypatch.setattr(probe, "gpus", lambda: found)
-    assert machine.gpus() == [
+    assert probe.described() == [
         "NVIDIA H100, compute capability 9.0, 85.0 GB, driver for CUDA 13.0",
         "T4, compute capability 7.5, 15.0 GB, driver for CUDA 12.4",
     ]

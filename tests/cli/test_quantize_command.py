@@ -98,13 +98,13 @@ def test_a_file_that_exists_is_replaced_only_by_force(rwkv, folder):
         (("my.gguf", "my.gguf"), 2, "is the model itself"),
         (("my.gguf", "my.gguf", "--force"), 2, "is the model itself"),
         (("my.hf", "my.hf/model.safetensors", "--force"), 2, "is the model itself"),
-        (("my.gguf", "/dev/null", "--force"), 2, "no file that could be replaced"),
+        (("my.gguf", "/dev/null", "--force"), 2, "is not a regular file, so it cannot be replaced"),
         (("my.gguf", "missing/out"), 1, "the folder missing does not exist"),
         (("my.gguf", "my.model.pth/out"), 1, "cannot write my.model.pth/out"),
         (("my.gguf", "--type", "int3"), 2, "'int3' is not one of 'int8', 'int4', 'fp16', 'fp32'"),
         (("my.gguf", "--template", "wrold"), 2, "did you mean world?"),
-        (("gosling",), 2, "is a model file of the type int8 already"),
-        (("missing.pth",), 1, "there is no file missing.pth"),
+        (("gosling",), 2, "is a model file of type int8 already"),
+        (("missing.pth",), 1, "no such file: missing.pth"),
         (("gozling",), 2, "did you mean gosling?"),
         (("g1-0.1b",), 1, "is not on this machine"),
         (("empty",), 1, "is empty"),
@@ -156,8 +156,8 @@ def test_no_permission(rwkv, folder):
 SLOWLY = """
 import time
 from rwkv_cli.files import weight_layouts
-store = quantize.store
-quantize.store = lambda *arguments: (time.sleep(0.05), store(*arguments))[1]
+store = weight_layouts.store
+weight_layouts.store = lambda *arguments: (time.sleep(0.05), store(*arguments))[1]
 from rwkv_cli.cli.main import main
 main()
 """

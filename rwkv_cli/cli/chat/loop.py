@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rwkv_cli.cli.chat.input import Reader, unechoed
 from rwkv_cli.cli.chat.view import View
+from rwkv_cli.cli.options import as_setting
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.progress import counting
 from rwkv_cli.engine.generate import Usage
@@ -217,7 +218,7 @@ class Chat:
             self.totals.prompt_tokens += answer.usage.prompt_tokens
 
     def _fail(self, error: RwkvError) -> None:
-        ui.error(str(error))
+        ui.error(error.worded(as_setting))
         self._failed = True
 
 

@@ -12,29 +12,57 @@ from rwkv_cli.cli import options
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
 
+_MEASUREMENT = "Measurement"
+
 
 def bench(
+    *,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     prefill: Annotated[
         list[str] | None,
-        typer.Option(metavar="N,...", help="Read prompts of so many tokens; repeatable.", show_default="512"),
+        typer.Option(
+            metavar="N,...",
+            help="Prompt length in tokens; several, or repeatable.",
+            show_default="512",
+            rich_help_panel=_MEASUREMENT,
+        ),
     ] = None,
-    decode: Annotated[int, typer.Option(metavar="N", help="Decode so many tokens, one by one.")] = 128,
-    repeat: Annotated[int, typer.Option(metavar="N", help="Measure each so many times.")] = 5,
+    decode: Annotated[
+        int,
+        typer.Option(metavar="N", help="Tokens to decode, one at a time.", rich_help_panel=_MEASUREMENT),
+    ] = 128,
+    repeat: Annotated[
+        int,
+        typer.Option(metavar="N", help="Repetitions of each measurement.", rich_help_panel=_MEASUREMENT),
+    ] = 5,
     long: Annotated[
-        bool, typer.Option("--long", help="Also decode 50,000 tokens, to compare the last with the first.")
+        bool,
+        typer.Option(
+            "--long",
+            help="Also decode 50,000 tokens, to compare the last ones with the first.",
+            rich_help_panel=_MEASUREMENT,
+        ),
     ] = False,
     long_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Also decode N tokens, like --long.")
+        int | None,
+        typer.Option(metavar="N", help="Like --long, with N tokens.", rich_help_panel=_MEASUREMENT),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure how fast a model reads and writes on this machine.
+    """Measure how fast a model runs on this machine.
 
-    Decoding is compared with the speed of the memory, measured in the same seconds: see docs/benchmarking.md.
+    Decoding is compared with the memory bandwidth, which is measured at the same time: see docs/benchmarking.md.
+
+    Examples:
+        # The built-in model
+        rwkv bench
+        # A model that was pulled, with prompts of three lengths
+        rwkv bench -m g1-0.1b --prefill 64,512,2048
+        # Does the speed stay the same in a long text?
+        rwkv bench --long
     """
     from rwkv_cli import machine
     from rwkv_cli.cli.reports.bench import show
@@ -63,16 +91,14 @@ def bench(
     }
     measured = summary(backend, plan, results)
     if json:
-        from json import dumps
-
-        typer.echo(dumps(facts | measured, ensure_ascii=False, indent=2))
+        ui.write_json(facts | measured)
     else:
         show(facts, measured)
     raise typer.Exit(ui.INTERRUPTED if results.interrupted else 0)
 
 
 def _numbers(lists: Sequence[str]) -> list[int]:
-    """The sizes of --prefill, in their order, each once."""
+    """The lengths of --prefill, in their order, each once."""
     try:
         return list(dict.fromkeys(int(part) for text in lists for part in text.split(",")))
     except ValueError:
@@ -81,6 +107,6 @@ def _numbers(lists: Sequence[str]) -> list[int]:
 
 
 def _show(text: str, quiet: bool) -> None:
-    """One line on a terminal, in place of the one before; it only changes while no clock runs."""
+    """One line on a terminal that replaces the previous one; it changes only while nothing is being timed."""
     if ui.is_animated(sys.stderr) and not quiet:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

@@ -4,69 +4,61 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from rwkv_cli.cli import options
+from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling_settings import SamplingOverrides
+
+if TYPE_CHECKING:
+    from rwkv_cli.cli.chat.start import Request
 
 
+@with_sampling
 def chat(
+    *,
     name: options.Name = None,
-    state: options.State = None,
+    template: options.ChatTemplate = None,
+    system: options.ChatSystem = None,
+    think: options.Think = None,
+    vi: options.Vi = False,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
-    system: options.System = None,
-    template: options.ChatTemplate = None,
-    think: options.Think = None,
+    sampling: SamplingOverrides,
+    state: options.State = None,
+    no_text: options.NoText = False,
     max_tokens: options.ChatMaxTokens = None,
     show_thinking: options.ShowThinking = True,
     markdown: options.Markdown = True,
-    vi: options.Vi = False,
-    no_text: options.NoText = False,
     quiet: options.Quiet = False,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    presence_penalty: options.PresencePenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    penalty_decay: options.PenaltyDecay = None,
-    seed: options.Seed = None,
-    logit_bias: options.LogitBias = None,
-    ban: options.Ban = None,
 ) -> None:
-    """Talk with a model; /help lists what else can be done.
+    """Talk with a model.
 
-    With --name, the conversation is saved after every answer, and the same command goes on with it.
-    A pipe gives a message a line, and gets an answer for each.
+    In the chat, /help lists the commands. With --name, the conversation is saved after every answer, and the same
+    command resumes it. Through a pipe, every line is a message, and gets an answer.
+
+    Examples:
+        # Talk with the built-in model
+        rwkv chat
+        # Talk with a model that was pulled; leave and come back
+        rwkv chat -m g1-0.1b --name ideas
+        # Ask about a text that was read before
+        rwkv chat --state book
+        # Send one message from a script
+        echo "Hello there" | rwkv chat --quiet
     """
-    from rwkv_cli.cli.chat.start import Request, run
-    from rwkv_cli.cli.prompt import checked_text
+    from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
-    from rwkv_cli.text.template_file import open_template
 
     if no_text and name is None:
-        raise UsageError("--no-text is for --name, which is not there")
-    sampling = options.sampling(
-        logit_bias,
-        ban,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        penalty_decay=penalty_decay,
-        seed=seed,
+        raise UsageError("--no-text needs --name")
+    choices = Choices(
+        options.parse_template(template), options.parse_system(system), think, max_tokens, sampling
     )
-    layout = open_template(template) if template else None
-    system = None if system is None else checked_text(system, "system text")
-    choices = Choices(layout, system, think, max_tokens, sampling)
-    _leave_in_order()
     request = Request(
         choices=choices,
         name=name,
@@ -80,31 +72,28 @@ def chat(
         vi=vi,
         quiet=quiet,
     )
-    raise typer.Exit(run(request))
+    _run(request)
 
 
 def open_chat(
     state: str,
-    model: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    template: str | None = None,
-    sampling: Mapping[str, Any] | None = None,
-    quiet: bool = False,
+    model: str | None,
+    device: str,
+    threads: int | None,
+    sampling: SamplingOverrides,
+    quiet: bool,
 ) -> NoReturn:
-    """Open a chat on a saved state, which stays as it is. Raises typer.Exit at its end."""
-    from rwkv_cli.cli.chat.start import Request, run
+    """Open a chat on a saved state, which does not change. Raises typer.Exit at its end."""
+    from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
-    from rwkv_cli.text.template_file import open_template
 
-    choices = Choices(open_template(template) if template else None, sampling=dict(sampling or {}))
-    _leave_in_order()
-    raise typer.Exit(
-        run(Request(choices, state=state, model=model, device=device, threads=threads, quiet=quiet))
-    )
+    choices = Choices(sampling=sampling)
+    _run(Request(choices, state=state, model=model, device=device, threads=threads, quiet=quiet))
 
 
-def _leave_in_order() -> None:
-    """A terminal that is closed ends the chat like any other end: its locks are given up."""
-    if hasattr(signal, "SIGHUP"):
+def _run(request: Request) -> NoReturn:
+    from rwkv_cli.cli.chat.start import run
+
+    if hasattr(signal, "SIGHUP"):  # a terminal that is closed ends the chat in order: its locks are released
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
+    raise typer.Exit(run(request))

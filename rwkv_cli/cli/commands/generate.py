@@ -1,102 +1,94 @@
-"""`rwkv generate`: text that goes on from a prompt."""
+"""`rwkv generate`: text from a prompt."""
 
 from __future__ import annotations
 
 import typer
 
 from rwkv_cli.cli import options
+from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling_settings import SamplingOverrides
 
 
+@with_sampling
 def generate(
+    *,
     prompt: options.Prompt = None,
     prompt_file: options.PromptFile = None,
     batch: options.Batch = None,
     batch_size: options.BatchSize = None,
-    model: options.Model = None,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    max_tokens: options.MaxTokens = 256,
-    stop: options.Stop = None,
     template: options.Template = None,
     raw: options.Raw = False,
     system: options.System = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    sampling: SamplingOverrides,
     state: options.State = None,
     save_state: options.SaveState = None,
     no_text: options.NoText = False,
     compact: options.Compact = False,
-    force: options.Force = False,
     no_cache: options.NoCache = False,
+    max_tokens: options.MaxTokens = options.MAX_TOKENS,
+    stop: options.Stop = None,
+    force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    presence_penalty: options.PresencePenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    penalty_decay: options.PenaltyDecay = None,
-    seed: options.Seed = None,
-    logit_bias: options.LogitBias = None,
-    ban: options.Ban = None,
 ) -> None:
-    """Generate text that goes on from a prompt.
+    """Generate text from a prompt.
 
-    The prompt comes from --prompt, --prompt-file or standard input, the text goes to standard output.
-    With --batch there are many prompts, and an answer is one JSON object a line: see docs/batch.md.
-    Of the sampling options, from --temperature on, those that are not given are the model's own: see rwkv info.
+    The prompt comes from --prompt, --prompt-file or standard input; the text goes to standard output. With --json,
+    every token is a JSON object on a line of its own, and the last line has the totals. With --batch, there are many
+    prompts, and every answer is one line of JSON: see docs/batch.md.
+
+    Examples:
+        # Continue a text with the built-in model
+        rwkv generate -p "Once upon a time"
+        # Ask a model that was pulled, and take the likeliest answer
+        rwkv generate -m g1-0.1b -p "Why is the sky blue?" -t 0
+        # Read a file once, and ask about it as often as you like
+        rwkv state save book --prompt-file book.txt
+        rwkv generate --state book -p "Who is the hero?"
+        # Answer every line of a file
+        rwkv generate --batch questions.txt > answers.jsonl
     """
     from rwkv_cli.cli.commands.one_generation import Request, run
-    from rwkv_cli.cli.prompt import checked_text, read_prompt, unescaped
-    from rwkv_cli.text.stop_strings import StopFilter
-    from rwkv_cli.text.template_file import open_template
+    from rwkv_cli.cli.prompt import parse_stops, read_prompt
 
     if raw and template:
         raise UsageError("give either --raw or --template, not both")
     if save_state is None and (no_text or compact or force):
-        raise UsageError("--no-text, --compact and --force are for --save-state, which is not there")
+        raise UsageError("--no-text, --compact and --force need --save-state")
     if batch is not None:
-        others = {"--prompt": prompt, "--prompt-file": prompt_file, "--state": state}
-        options.refuse_with("--batch", others | {"--save-state": save_state})
+        others = {
+            "--prompt": prompt,
+            "--prompt-file": prompt_file,
+            "--state": state,
+            "--save-state": save_state,
+        }
+        options.refuse_with("--batch", others)
         if json:
-            raise UsageError("--batch writes JSON lines anyway: leave --json out")
+            raise UsageError("--batch prints JSON lines anyway: leave out --json")
     elif batch_size is not None:
-        raise UsageError("--batch-size is for --batch, which is not there")
-    template = "raw" if raw else template
-    layout = open_template(template) if template else None
-    system = None if system is None else checked_text(system, "system text")
-    stops = [unescaped(checked_text(each, "stop string")) for each in stop or ()]
-    chosen = options.sampling(
-        logit_bias,
-        ban,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        penalty_decay=penalty_decay,
-        seed=seed,
-    )
-    StopFilter(stops)  # before a large model is loaded, or even quantized
+        raise UsageError("--batch-size needs --batch")
     request = Request(
+        template=options.parse_template("raw" if raw else template),
+        system=options.parse_system(system),
+        stops=parse_stops(stop or ()),
         text="" if batch is not None else read_prompt(prompt, prompt_file, optional=state is not None),
         model=model,
         device=device,
         threads=threads,
-        max_tokens=max_tokens,
-        stops=stops,
-        template=layout,
-        system=system,
+        sampling=sampling,
         state=state,
         save_state=save_state,
         keep_text=not no_text,
         compact=compact,
-        force=force,
         cache=not no_cache,
+        max_tokens=max_tokens,
+        force=force,
         json=json,
         quiet=quiet,
-        sampling=chosen,
     )
     if batch is not None:
         from rwkv_cli.cli.commands.batch import run as run_batch

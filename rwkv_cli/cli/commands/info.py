@@ -2,72 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+from typing import Annotated
 
 import typer
 
 from rwkv_cli.cli import completion, options
 from rwkv_cli.cli.terminal import ui
+from rwkv_cli.errors import UsageError
 
 
 def info(
-    model: Annotated[
+    name: Annotated[
         str | None,
         typer.Argument(
             metavar="MODEL",
-            envvar="RWKV_MODEL",
-            help="A model file, a published checkpoint or a name.",
-            show_default="the one that comes with rwkv",
+            help="The model; the same as --model.",
             autocompletion=completion.models,
         ),
     ] = None,
+    *,
+    model: options.Model = None,
     device: options.Device = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+    json: options.Json = False,
 ) -> None:
-    """Describe this machine, the backend and a model."""
+    """Describe this machine, the backend and a model.
+
+    Examples:
+        # What this machine has, and what would compute
+        rwkv info
+        # A model: its size, template and sampling defaults
+        rwkv info g1-0.1b
+        # A file, as JSON
+        rwkv info rwkv7-g1-0.1b.pth --json
+    """
     from rwkv_cli.catalog import registry
-    from rwkv_cli.cli.reports.info import backend_facts, machine_facts, model_facts
-    from rwkv_cli.engine.backends import registry as backends
+    from rwkv_cli.cli.reports import info
 
-    backends.check(device)
-    path = registry.locate(model)
-    facts = {
-        "machine": machine_facts(),
-        "backend": backend_facts(device, path),
-        "model": model_facts(path),
-    }
+    if name is not None and model not in (None, os.environ.get("RWKV_MODEL")):
+        raise UsageError("give either MODEL or --model, not both")
+    facts = info.facts(registry.locate(model if name is None else name), device)
     if json:
-        from json import dumps
-
-        typer.echo(dumps(facts, ensure_ascii=False, indent=2))
-        return
-    for title, section in facts.items():
-        shown = {_label(name): _text(name, value) for name, value in section.items()}
-        ui.table(title, {name: text for name, text in shown.items() if text})
-
-
-def _label(name: str) -> str:
-    return (
-        name.removesuffix("_bytes")
-        .replace("_", " ")
-        .replace("cpu", "CPU")
-        .replace("gpu", "GPU")
-        .replace("cuda", "CUDA")
-    )
-
-
-def _text(name: str, value: Any) -> str:
-    """A fact for people; nothing for what is not known."""
-    from rwkv_cli.reporting import format_size
-
-    if value is None:
-        return "none" if name == "tokenizer" else ""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(value) or "none found"
-    if isinstance(value, bool):
-        return "yes" if value else "not yet"
-    if isinstance(value, int):
-        return format_size(value) if name.endswith("_bytes") else f"{value:,}"
-    return str(value)
+        ui.write_json(facts)
+    else:
+        info.show(facts)

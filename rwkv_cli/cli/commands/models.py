@@ -2,62 +2,101 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from rwkv_cli.cli import completion
+from rwkv_cli.cli import completion, options
+from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import ModelFileError, UsageError
 
-app = typer.Typer(help="List, show, check and remove models.", no_args_is_help=True)
+app = typer.Typer(
+    name="models",
+    cls=Group,
+    help="""List, show, verify and remove models.
 
-Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=completion.models)]
+Examples:
+    # Which models are here, and which can be pulled?
+    rwkv models list
+    rwkv models list --known
+""",
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.", autocompletion=completion.models)]
 Names = Annotated[
-    list[str], typer.Argument(metavar="NAME...", help="Models.", autocompletion=completion.pulled)
+    list[str], typer.Argument(metavar="NAME", help="The models.", autocompletion=completion.pulled)
 ]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_models(
+    *,
     known: Annotated[
-        bool, typer.Option("--known", "-k", help="List the models that can be pulled by name instead.")
+        bool,
+        typer.Option(
+            "--known",
+            "-k",
+            help="List the models that can be pulled by name instead.",
+            rich_help_panel=options.MODEL,
+        ),
     ] = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
-    """List the models on this machine."""
+    """List the models on this machine.
+
+    Examples:
+        # The models that were pulled
+        rwkv models list
+        # The models that can be pulled
+        rwkv models list --known
+    """
     from rwkv_cli.cli.reports import models
 
     rows = models.known() if known else models.stored()
     if json:
-        _write(rows)
+        ui.write_json(rows)
     elif rows:
-        ui.columns(models.KNOWN if known else models.STORED, [models.texts(row) for row in rows])
+        ui.columns(models.KNOWN if known else models.STORED, [models.cells(row) for row in rows])
     else:
-        ui.note("there are no models here yet; `rwkv models list --known` lists those that can be pulled")
+        ui.note("no models here yet; to list those that can be pulled: rwkv models list --known")
 
 
-@app.command()
-def show(name: Name, json: Json = False) -> None:
-    """Show all about a model: one on this machine, or one that can be pulled."""
+@app.command(cls=Command)
+def show(name: Name, *, json: options.Json = False) -> None:
+    """Show everything about a model.
+
+    It need not be on this machine: what the registry knows of it is shown anyway.
+
+    Examples:
+        # Its size, origin, checksum and license
+        rwkv models show g1-0.1b
+    """
     from rwkv_cli.cli.reports import models
 
     facts = models.facts(name)
     if json:
-        _write(facts)
+        ui.write_json(facts)
     else:
         ui.table(name, {key: models.text(key, value) for key, value in facts.items() if value is not None})
 
 
-@app.command()
-def rm(names: Names, json: Json = False) -> None:
-    """Remove models from this machine."""
+@app.command(cls=Command)
+def rm(names: Names, *, json: options.Json = False) -> None:
+    """Remove models from this machine.
+
+    Examples:
+        # The only type that is here, or one of several
+        rwkv models rm g1-0.1b
+        rwkv models rm g1-0.1b-int4
+    """
     from rwkv_cli.catalog import model_store
     from rwkv_cli.cli.reports import models
     from rwkv_cli.reporting import format_size
 
-    chosen = [models.chosen(name) for name in names]  # all names are right before the first is removed
+    chosen = [
+        models.chosen(name, "removed") for name in names
+    ]  # all names are checked before the first model is removed
     removed = []
     for stored in dict.fromkeys(chosen):
         size = stored.bytes
@@ -66,24 +105,32 @@ def rm(names: Names, json: Json = False) -> None:
         if not json:
             typer.echo(f"removed {stored.name}, {format_size(size)}")
     if json:
-        _write(removed)
+        ui.write_json(removed)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME...]", help="Models; all if none is named.", autocompletion=completion.pulled
+            metavar="NAME", help="The models.", show_default="all", autocompletion=completion.pulled
         ),
     ] = None,
-    json: Json = False,
+    *,
+    json: options.Json = False,
 ) -> None:
-    """Check that models are still what was written, to the bit."""
+    """Check that models are unchanged since they were written.
+
+    Examples:
+        # All models
+        rwkv models verify
+        # One of them
+        rwkv models verify g1-0.1b
+    """
     from rwkv_cli.catalog import model_store
     from rwkv_cli.cli.reports import models
 
-    chosen = [models.chosen(name) for name in names] if names else model_store.listed()
+    chosen = [models.chosen(name, "verified") for name in names] if names else model_store.listed()
     results = []
     for stored in chosen:
         verdict = models.verdict(stored.path)
@@ -91,39 +138,49 @@ def verify(
         if not json:
             typer.echo(f"{stored.name}: {ui.printable(verdict)}")
     if json:
-        _write(results)
+        ui.write_json(results)
     damaged = [str(result["name"]) for result in results if result["verdict"] not in models.GOOD]
     if damaged:
         raise ModelFileError(f"damaged: {', '.join(damaged)}; remove with `rwkv models rm` and pull again")
 
 
-@app.command()
+@app.command(cls=Command)
 def path(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", help="A model; without one, the folder.", autocompletion=completion.models
+            metavar="NAME",
+            help="The model.",
+            show_default="the folder of all models",
+            autocompletion=completion.models,
         ),
     ] = None,
+    *,
     config: Annotated[
-        bool, typer.Option("--config", help="The models.toml of your own, which need not exist.")
+        bool,
+        typer.Option(
+            "--config",
+            help="Print the path of your own models.toml, which need not exist.",
+            rich_help_panel=options.MODEL,
+        ),
     ] = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
-    """Say where a model lies, or the folder of all."""
+    """Print the path of a model, or of the model folder.
+
+    Examples:
+        # A model
+        rwkv models path g1-0.1b
+        # Where to add models of your own
+        rwkv models path --config
+    """
     from rwkv_cli import paths
     from rwkv_cli.catalog import model_store, registry
 
     if config and name:
-        raise UsageError("give either a name or --config")
+        raise UsageError("give either NAME or --config, not both")
     found = paths.user_registry_file() if config else registry.locate(name) if name else model_store.folder()
     if json:
-        _write({"path": str(found)})
+        ui.write_json({"path": str(found)})
     else:
         typer.echo(str(found))
-
-
-def _write(value: Any) -> None:
-    from json import dumps
-
-    typer.echo(dumps(value, ensure_ascii=False, indent=2))

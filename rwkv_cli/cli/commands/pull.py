@@ -1,47 +1,73 @@
-"""`rwkv pull`: a published model comes into the store."""
+"""`rwkv pull`: download a published model into the model folder."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rwkv_cli.cli import completion, options
 from rwkv_cli.cli.terminal import ui
+from rwkv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkv_cli.catalog.pull import Pulled
+
+_DOWNLOAD = "Download"
 
 
 def pull(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|hf:OWNER/REPO[/FILE]|URL",
-            help="A name that rwkv knows, a repository or a file of the Hugging Face hub, or an address.",
+            metavar="NAME",
+            help="A known model (rwkv models list --known), a repository or file of the Hugging Face hub, "
+            "hf:OWNER/REPO[/FILE], or a URL.",
             autocompletion=completion.known,
         ),
     ],
-    weight_type: Annotated[
-        Literal["int8", "int4", "fp16", "fp32"], typer.Option("--type", "-t", help="How weights are stored.")
-    ] = "int8",
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the download, in the hub's cache.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Do it again if the model is there already.")
+    *,
+    weight_type: options.WeightType = "int8",
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Keep the download too, in the hub's cache.", rich_help_panel=_DOWNLOAD),
     ] = False,
     sha256: Annotated[
         str | None,
         typer.Option(
-            "--sha256", metavar="HEX", help="What the file must be; for one that nothing else says it of."
+            "--sha256",
+            metavar="HEX",
+            help="Expected SHA-256, when the registry and server have none.",
+            rich_help_panel=_DOWNLOAD,
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            "-f",
+            help="Download again even if the model is present.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
-    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Download a model, check it and quantize it, into the folder of models.
+    """Download, verify and quantize a model.
 
-    What was downloaded before an interruption is not downloaded again. Run it with: rwkv generate --model NAME
+    An interrupted download continues where it stopped.
+
+    Examples:
+        # A small model that reasons, in 8 bits; then talk with it
+        rwkv pull g1-0.1b
+        rwkv chat -m g1-0.1b
+        # In 4 bits
+        rwkv pull world-0.4b --type int4
+        # A file of a repository
+        rwkv pull hf:OWNER/REPO/FILE.pth
     """
     from rwkv_cli.catalog.pull import pull as run
     from rwkv_cli.cli.terminal.progress import TerminalReporter
-    from rwkv_cli.errors import UsageError
 
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise UsageError("--sha256 must be 64 hexadecimal digits")
@@ -55,14 +81,12 @@ def pull(
             reporter=reporter,
         )
     if json:
-        from json import dumps
-
-        typer.echo(dumps(_facts(pulled), ensure_ascii=False, indent=2))
+        ui.write_json(_facts(pulled))
     elif not quiet:
-        _tell(pulled)
+        _show(pulled)
 
 
-def _facts(pulled: Any) -> dict[str, Any]:
+def _facts(pulled: Pulled) -> dict[str, Any]:
     return {
         "name": pulled.stored.name,
         "path": str(pulled.stored.path),
@@ -75,16 +99,18 @@ def _facts(pulled: Any) -> dict[str, Any]:
     }
 
 
-def _tell(pulled: Any) -> None:
+def _show(pulled: Pulled) -> None:
     from rwkv_cli.reporting import format_size
 
-    size = format_size(pulled.stored.bytes)
+    size, path = format_size(pulled.stored.bytes), ui.printable(str(pulled.stored.path))
     if not pulled.is_new:
-        typer.echo(f"{pulled.stored.name} is here already, {size}; {ui.printable(str(pulled.stored.path))}")
+        typer.echo(f"{pulled.stored.name} is here already, {size}; {path}")
         return
     checked = (
-        f"checked by {pulled.checked_by}" if pulled.checked_by else "there was no checksum to check it by"
+        f"checked by {pulled.checked_by}"
+        if pulled.checked_by
+        else "no checksum available; only the size was verified"
     )
-    typer.echo(f"{pulled.stored.name}, {size}, {checked}; {ui.printable(str(pulled.stored.path))}")
+    typer.echo(f"{pulled.stored.name}, {size}, {checked}; {path}")
     if pulled.original:
-        typer.echo(f"the download is kept: {ui.printable(str(pulled.original))}")
+        typer.echo(f"the download was kept: {ui.printable(str(pulled.original))}")

@@ -1,4 +1,4 @@
-"""`rwkv state`: what a model knows of a text, kept in a small file, to go on from."""
+"""`rwkv state`: what a model keeps of a text, saved in a small file, to continue from."""
 
 from __future__ import annotations
 
@@ -8,151 +8,187 @@ from typing import Annotated, Literal
 import typer
 
 from rwkv_cli.cli import completion, options
+from rwkv_cli.cli.help_pages import Command, Group
+from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
+from rwkv_cli.sampling_settings import SamplingOverrides
+
+USE, LOOK, MANAGE = "Use", "Look", "Manage"
 
 app = typer.Typer(
     name="state",
-    rich_markup_mode=None,
+    cls=Group,
+    help="""Save and restore model states.
+
+A state is everything that a model keeps of a text: one small file, however long the text is.
+
+Examples:
+    # Read a file once, then ask about it
+    rwkv state save book --prompt-file book.txt
+    rwkv state load book --prompt "Who is the hero?"
+""",
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A name of your own, or a path.")]
 Existing = Annotated[
     str, typer.Argument(metavar="NAME|FILE", help="A saved state.", autocompletion=completion.states)
 ]
-Listed = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
-@app.callback(invoke_without_command=True)
-def state(context: typer.Context) -> None:
-    """Keep what a model has read, and go on from there."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-@app.command()
+@app.command(cls=Command, rich_help_panel=USE)
 def save(
     name: Name,
-    prompt: options.Prompt = None,
+    *,
+    prompt: options.Text = None,
     prompt_file: options.PromptFile = None,
-    state: options.State = None,
+    template: options.DocumentTemplate = None,
+    system: options.System = None,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="The prompt format to lay it out in.", show_default="none: it is a document"
-        ),
-    ] = None,
-    system: options.System = None,
+    state: options.State = None,
     no_text: options.NoText = False,
     compact: options.Compact = False,
-    force: options.Force = False,
     no_cache: options.NoCache = False,
+    force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Read a text once, and keep what the model then knows of it.
+    """Read a text once, and save the state of the model.
 
-    The text comes from --prompt, --prompt-file or standard input, and is read as a document, unless --template lays it
-    out. With --state, it follows what was read there.
+    The text comes from --prompt, --prompt-file or standard input. It is read as a document, unless --template formats
+    it as a prompt. With --state, it follows the text of that state.
+
+    Examples:
+        # Read a file
+        rwkv state save book --prompt-file book.txt
+        # Read what another program prints
+        git log | rwkv state save history
+        # Read a second part after the first
+        rwkv state save both --state book -f part-two.txt
     """
     from rwkv_cli.cli.commands.one_generation import Request, read
-    from rwkv_cli.cli.prompt import checked_text, read_prompt
-    from rwkv_cli.text.template_file import open_template
+    from rwkv_cli.cli.prompt import read_prompt
 
     request = Request(
+        template=options.parse_template(template),
+        system=options.parse_system(system),
         text=read_prompt(prompt, prompt_file),
         model=model,
         device=device,
         threads=threads,
         max_tokens=0,
-        template=open_template(template) if template else None,
         reads_only=True,
-        system=None if system is None else checked_text(system, "system text"),
         state=state,
         save_state=name,
         keep_text=not no_text,
         compact=compact,
-        force=force,
         cache=not no_cache,
+        force=force,
         quiet=quiet,
     )
-    told = read(request)
+    message = read(request)
     if not quiet:
-        typer.echo(ui.printable(told))
+        typer.echo(ui.printable(message))
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=USE)
+@with_sampling
 def load(
     name: Existing,
+    *,
     prompt: options.Prompt = None,
     prompt_file: options.PromptFile = None,
+    template: options.Template = None,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
-    max_tokens: options.MaxTokens = 256,
-    template: options.Template = None,
+    sampling: SamplingOverrides,
     save_state: options.SaveState = None,
+    max_tokens: options.MaxTokens = options.MAX_TOKENS,
     force: options.Force = False,
-    seed: options.Seed = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Go on from a state: answer a prompt, or open a chat.
+    """Continue from a state: answer a prompt, or open a chat.
 
-    The state stays as it is; --save-state keeps the new one. For all options of a generation: rwkv generate --state.
+    The state does not change; --save-state saves the new one. This is rwkv generate --state, and without a prompt
+    rwkv chat --state, which have more options.
+
+    Examples:
+        # Ask about a text that was read before
+        rwkv state load book -p "Who is the hero?"
+        # Talk about it
+        rwkv state load book
     """
     if prompt is None and prompt_file is None:
-        if template or save_state or force or json or seed is not None or max_tokens != 256:
-            raise UsageError("without a prompt a chat opens: for its options use rwkv chat --state")
         from rwkv_cli.cli.commands.chat import open_chat
 
-        raise typer.Exit(open_chat(name, model, device, threads))
-    from rwkv_cli.cli.commands.generate import generate
+        if template or save_state or force or json or max_tokens != options.MAX_TOKENS:
+            raise UsageError("without a prompt, a chat opens: for these options use rwkv chat --state")
+        open_chat(name, model, device, threads, sampling, quiet)
+    from rwkv_cli.cli.commands.one_generation import Request, run
+    from rwkv_cli.cli.prompt import read_prompt
 
-    generate(
-        prompt=prompt,
-        prompt_file=prompt_file,
+    if force and save_state is None:
+        raise UsageError("--force needs --save-state")
+    request = Request(
+        template=options.parse_template(template),
+        text=read_prompt(prompt, prompt_file),
         model=model,
         device=device,
         threads=threads,
-        max_tokens=max_tokens,
-        template=template,
+        sampling=sampling,
         state=name,
         save_state=save_state,
+        max_tokens=max_tokens,
         force=force,
-        seed=seed,
         json=json,
         quiet=quiet,
     )
+    raise typer.Exit(run(request))
 
 
-@app.command("list")
-def list_states(json: Listed = False) -> None:
-    """List the states that have a name."""
+@app.command("list", cls=Command, rich_help_panel=LOOK)
+def list_states(*, json: options.Json = False) -> None:
+    """List the named states.
+
+    Examples:
+        # With model, length, size and date
+        rwkv state list
+    """
     from rwkv_cli.cli.reports import states
 
     rows = states.listed()
     if json:
-        _write_json(rows)
+        ui.write_json(rows)
     elif rows:
         states.show_list(rows)
     else:
-        ui.note("there are no states yet; to make one: rwkv state save NAME --prompt-file FILE")
+        ui.note("no states yet; to make one: rwkv state save NAME --prompt-file FILE")
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LOOK)
 def show(
     name: Existing,
+    *,
     png: Annotated[
-        Path | None, typer.Option("--png", metavar="FILE", help="Write the picture of the state as a PNG.")
+        Path | None,
+        typer.Option(
+            "--png", metavar="FILE", help="Write the heat map as a PNG.", rich_help_panel=options.OUTPUT
+        ),
     ] = None,
-    json: Listed = False,
+    json: options.Json = False,
 ) -> None:
-    """Describe a state, with a picture of it.
+    """Describe a state, with a heat map.
 
-    The picture shows how much each head of each layer holds: the norm of its memory.
+    The heat map shows the norm of the memory of every head in every layer.
+
+    Examples:
+        # In the terminal
+        rwkv state show book
+        # As a picture
+        rwkv state show book --png book.png
     """
     from rwkv_cli.cli.reports import heat_map, states
     from rwkv_cli.sessions import resume
@@ -163,82 +199,116 @@ def show(
     if png:
         heat_map.write_png(png, norms, f"{facts['name']}: {facts['tokens']:,} tokens of {facts['model']}")
     if json:
-        _write_json(facts | {"norms": norms.round(6).tolist()})
+        ui.write_json(facts | {"norms": norms.round(6).tolist()})
         return
     states.show_facts(facts)
     states.show_title("memory")
     heat_map.print_map(norms)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MANAGE)
 def fork(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A saved state.", autocompletion=completion.states)
     ],
     target: Annotated[str, typer.Argument(metavar="DST", help="The name or path of the copy.")],
+    *,
     force: options.Force = False,
 ) -> None:
-    """Copy a state, to go on from the same place in two ways."""
+    """Copy a state, to continue from it in two ways.
+
+    Examples:
+        # Try another ending
+        rwkv state fork story other-ending
+    """
     from rwkv_cli.cli.commands import state_files
 
     typer.echo(ui.printable(state_files.copy(source, target, force=force, new=True)))
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MANAGE)
 def rename(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="A name.", autocompletion=completion.states)],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Another name.")],
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="The name it has.", autocompletion=completion.states)
+    ],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The name it gets.")],
 ) -> None:
-    """Give a state another name."""
+    """Rename a state.
+
+    Examples:
+        # Names may have spaces
+        rwkv state rename book "my book"
+    """
     from rwkv_cli.sessions import state_store
 
     for name in (old, new):
         if state_store.is_path(name):
-            raise UsageError(f"{name} is a path: only states with a name can be renamed")
+            raise UsageError(f"{name} is a path: only named states can be renamed")
     state_store.rename(old, new)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MANAGE)
 def rm(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME|FILE...", help="States to remove.", autocompletion=completion.states),
+        typer.Argument(metavar="NAME|FILE", help="The states.", autocompletion=completion.states),
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    *,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=options.INPUT)
+    ] = False,
 ) -> None:
-    """Remove states, after asking."""
+    """Delete states, after asking.
+
+    Examples:
+        # Two of them, without being asked
+        rwkv state rm --yes book history
+    """
     from rwkv_cli.cli.commands import state_files
 
     state_files.remove(names, yes)
 
 
-@app.command("import")
+@app.command("import", cls=Command, rich_help_panel=MANAGE)
 def import_state(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A state file, or a trained state (time_state, .pth).")
+        Path, typer.Argument(metavar="FILE", help="A state file, or a state-tuned .pth (time_state).")
     ],
     name: Name,
+    *,
     model: options.Model = None,
     force: options.Force = False,
 ) -> None:
-    """Take in a state from a file, also a trained one.
+    """Import a state file or a state-tuned .pth.
 
-    What state tuning trains (a .pth with time_state) does not say which model it is for: name it with --model.
+    A state-tuned .pth does not say which model it was trained for: name it with --model.
+
+    Examples:
+        # A state from another machine
+        rwkv state import book.safetensors book
+        # A state that was trained
+        rwkv state import tuned.pth style -m g1-0.1b
     """
     from rwkv_cli.cli.commands import state_files
 
     typer.echo(ui.printable(state_files.take_in(file, name, model, force)))
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MANAGE)
 def export(
     name: Existing,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, or a folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, or a folder for it.")],
+    *,
     no_text: options.NoText = False,
     compact: options.Compact = False,
     force: options.Force = False,
 ) -> None:
-    """Write a state to a file, for another machine."""
+    """Write a state to a file, for another machine.
+
+    Examples:
+        # Small, and without the text that was read
+        rwkv state export book book.safetensors --compact --no-text
+    """
     from rwkv_cli.cli.commands import state_files
 
     target = state_files.export_target(name, file)
@@ -249,13 +319,22 @@ def export(
     )
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MANAGE)
 def cache(
     action: Annotated[
-        Literal["clear"] | None, typer.Argument(metavar="[clear]", help="Remove what is kept.")
+        Literal["clear"] | None, typer.Argument(metavar="clear", help="Delete everything in the cache.")
     ] = None,
 ) -> None:
-    """Show what is kept of long prompts, or clear it."""
+    """Show or clear the cache of long prompts.
+
+    It keeps the states after long prompts, so that the same beginning is read only once: see RWKV_CACHE_SIZE.
+
+    Examples:
+        # How large is it?
+        rwkv state cache
+        # Delete it
+        rwkv state cache clear
+    """
     from rwkv_cli.reporting import format_size
     from rwkv_cli.sessions import prompt_cache
 
@@ -271,9 +350,3 @@ def cache(
             "size": f"{format_size(size)} of at most {format_size(prompt_cache.size_limit())} (RWKV_CACHE_SIZE)",
         },
     )
-
-
-def _write_json(value: object) -> None:
-    from json import dumps
-
-    typer.echo(dumps(value, ensure_ascii=False, indent=2))

@@ -1,4 +1,4 @@
-"""What `rwkv bench` has measured, for people."""
+"""What `rwkv bench` measured, as tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.reporting import format_size
 
-_NOTE = "over 100 %: weights of hidden units that are zero are not read, and caches may hold a small model"
+_NOTE = "over 100 %: weights of hidden units that are zero are skipped, and CPU caches may hold a small model"
 
 
 def show(facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-    """Tables of what was run, as texts or numbers by name, and of what `rwkv_cli.engine.bench.summary` gives."""
+    """Print what was run, as texts or numbers by name, and what `rwkv_cli.engine.bench.summary` returned."""
     ui.table("run", {name.replace("_", " "): str(value or "-") for name, value in facts.items()})
     rows = {f"prefill {each['tokens']:,}": _spread(each["tokens_per_second"]) for each in measured["prefill"]}
     decode, memory, long = measured["decode"], measured["memory"], measured["long"]
@@ -37,16 +37,16 @@ def _spread(speed: Mapping[str, float | None]) -> str:
 def _limit(memory: Mapping[str, Any]) -> str:
     share, speed = memory["share_of_dense_limit"], memory["bytes_per_second"]["mean"]
     return (
-        f"{format_size(memory['bytes_per_token'])} a token, read at {format_size(round(speed))}/s: "
+        f"{format_size(memory['bytes_per_token'])} per token, read at {format_size(round(speed))}/s: "
         f"{_percent(share)} of the dense limit"
     )
 
 
 def _positions(long: Mapping[str, Any]) -> dict[str, str]:
-    """The first and the last stretch of a long run, and the first one of another run."""
+    """The first and the last stretch of a long run, and the first stretch of another run."""
     rows = {_tokens(each): _at(each) for each in (long["stretches"][0], long["stretches"][-1])}
     if again := long["first_again"]:
-        rows[f"{_tokens(again)}, again"] = f"{_at(again)}, in turns with the last"
+        rows[f"{_tokens(again)}, again"] = f"{_at(again)}, alternating with the last"
         rows["last / first"] = _percent(long["last_relative_to_first_again"], 1)
     return rows
 

@@ -1,7 +1,7 @@
-"""A picture of a state: how large the memory of each head of each layer is, for a terminal or as a PNG.
+"""A heat map of a state: the norm of the memory of each head of each layer, for a terminal or as a PNG.
 
-Layers go from left to right and heads from top to bottom. The colour stands for the logarithm of the norm, since
-norms differ by orders of magnitude.
+Layers run from left to right and heads from top to bottom. The colour shows the logarithm of the norm, since norms
+differ by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 _SHADES = " ░▒▓█"
-# Dark to light, and in that order for eyes that do not tell colours apart: five points of matplotlib's viridis.
+# Five points of matplotlib's viridis: from dark to light, so that colour-blind eyes see the same order.
 _COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
 
 
@@ -38,7 +38,7 @@ def norms(state: State) -> Array:
 
 
 def print_map(values: Array, console: Console | None = None) -> None:
-    """Print norms [L, H] with a scale: in colours where the terminal has them, otherwise in shades."""
+    """Print norms [L, H] with a scale: in colours if the terminal has them, otherwise in shades."""
     if console is None:
         from rich.console import Console
 
@@ -47,11 +47,11 @@ def print_map(values: Array, console: Console | None = None) -> None:
 
     L, H = values.shape
     label = len(str(H)) + 1
-    room = max(console.width - label - 1, 8)
-    times = min(room // L, 2) or 1  # columns a layer
-    levels = np.repeat(_narrowed(_levels(values), room), times, axis=0)
+    width = max(console.width - label - 1, 8)
+    times = min(width // L, 2) or 1  # columns per layer
+    levels = np.repeat(_narrowed(_levels(values), width), times, axis=0)
     in_colour = console.color_system is not None and not console.no_color
-    step = 2 if in_colour else 1  # heads a line
+    step = 2 if in_colour else 1  # heads per line
     for line, row in enumerate(_coloured(levels) if in_colour else _shaded(levels)):
         console.print(Text(f"{line * step:>{label - 1}} ") + row)
     low, high = _range(values)
@@ -61,9 +61,9 @@ def print_map(values: Array, console: Console | None = None) -> None:
 
 
 def write_png(path: Path, values: Array, title: str) -> None:
-    """Draw norms [L, H] into a PNG file. Raises UsageError for a file of another kind, StorageError if it cannot."""
+    """Draw norms [L, H] into a PNG. Raises UsageError for a file of another kind, StorageError if writing fails."""
     if path.exists() and not _is_png(path):
-        raise UsageError(f"{path} exists and is no PNG: it is not replaced")
+        raise UsageError(f"{path} is not a PNG, so it is not replaced")
     data = _drawn(values, title)
     try:
         path.write_bytes(data)
@@ -86,7 +86,7 @@ def _range(values: Array) -> tuple[float, float]:
 
 
 def _levels(values: Array) -> Array:
-    """From 0, the smallest, to 1, the largest norm; heads that hold nothing are 0."""
+    """Norms on a scale from 0, the smallest, to 1, the largest; empty heads are 0."""
     low, high = _range(values)
     if low == high:
         return np.where(values > 0, 1.0, 0.0)
@@ -96,7 +96,7 @@ def _levels(values: Array) -> Array:
 
 
 def _narrowed(levels: Array, width: int) -> Array:
-    """At most `width` layers: neighbours are averaged where there are more."""
+    """At most `width` layers: neighbours are averaged if there are more."""
     if len(levels) <= width:
         return levels
     return np.stack([part.mean(0) for part in np.array_split(levels, width)])
@@ -110,7 +110,7 @@ def _colour(level: float) -> tuple[int, int, int]:
 
 
 def _coloured(levels: Array) -> list[Text]:
-    """Two heads a line: the upper half of each block is one, the lower half the next."""
+    """Two heads per line: the upper half of each block is one, the lower half the next."""
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text

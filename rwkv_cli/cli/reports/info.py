@@ -1,21 +1,31 @@
-"""What `rwkv info` tells, as JSON values by name."""
+"""What `rwkv info` shows: facts as JSON values by name, and as tables."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rwkv_cli import machine
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.files.checkpoints import open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, is_model_file
 from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.reporting import format_size
 from rwkv_cli.text.tokenizer import load_tokenizer
 
+Facts = dict[str, Any]
 
-def machine_facts() -> dict[str, Any]:
+
+def facts(path: Path, device: str) -> dict[str, Facts]:
+    """Facts about this machine, the backend that --device chooses for a model, and the model."""
+    return {"machine": machine_facts(), "backend": backend_facts(device, path), "model": model_facts(path)}
+
+
+def machine_facts() -> Facts:
     """The hardware."""
     total, available = machine.memory()
     return {
@@ -29,14 +39,12 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def backend_facts(device: str, path: Path) -> dict[str, Any]:
-    """The backend for a --device option and a model, why it is chosen, whether a GPU could run the model, and what the
-    CPU kernels are built on.
-    """
+def backend_facts(device: str, path: Path) -> Facts:
+    """The backend that --device chooses for a model and why, whether a GPU could run the model, and the CPU kernels."""
     weight_type, weight_bytes = _weights(path)
     selection = registry.select(device, weight_type, weight_bytes)
     problem = registry.why_not_cuda(weight_type, weight_bytes)
-    facts: dict[str, Any] = {"device": selection.device, "reason": selection.reason}
+    facts: Facts = {"device": selection.device, "reason": selection.reason}
     facts["cuda"] = f"cannot run: {problem}" if problem else "can run"
     try:
         from cpu_kernels import instructions
@@ -51,16 +59,16 @@ def backend_facts(device: str, path: Path) -> dict[str, Any]:
 
 
 def _weights(path: Path) -> tuple[WeightType, int]:
-    """The type of the weights that a backend gets, and their bytes; 0 where a checkpoint is quantized for it first."""
+    """The type and size in bytes of the weights that a backend loads; 0 for a checkpoint, which is quantized first."""
     if not is_model_file(path):
         return "int8", 0
     file = ModelFile(path)
     return file.info.weight_type, file.weight_bytes
 
 
-def model_facts(path: Path) -> dict[str, Any]:
+def model_facts(path: Path) -> Facts:
     """What can be said of a model without running it; a published checkpoint is not quantized for this."""
-    facts: dict[str, Any] = {"path": str(path)}
+    facts: Facts = {"path": str(path)}
     files: tuple[Path, ...] = (path,)
     if is_model_file(path):
         file = ModelFile(path)
@@ -92,3 +100,30 @@ def model_facts(path: Path) -> dict[str, Any]:
         "template": about.template,
         "sampling": dict(about.sampling),
     }
+
+
+def show(sections: Mapping[str, Facts]) -> None:
+    """Print the facts as a table per section; those that are not known are left out."""
+    for title, section in sections.items():
+        rows = {_label(name): _text(name, value) for name, value in section.items()}
+        ui.table(title, {name: text for name, text in rows.items() if text})
+
+
+def _label(name: str) -> str:
+    words = name.removesuffix("_bytes").split("_")
+    return " ".join(word.upper() if word in ("cpu", "gpu", "cuda") else word for word in words)
+
+
+def _text(name: str, value: Any) -> str:
+    """Format a value for display; "" if it is not known."""
+    if value is None:
+        return "none" if name == "tokenizer" else ""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(value) or "none found"
+    if isinstance(value, bool):
+        return "yes" if value else "not yet"
+    if isinstance(value, int):
+        return format_size(value) if name.endswith("_bytes") else f"{value:,}"
+    return str(value)

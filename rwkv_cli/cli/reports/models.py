@@ -1,4 +1,4 @@
-"""What `rwkv models` tells, as JSON values and as texts."""
+"""What `rwkv models` shows, as JSON values and as texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference, registry
 from rwkv_cli.catalog.model_store import Stored
+from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.reports.info import model_facts
 from rwkv_cli.errors import ModelFileError, UsageError
 from rwkv_cli.files.model_file import ModelFile
@@ -17,12 +18,12 @@ from rwkv_cli.reporting import format_size
 
 STORED = ("name", "type", "size", "parameters", "last use")
 KNOWN = ("name", "also", "download", "parameters", "description")
-INTACT, UNKNOWN = "intact", "readable, but it has no digest to check by"
+INTACT, UNKNOWN = "intact", "readable, but without a digest to verify it with"
 GOOD = (INTACT, UNKNOWN)
 
 
 def stored() -> list[dict[str, Any]]:
-    """The models of the store."""
+    """A row for every model in the store."""
     return [_stored_row(each) for each in model_store.listed()]
 
 
@@ -38,14 +39,14 @@ def _stored_row(each: Stored) -> dict[str, Any]:
         row |= {"weight_type": info.weight_type, "parameters": info.config.n_params}
         row["origin"] = info.source.get("origin")
     except ModelFileError as error:
-        row["error"] = str(error)
+        row["error"] = error.worded(as_flag)
     row["last_used"] = _iso(each.last_used)
     row["path"] = str(each.path)
     return row
 
 
 def known() -> list[dict[str, Any]]:
-    """The models of the registry that can be pulled, in its order."""
+    """A row for every model in the registry, in its order."""
     return [_known_row(name) for name in dict.fromkeys(entry.name for entry in registry.entries().values())]
 
 
@@ -58,15 +59,15 @@ def _known_row(name: str) -> dict[str, Any]:
     }
     row |= {"parameters": entry.parameters, "bytes": entry.bytes, "sha256": entry.sha256}
     row |= {"template": entry.template, "sampling": dict(entry.sampling), "license": entry.license}
-    is_remote = entry.repository is not None or entry.url is not None
+    is_remote = entry.is_published
     row["origin"] = reference.of_entry(entry).text if is_remote else None
     here = model_store.find_pulled(entry.name) if is_remote else Stored(entry.name, paths.EMBEDDED_MODEL)
     row["path"] = str(here.path) if here else None
     return row
 
 
-def texts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A row for people."""
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a row, formatted for display."""
     parameters = f"{row['parameters'] / 1e6:,.0f} M" if row["parameters"] else ""
     if "aliases" in row:
         size = row["bytes"] or 2 * (row["parameters"] or 0)
@@ -79,7 +80,7 @@ def texts(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def facts(name: str) -> dict[str, Any]:
-    """All about a model, by a name of the store or of the registry, or a reference. Raises UsageError for a path."""
+    """Everything about a model in the store or the registry, by name or reference. Raises UsageError for a path."""
     entry = registry.entries().get(name.lower())
     if model_store.find(name.lower()) is None and entry is not None:
         row = _known_row(entry.name)
@@ -87,12 +88,12 @@ def facts(name: str) -> dict[str, Any]:
         return row | ({"file": model_facts(found.path)} if found else {})
     path = registry.locate(name)
     if path.parent != model_store.folder():
-        raise UsageError(f"{name} is no model of the store: `rwkv info {name}` tells about files")
+        raise UsageError(f"{name} is not in the model store; for a file use: rwkv info {name}")
     return {"name": path.stem, "last_used": _iso(Stored(path.stem, path).last_used)} | model_facts(path)
 
 
 def text(key: str, value: Any) -> str:
-    """A fact for people."""
+    """Format a value for display."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {text(name, item)}" for name, item in value.items())
     if isinstance(value, list):
@@ -102,29 +103,35 @@ def text(key: str, value: Any) -> str:
     return str(value)
 
 
-def chosen(name: str) -> Stored:
-    """A model of the store by its own name or by that which it was pulled under. Raises UsageError."""
+def chosen(name: str, action: str) -> Stored:
+    """A model in the store that can be "removed" or "verified", by its own name or the one that it was pulled as.
+
+    Raises UsageError.
+    """
     found = model_store.find(name.lower())
     if found is None and (reference.is_reference(name) or name.lower() in registry.entries()):
+        entry = registry.entries().get(name.lower())
+        if entry and not entry.is_published:
+            raise UsageError(f"{entry.name} is built in: it cannot be {action}")
         pulled_as = registry.resolve(name).name
         there = [each for each in model_store.listed() if each.name.rpartition("-")[0] == pulled_as]
         if len(there) > 1:
             raise UsageError(
-                f"{name} is here in several types: name one of {', '.join(each.name for each in there)}"
+                f"{name} is here in several types: choose {' or '.join(each.name for each in there)}"
             )
         found = there[0] if there else None
     return found or model_store.get(name.lower())
 
 
 def verdict(path: Path) -> str:
-    """Whether a model file is still what was written: one of GOOD, or what is wrong."""
+    """Whether a model file is unchanged since it was written: one of GOOD, or what is wrong."""
     try:
         intact = ModelFile(path).is_intact()
     except ModelFileError as error:
-        return str(error)
+        return error.worded(as_flag)
     if intact is None:
         return UNKNOWN
-    return INTACT if intact else "damaged: its weights are not those that were written"
+    return INTACT if intact else "damaged: its weights differ from those that were written"
 
 
 def _iso(seconds: float | None) -> str | None:

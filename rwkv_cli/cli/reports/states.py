@@ -1,4 +1,4 @@
-"""What `rwkv state list` and `show` tell: facts as JSON values, and tables for people."""
+"""What `rwkv state list` and `show` print: facts as JSON values, and tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import StateError
 from rwkv_cli.reporting import format_size
@@ -21,7 +22,7 @@ _LAST = 300  # characters of a text that are shown
 
 
 def listed() -> list[dict[str, Any]]:
-    """A row for every state in the store; of a damaged one, what is wrong with it."""
+    """A row for every state in the store; for a damaged one, what is wrong with it."""
     return [_row(name, state_store.resolve(name)) for name in state_store.names()]
 
 
@@ -30,7 +31,9 @@ def _row(name: str, path: Path) -> dict[str, Any]:
         status = path.stat()
         row = {"name": name, "bytes": status.st_size, "modified": _date(status.st_mtime)}
         summary = state_file.peek(path)
-    except (OSError, StateError) as error:
+    except StateError as error:
+        return {"name": name, "error": error.worded(as_flag)}
+    except OSError as error:
         return {"name": name, "error": str(error)}
     return row | {
         "model": summary.model.name,
@@ -44,7 +47,7 @@ def _row(name: str, path: Path) -> dict[str, Any]:
 
 
 def show_list(rows: Sequence[dict[str, Any]]) -> None:
-    """The rows as a table, cut to the width of a terminal."""
+    """Print the rows as a table, cut to the width of a terminal."""
     table = [("NAME", "MODEL", "TOKENS", "SIZE", "MODIFIED")]
     for row in rows:
         if "error" in row:
@@ -90,7 +93,7 @@ def facts(path: Path, saved: SavedState) -> dict[str, Any]:
 
 
 def show_facts(facts: dict[str, Any]) -> None:
-    """The facts as a table; those that are not known are left out."""
+    """Print the facts as a table; those that are not known are left out."""
     weights = f", {facts['weight_type']} weights" if facts["weight_type"] else ""
     rounded = "compact (float16)" if facts["compact"] else "exact (float32)"
     rows = {
@@ -113,7 +116,7 @@ def show_facts(facts: dict[str, Any]) -> None:
 
 
 def show_title(title: str) -> None:
-    """The line above a part of what is shown."""
+    """Print the heading of a section."""
     print(ui.styled(title, ui.BOLD, sys.stdout), flush=True)
 
 
@@ -122,7 +125,7 @@ def _date(seconds: float) -> str:
 
 
 def _local(date: str) -> str:
-    """A date of a file, which may be anything, in local time."""
+    """A date in local time; a text that is not a date, which a file may hold, as it is."""
     try:
         return f"{datetime.fromisoformat(date).astimezone():%Y-%m-%d %H:%M}"
     except (ValueError, OverflowError, OSError):

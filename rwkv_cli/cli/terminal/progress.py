@@ -1,11 +1,14 @@
-"""What is shown on stderr while one waits: nothing unless a person is there, and gone when it is over."""
+"""Progress on stderr while a person waits: nothing unless stderr is a terminal, and removed at the end.
+
+Bars and spinners come from `rich`, which is imported only when one is shown.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +20,15 @@ from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import COMPILING, Reporter
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, Task
 
-_PATIENCE = 0.5  # seconds in which a person needs no bar
+    from rwkv_cli.generation import Generation
+
+_PATIENCE = 0.5  # seconds that a person waits without a bar
 
 
 class TerminalReporter(Reporter):
-    """Shows how far quantization is; a context manager, whose end removes the bar."""
+    """Shows the progress of long operations; a context manager, whose end removes the bar."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -42,25 +47,25 @@ class TerminalReporter(Reporter):
             self._bar = None
 
     def note(self, text: str) -> None:
-        """A line on stderr."""
+        """Print a line on stderr."""
         if not self.quiet:
             self._stop()
             ui.note(text)
 
     def quantizing(self, done: int, total: int) -> None:
-        """Advance the bar; the first call shows it."""
+        """Show that `done` of `total` weights are quantized."""
         self._advance("quantizing", done, total, "M")
 
     def exporting(self, done: int, total: int) -> None:
-        """Likewise."""
+        """Show that `done` of `total` weights are written."""
         self._advance("writing", done, total, "M")
 
     def downloading(self, done: int, total: int | None) -> None:
-        """Likewise."""
+        """Show that `done` of `total` bytes are downloaded."""
         self._advance("downloading", done, total, "MB")
 
     def missing(self, error: MissingModelError) -> Path:
-        """Offer to download it, if a person is there who can answer."""
+        """Offer to download the model, if there is a person to ask; otherwise raise `error`."""
         if self.quiet or not (ui.is_terminal(sys.stdin) and ui.is_terminal(sys.stderr)):
             raise error
         from rwkv_cli.catalog.pull import pull
@@ -78,29 +83,25 @@ class TerminalReporter(Reporter):
         if self._task != task:
             self._stop()
         if self._bar is None:
-            from rwkv_cli.cli.terminal import bars
-
-            self._task, self._bar = task, bars.bar(task, total, unit, 1e6, time_left=True)
+            self._task, self._bar = task, _bar(task, total, unit, 1e6, time_left=True)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     @contextmanager
     def compiling(self, processor: str) -> Iterator[None]:
-        """A spinner, or where none can be shown a line."""
+        """Show a spinner, or a line if stderr is not a terminal."""
         text = COMPILING.format(processor)
         if self.quiet or not ui.is_animated(sys.stderr):
             self.note(text)
             yield
             return
-        from rwkv_cli.cli.terminal import bars
-
-        with bars.spinner(text):
+        with _spinner(text):
             yield
 
 
 @contextmanager
 def reading(generation: Generation, quiet: bool) -> Iterator[None]:
-    """Around the first step of a generation, which reads the prompt."""
+    """A bar around the first step of a generation, which reads the prompt."""
     with counting("reading the prompt", generation.usage.prompt_tokens, quiet) as progress:
         if progress:
             generation.report_to(progress)
@@ -109,19 +110,68 @@ def reading(generation: Generation, quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def counting(task: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
-    """A bar for tokens that are read, if that takes long; gives what hears of them, or None where nothing is shown."""
+    """A bar for a count, shown if it takes long; yields what is called with each increment, or None without a bar."""
     if quiet or not ui.is_animated(sys.stderr):
         yield None
         return
-    from rwkv_cli.cli.terminal import bars
-
-    bar = bars.bar(task, total)
+    bar = _bar(task, total)
     timer = threading.Timer(_PATIENCE, bar.start)
     timer.daemon = True
     timer.start()
     try:
-        yield lambda tokens: bar.advance(bar.task_ids[0], tokens)
+        yield lambda count: bar.advance(bar.task_ids[0], count)
     finally:
         timer.cancel()
         timer.join()
         bar.stop()
+
+
+def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_left: bool = False) -> Progress:
+    """A bar that is not shown yet, for `total` things counted in units of `size`; None if the total is unknown."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        """The text of `_amount`."""
+
+        def render(self, task: Task) -> Text:
+            return Text(_amount(task, unit, size))
+
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None),
+        Amount(Column(no_wrap=True)),
+        *([TimeRemainingColumn(compact=True)] if time_left else []),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    progress.add_task(task, total=total)
+    return progress
+
+
+def _amount(task: Task, unit: str, size: float) -> str:
+    """How much is done, and how fast: "123/191 M, 45 M/s"."""
+    unit = f" {unit}" if unit else ""
+    total = "?" if task.total is None else f"{task.total / size:.0f}"
+    text = f"{task.completed / size:.0f}/{total}{unit}"
+    if task.speed:
+        speed = task.speed / size
+        text += f", {speed:.{0 if speed >= 10 else 1}f}{unit}/s"
+    return text
+
+
+def _spinner(text: str) -> AbstractContextManager[object]:
+    """A context manager that shows a text and a moving spinner."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import IO
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""The exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 BOLD, DIM, RED = "1", "2", "1;31"
 
-# What a terminal might obey: the C0 controls but for tab and newline, DEL, and the C1 controls.
+# What a terminal might obey: the C0 controls except tab and newline, DEL, and the C1 controls.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether a person is at the other end."""
+    """Whether a stream is a terminal, with a person in front of it."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # it is closed
@@ -30,12 +30,12 @@ def is_terminal(stream: IO[str] | None) -> bool:
 
 
 def is_animated(stream: IO[str] | None) -> bool:
-    """Whether a bar or a spinner can move there."""
+    """Whether a stream is a terminal that can show a bar or a spinner."""
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
-    """Text that no terminal obeys: control characters as their pictures, such as ␛, carriage returns dropped."""
+    """Text that is safe to print: control characters become pictures, such as ␛, and carriage returns are dropped."""
     return _CONTROLS.sub(_picture, text)
 
 
@@ -47,40 +47,40 @@ def _picture(match: re.Match[str]) -> str:
 
 
 def is_styled(stream: IO[str] | None) -> bool:
-    """Whether bold and the like can be shown there, and NO_COLOR is not set."""
+    """Whether a stream shows styles such as bold, and NO_COLOR is not set."""
     return is_animated(stream) and not os.environ.get("NO_COLOR")
 
 
 def styled(text: str, style: str, stream: IO[str]) -> str:
-    """Text in bold and the like, where the stream shows them."""
+    """Text in a style, such as BOLD, if the stream shows styles."""
     return f"\x1b[{style}m{text}\x1b[0m" if is_styled(stream) else text
 
 
 def note(text: str) -> None:
-    """A line on stderr, beside the output."""
+    """Print a remark on stderr, which is not part of the output."""
     print(styled(printable(text), DIM, sys.stderr), file=sys.stderr)
 
 
 def error(text: str) -> None:
-    """The line on stderr that says why there is no output."""
+    """Print on stderr why a command failed."""
     print(f"{styled('rwkv:', RED, sys.stderr)} {printable(text)}", file=sys.stderr)
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:
-    """Rows of a name and a text on stdout, under a title; a terminal gets texts that are wrapped to its width."""
+    """Print rows of a name and a text under a title; on a terminal, texts are wrapped to its width."""
     is_person = is_terminal(sys.stdout)
     indent = max(map(len, rows)) + 4
-    room = max(shutil.get_terminal_size().columns - indent, 16)
+    width = max(shutil.get_terminal_size().columns - indent, 16)
     print(styled(title, BOLD, sys.stdout))
     for name, text in rows.items():
         lines = (
-            textwrap.wrap(printable(text), room, break_on_hyphens=False) if is_person else [printable(text)]
+            textwrap.wrap(printable(text), width, break_on_hyphens=False) if is_person else [printable(text)]
         )
         print(f"  {name:{indent - 2}}" + ("\n" + " " * indent).join(lines))
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with a title over each column on stdout; the last column is as wide as it is."""
+    """Print a table with a title above each column; the last column is as wide as its longest text."""
     rows = [[printable(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
 
@@ -92,8 +92,15 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print(line(row))
 
 
+def write_json(value: object) -> None:
+    """Print a value as indented JSON."""
+    from json import dumps
+
+    print(dumps(value, ensure_ascii=False, indent=2))
+
+
 def prepare_streams() -> None:
-    """UTF-8 into files and pipes on every system; a terminal that lacks a character shows a question mark."""
+    """Write UTF-8 to files and pipes on every system; a terminal that lacks a character shows a question mark."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by `>&-`
@@ -103,7 +110,7 @@ def prepare_streams() -> None:
 
 
 def abandon_stdout() -> None:
-    """Nobody reads, or nothing can be written: what is still buffered must not fail again at exit."""
+    """Drop what is still buffered for stdout, which cannot be written, so that it does not fail again at exit."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
