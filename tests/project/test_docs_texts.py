@@ -13,7 +13,8 @@ from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.paths import DATA, EMBEDDED_MODEL
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), DATA / "gosling.md"]
+PAGES = [*(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *PAGES, ROOT / "examples" / "README.md", DATA / "gosling.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 COMMAND = re.compile(
     r"(?:^|[|&`] ?)(?:\.venv/bin/)?rwkv ((?:generate|pull|quantize|export|info|bench) [^|&>`#\n]*)",
@@ -25,6 +26,17 @@ COMMAND = re.compile(
 def test_links_lead_somewhere(path):
     for target in LINK.findall(path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def test_the_index_names_every_page():
+    listed = LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert {path.name for path in PAGES} - {"index.md"} <= set(listed)
+
+
+def test_pictures_load_nothing_from_elsewhere():
+    for path in (ROOT / "docs" / "images").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"@import|url\((?!['\"]?#)|href=", text), path.name
 
 
 @pytest.mark.parametrize(
