@@ -18,32 +18,48 @@ if TYPE_CHECKING:
     from rwkv_cli.generation import Generation, Step
     from rwkv_cli.model import Model, load
     from rwkv_cli.sampling_settings import SamplingSettings
+    from rwkv_cli.sessions import state_file
+    from rwkv_cli.sessions.batch import Answer, Prompt, answers
+    from rwkv_cli.sessions.conversation import Conversation
+    from rwkv_cli.sessions.state_file import SavedState
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
+    "Conversation",
     "Generation",
     "Model",
+    "Prompt",
     "RwkvError",
     "SamplingSettings",
+    "SavedState",
     "Session",
     "Snapshot",
     "State",
     "Step",
     "__version__",
+    "answers",
     "load",
+    "state_file",
 ]
 
 _HOMES = {
+    "Answer": "sessions.batch",
+    "Conversation": "sessions.conversation",
     "Generation": "generation",
     "Model": "model",
+    "Prompt": "sessions.batch",
     "RwkvError": "errors",
     "SamplingSettings": "sampling_settings",
+    "SavedState": "sessions.state_file",
     "Session": "engine.session",
     "Snapshot": "engine.session",
     "State": "engine.state",
     "Step": "generation",
+    "answers": "sessions.batch",
     "load": "model",
+    "state_file": "sessions",
 }
 
 

@@ -1,0 +1,7 @@
+"""From any readable model to a model file.
+
+conversion         a published checkpoint, or a model file of another type
+cache              converted checkpoints, so that each is quantized once
+lora               adapters that are merged into the weights
+quantization_loss  what a conversion has cost
+"""

@@ -1,0 +1,9 @@
+"""Text and token ids, without a model.
+
+tokenizer      vocabularies: text to token ids and back
+text_stream    tokens become text as they come
+stop_strings   stop strings in text that arrives in pieces
+template       prompt formats, as data
+template_file  prompt formats of the user's own
+thinking       the thought before an answer, told apart from it
+"""

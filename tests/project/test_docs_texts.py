@@ -1,7 +1,9 @@
 """The documents keep pace with the program: links, commands and figures that can be checked are checked."""
 
 import hashlib
+import html
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.paths import DATA, EMBEDDED_MODEL
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), DATA / "gosling.md"]
+PAGES = [*(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *PAGES, ROOT / "examples" / "README.md", DATA / "gosling.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 COMMAND = re.compile(
     r"(?:^|[|&`] ?)(?:\.venv/bin/)?rwkv ((?:generate|pull|quantize|export|info|bench) [^|&>`#\n]*)",
@@ -25,6 +28,37 @@ COMMAND = re.compile(
 def test_links_lead_somewhere(path):
     for target in LINK.findall(path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def test_the_index_names_every_page():
+    listed = LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert {path.name for path in PAGES} - {"index.md"} <= set(listed)
+
+
+def test_pictures_load_nothing_from_elsewhere():
+    for path in (ROOT / "docs" / "images").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"@import|url\((?!['\"]?#)|href=", text), path.name
+
+
+def test_the_recorded_commands_are_in_the_picture_and_in_the_program():
+    pytest.importorskip("pty")
+    recorder = runpy.run_path(str(ROOT / "scripts" / "record_terminal.py"))
+    shown = html.unescape(recorder["PICTURE"].read_text(encoding="utf-8")).replace("\xa0", " ")
+    for scene in recorder["SCENES"]:
+        assert f" {scene.command}</text>" in shown
+        _, command, *arguments = shlex.split(scene.command)
+        typer.main.get_command(app).commands[command].make_context(command, arguments)
+
+
+def test_the_recorder_understands_what_programs_write():
+    pytest.importorskip("pty")
+    terminal = runpy.run_path(str(ROOT / "scripts" / "record_terminal.py"))["Terminal"]()
+    terminal.write("\x1b]0;title\x07one\r\n\x1b[1mtwo\x1b[0m three\x1b[3Dx\x1b[K\x1b[?25l\x1b[6n")
+    assert str(terminal) == "one\n\x1b[0;1mtwo\x1b[0m thx"
+    assert (terminal.x, terminal.y, terminal.questions) == (7, 1, 1)
+    terminal.write("\x1b[A\x1b[G\x1b[J12\b3")
+    assert str(terminal) == "13"
 
 
 @pytest.mark.parametrize(
