@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.sampling import Sampler
+from rwkv_cli.engine.sampling import Sampler, SamplerMemory
 from rwkv_cli.sampling_settings import SamplingSettings
 
 
@@ -64,9 +64,8 @@ class FixedRandom:
 
 
 def sampler_with(settings: SamplingSettings, number: float, counts: Counts = NO_COUNTS) -> Sampler:
-    sampler = Sampler(settings)
+    sampler = Sampler(settings, memory=SamplerMemory(counts, None))
     sampler.rng = FixedRandom(number)  # type: ignore[assignment]
-    sampler.counts = counts
     return sampler
 
 
