@@ -34,8 +34,8 @@ __device__ __forceinline__ int dot4_unsigned(u32 a, u32 b, int c) {
     return d;
 }
 
-// 16 or 8 bytes that are read once per token, and so not kept in the first-level cache. Undefined if they are not `wanted`;
-// there is no branch.
+// 16 or 8 bytes that are read once per token, and so not kept in the first-level cache. Undefined if they are not `wanted`,
+// which takes no branch.
 template <typename Words> __device__ __forceinline__ Words read_once(const void* p, bool wanted);
 template <> __device__ __forceinline__ uint4 read_once<uint4>(const void* p, bool wanted) {
     uint4 v;

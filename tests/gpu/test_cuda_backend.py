@@ -38,11 +38,11 @@ SUMS = 2e-6
 """Of the scale: float32 sums of float16 weights, in another order than the reference's."""
 
 INTEGERS = 1e-5
-"""Of the scale: sums of integers are exact, and inputs are rounded likewise; what floats do between them differs."""
+"""Of the scale: sums of integers are exact, and inputs are rounded in the same way; floats between them differ."""
 
 FORK = 0.06
-"""Of the scale: where a value lies between two integers the last bit of a float decides, and what follows differs. Such
-a fork is rare, so that the first token shows whether the arithmetic is the same."""
+"""Of the scale: where a value is halfway between two integers the last bit of a float decides, and what follows
+differs. Such a fork is rare, so that the first token shows whether the arithmetic is the same."""
 
 HALF = 2e-3
 """Of the scale: tensor cores take their inputs in float16."""
@@ -215,7 +215,7 @@ def test_many_tokens_agree_with_the_reference(each):
 
 
 def test_a_prompt_in_chunks_agrees_with_the_reference(fp16, backend, monkeypatch):
-    """The chunks are of 8, 8 and 3 tokens; single ones go on from there."""
+    """The chunks are of 8, 8 and 3 tokens; single ones continue from there."""
     monkeypatch.setattr(backend, "chunk", 8)
     tokens, state, expected_state = some_tokens(TINY, 21), State.zeros(TINY), State.zeros(TINY)
     heard: list[int] = []

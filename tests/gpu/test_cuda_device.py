@@ -27,7 +27,7 @@ SUMS = 1e-5
 """Of the scale: float32 sums in another order, through 12 layers."""
 
 ROUNDED = 0.03
-"""Of the scale: where a value lies between two integers the last bit of a float decides, and what follows differs."""
+"""Of the scale: where a value is halfway between two integers the last bit of a float decides, and the rest differs."""
 
 HALF = 5e-3
 """Of the scale: tensor cores take their inputs in float16."""

@@ -66,6 +66,23 @@ def test_constants_are_whole_numbers():
     assert not {"DECAY_SCALE", "INFINITE", "GROUP_NORM_EPSILON"} & found.keys()
 
 
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("0xff", 255),
+        ("0xffu", 255),
+        ("(A == 3 ? 7 : 8 * B)", 7),
+        ("(1 + (A == 2 ? 7 : 8 * B))", 17),
+        ("(A * 16 / 5)", 9),
+        ("2.5f", None),
+        ("64e-5f", None),
+        ("f(A)", None),
+    ],
+)
+def test_constant_expressions(expression, value):
+    assert kernel_sources._evaluated(expression, {"A": 3, "B": 2}) == value
+
+
 def test_structs_have_the_layout_of_the_compiler():
     request = kernel_sources.structure("sample.cu", "Request")
     assert request.itemsize == 40

@@ -23,7 +23,7 @@ EMULATOR = Path(__file__).parent / "cuda_emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 _DYNAMIC = re.compile(r"extern __shared__ __align__\(16\) (\w+) (\w+)\[\];")
 _NAN = 0xFF
-_one_at_a_time = threading.Lock()  # the emulator has its threads in static variables
+_one_at_a_time = threading.Lock()  # the emulator keeps its threads in static variables
 
 
 @contextmanager

@@ -29,7 +29,7 @@ _DEFINE = re.compile(r"^#define (\w+) +(.+)$", re.MULTILINE)
 _STRUCT = re.compile(r"^struct (\w+) \{\n([^{}()]*)\};", re.MULTILINE)
 _ENUM = re.compile(r"^enum (\w+) \{([^}]*)\};", re.MULTILINE)
 _CONDITIONAL = re.compile(r"\(([^()?]*)\?([^():]*):([^()]*)\)")
-_NUMBER_SUFFIX = re.compile(r"\b(\d[\w.]*?)[fu]\b")
+_NUMBER = re.compile(r"\b(?:(0x[\da-f]+)u?|(\d[\d.]*(?:e-?\d+)?)[fu]?)\b")
 _TYPES = {"int": np.int32, "float": np.float32, "double": np.float64}
 
 
@@ -57,8 +57,7 @@ def source(name: str, seen: set[str] | None = None) -> str:
         seen.add(match[1])
         return source(match[1], seen)
 
-    text = (folder() / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-    return f'#line 1 "{name}"\n' + _INCLUDE.sub(included, text)
+    return f'#line 1 "{name}"\n' + _INCLUDE.sub(included, _text(name).replace("#pragma once\n", ""))
 
 
 def operations() -> list[str]:
@@ -98,7 +97,7 @@ def constants(file: str, weight_type: str = "fp16") -> Mapping[str, int]:
     Raises DeviceError for a type that has no kernels.
     """
     values: dict[str, int] = {}
-    for name, expression in _DEFINE.findall(_COMMENT.sub("", source(file))):
+    for name, expression in _DEFINE.findall(_without_comments(source(file))):
         # KIND has a default, which is not used: the compiler is always told.
         value = _evaluated(kind_of(weight_type) if name == "KIND" else expression, values)
         if value is not None:
@@ -129,8 +128,17 @@ def kind_of(weight_type: str) -> str:
     return KINDS[weight_type]
 
 
+@functools.cache
+def _text(name: str) -> str:
+    return (folder() / name).read_text(encoding="utf-8")
+
+
+def _without_comments(text: str) -> str:
+    return _COMMENT.sub("", text)
+
+
 def _kernels_of(file: str) -> Iterator[Kernel]:
-    for found in _KERNEL.finditer(_COMMENT.sub("", source(file))):
+    for found in _KERNEL.finditer(_without_comments(_text(file))):
         parameters = (part.replace("__restrict__", "").split() for part in found["parameters"].split(","))
         yield Kernel(found["name"], file, {name: " ".join(kind) for *kind, name in parameters})
 
@@ -145,8 +153,8 @@ def _order(kernel: str) -> tuple[int, Callable[[Mapping[str, int]], tuple[int, .
 
 
 def _found(pattern: re.Pattern[str], file: str, name: str) -> str:
-    """The body of a declaration, without comments."""
-    bodies: dict[str, str] = dict(pattern.findall(_COMMENT.sub("", source(file))))
+    """The body of a declaration in a file, without comments."""
+    bodies: dict[str, str] = dict(pattern.findall(_without_comments(_text(file))))
     return bodies[name]
 
 
@@ -159,11 +167,9 @@ def _declared(body: str) -> Iterator[tuple[str, str]]:
 
 
 def _evaluated(expression: str, values: Mapping[str, int]) -> int | None:
-    """The value of a constant expression; None for one that is not a whole number, such as a macro's."""
-    python = expression
-    while (simpler := _CONDITIONAL.sub(r"((\2) if (\1) else (\3))", python)) != python:
-        python = simpler
-    python = _NUMBER_SUFFIX.sub(r"\1", python).replace("/", "//")
+    """The value of a constant expression, without nested conditionals; None if it is not a whole number."""
+    python = _CONDITIONAL.sub(r"((\2) if (\1) else (\3))", expression)
+    python = _NUMBER.sub(r"\1\2", python).replace("/", "//")
     try:
         value = eval(python, {"__builtins__": {}}, dict(values))  # the sources are as trusted as this module
     except (NameError, SyntaxError, TypeError):
