@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 from synthetic import SHAPES, VOCAB_SIZE
 
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.engine.gpu.batch import Batch
-from rwkv_cli.engine.gpu.batched_pass import TokenPass
+from rwkv_cli.engine.gpu.batch import GpuBatch
+from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device import Gpu
 from rwkv_cli.engine.gpu.launch_plan import Product
-from rwkv_cli.engine.gpu.state_slots import StateMemory
+from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import WIDTHS, Weights
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.errors import DeviceError
@@ -137,7 +137,7 @@ class Bench:
 
     def decode(self) -> dict[str, float]:
         """Tokens a second one by one, and the bytes of each."""
-        gpu, states = self._gpu, StateMemory(self._gpu, self.config, 1)
+        gpu, states = self._gpu, StateSlots(self._gpu, self.config, 1)
         decoder = Decoder(gpu, self.weights, states)
         gpu.upload(decoder.token, np.array([5], np.int32))
         replay = gpu.graph(decoder.steps())
@@ -152,8 +152,8 @@ class Bench:
 
     def prefill(self) -> dict[str, float]:
         """Tokens a second of a long prompt, and the operations of its products."""
-        gpu, states = self._gpu, StateMemory(self._gpu, self.config, 1)
-        many = TokenPass(gpu, self.weights, states, CHUNK)
+        gpu, states = self._gpu, StateSlots(self._gpu, self.config, 1)
+        many = BatchedPass(gpu, self.weights, states, CHUNK)
         _fill(gpu, many, np.zeros(CHUNK, np.int32), np.array([0, CHUNK], np.int32))
         steps = many.steps(CHUNK, 1)
         time = seconds(gpu, lambda: gpu.run(steps), 3) * PROMPT / CHUNK
@@ -166,16 +166,16 @@ class Bench:
 
     def _batched(self, n: int) -> float:
         """Seconds of a pass."""
-        gpu, states = self._gpu, StateMemory(self._gpu, self.config, n)
+        gpu, states = self._gpu, StateSlots(self._gpu, self.config, n)
         if n == 1:
             return seconds(gpu, gpu.graph(Decoder(gpu, self.weights, states).steps()), 10)
-        many, logits = TokenPass(gpu, self.weights, states, n), gpu.allocate(4 * n * self.weights.head.R)
+        many, logits = BatchedPass(gpu, self.weights, states, n), gpu.allocate(4 * n * self.weights.head.R)
         _fill(gpu, many, np.arange(n, dtype=np.int32), np.arange(n + 1, dtype=np.int32))
         return seconds(gpu, gpu.graph([*many.steps(n, n), *many.logits(n, logits.address)]), 10)
 
     def _chosen(self, n: int) -> float:
         """Seconds of a pass and of the choice of the next tokens, and of the host's work."""
-        batch = Batch(self._gpu, self.weights, n)
+        batch = GpuBatch(self._gpu, self.weights, n)
         tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, n).tolist()
         parts = {batch.join(): [token] for token in tokens}
         samplers = [Sampler(SamplingSettings(temperature=0)) for _ in tokens]
@@ -186,7 +186,7 @@ class Bench:
         return int(self.config.n_layer * value.R * value.K * WIDTHS[self.weights.type])
 
 
-def _fill(gpu: Gpu, many: TokenPass, slots: NDArray[np.int32], begins: NDArray[np.int32]) -> None:
+def _fill(gpu: Gpu, many: BatchedPass, slots: NDArray[np.int32], begins: NDArray[np.int32]) -> None:
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, len(slots)).astype(np.int32)
     for address, array in ((many.tokens, tokens), (many.slots, slots), (many.begins, begins)):
         gpu.upload(address, array)

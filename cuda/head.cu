@@ -11,19 +11,12 @@ head(const float* x,       // [C]
      const u16* scales,    // [V, C / 64]
      float* logits,        // [V]
      int C, int V) {
-    __shared__ float sums[2 * LANES];
-    Matrix<KIND> m = {weights, scales, C};
-    Place<KIND> at(C);
-    Place<FP16> in(C);
-    const int begin = share(V, blockIdx.x, gridDim.x), end = share(V, blockIdx.x + 1, gridDim.x);
-    Batch<KIND> batch;
-    batch.read(m, at, begin + at.group, end);
-    const Values w(in, weight), b(in, bias);
+    Rows<KIND> rows({weights, scales, C}, V);
+    const Values w(rows.in, weight), b(rows.in, bias);
     wait_for_previous();
     let_next_begin();
-    Values v(in, x);
-    v.normalise(in, C, w, b, sums);
-    multiply(m, at, Input<KIND>(v, in, at, C, memory), batch, begin, end, row_sums(C));
-    __syncthreads();
-    for (int r = begin + threadIdx.x; r < end; r += blockDim.x) logits[r] = row_sum(row_sums(C), at, r - begin);
+    Values v(rows.in, x);
+    v.normalise(rows.in, C, w, b);
+    rows.multiply(v);
+    for (int r = rows.begin + threadIdx.x; r < rows.end; r += blockDim.x) logits[r] = rows.sum(r);
 }

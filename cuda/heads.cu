@@ -8,11 +8,12 @@
 // `output` takes the group norm of y times ln_x.weight * g, and adds (ln_x.bias + bonus) * g, where the bonus is
 // (the sum of r k r_k) v: these two vectors are computed here.
 #include "state.cuh"
+#include "vectors.cuh"
 
-#define VALUES 32                   // of a head, in a block
-#define THREADS (16 * VALUES)       // one for 4 values and each key
+#define VALUES 32                      // of a head, in a block
+#define THREADS (HEAD * VALUES / 4)    // one for 4 values and each key
 #define WARPS (THREADS / LANES)
-#define OF_A_CHANNEL (THREADS / N)  // threads that have a row of w2 and a2
+#define OF_A_CHANNEL (THREADS / HEAD)  // threads that have a row of w2 and a2
 
 #if KIND == FP16
 typedef uint4 Eight;  // weights of a map
@@ -21,7 +22,7 @@ typedef uint2 Eight;
 #endif
 
 // Row `row` of the second half of a low-rank map [.., rank], shared by `lanes` neighbouring threads: the first PIECES pieces
-// of each, 8 columns, are read ahead of the inputs. In int8 the map has bfloat16 scales [.., rank / 64, rounded up].
+// of each, 8 columns, are read ahead of the inputs. In int8 the map has bfloat16 scales [.., ceil(rank / 64)].
 template <int lanes, int PIECES> struct Row {
     const Eight* weights;
     const u16* scales;
@@ -30,7 +31,7 @@ template <int lanes, int PIECES> struct Row {
     u32 scale[PIECES];
     __device__ __forceinline__ Row(const u8* map, const u16* map_scales, int rank, int row)
         : weights((const Eight*)map + (size_t)row * (rank / 8)),
-          scales(map_scales + (size_t)row * ((rank + N - 1) / N)), rank(rank) {
+          scales(map_scales + (size_t)row * ((rank + GROUP - 1) / GROUP)), rank(rank) {
 #pragma unroll
         for (int j = 0; j < PIECES; j++) {
             held[j] = read_once<Eight>(weights + piece(j), piece(j) < rank / 8);
@@ -38,8 +39,8 @@ template <int lanes, int PIECES> struct Row {
         }
     }
     __device__ __forceinline__ int piece(int j) const { return threadIdx.x % lanes + j * lanes; }
-    __device__ __forceinline__ u32 scale_of(int j) const { return KIND == FP16 ? 0 : scales[piece(j) * 8 / N]; }
-    // times x [rank] in shared memory; all of the threads get it
+    __device__ __forceinline__ u32 scale_of(int j) const { return KIND == FP16 ? 0 : scales[piece(j) * 8 / GROUP]; }
+    // Times x [rank] in shared memory; all of the threads get it.
     __device__ __forceinline__ float dot(const float* x) const {
         float sum = 0;
 #pragma unroll
@@ -68,31 +69,31 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 heads(const float* rkv,      // [3, C]
       const float* hidden,   // [rank_w + rank_a + rank_v + rank_g]
       const u8* w2, const u8* a2, const u8* v2, const u8* g2,  // [C, rank]
-      const u16* scales_w, const u16* scales_a, const u16* scales_v, const u16* scales_g,  // [C, rank / 64, rounded up]
+      const u16* scales_w, const u16* scales_a, const u16* scales_v, const u16* scales_g,  // [C, ceil(rank / 64)]
       int rank_w, int rank_a, int rank_v, int rank_g,
-      const float* vectors,  // [8, C] w0, a0, v0, k_k, k_a, r_k; weight and bias of ln_x
+      const float* vectors,  // [.., C] of the layer
       const float* u,        // [C] the next token shift
       float* shift,          // [C] shift_att of this layer's state
       float* wkv,            // [H, N, N] of this layer's state, key by key
       float* v_first,        // [C] v of layer 0
-      float* y,              // [3, C] what the recurrence gives; ln_x.weight * g; (ln_x.bias + bonus) * g
+      float* y,              // [3, C] y of the recurrence; ln_x.weight * g; (ln_x.bias + bonus) * g
       int C, int is_first) {
     extern __shared__ __align__(16) float x[];  // `hidden`
-    __shared__ float w[N], a[N], kk[N], b[N], k[N], r[N], v[VALUES], g[VALUES], removed[VALUES];
-    __shared__ __align__(16) float parts[WARPS * VALUES];
-    __shared__ float sums[4];
-    const int t = threadIdx.x, c0 = blockIdx.x * N, own = blockIdx.y * VALUES, c = c0 + t % N, mine = c0 + own + t % VALUES;
+    __shared__ float w[HEAD], a[HEAD], kk[HEAD], b[HEAD], k[HEAD], r[HEAD], g[VALUES], sums[4];
+    __shared__ __align__(16) float v[VALUES], removed[VALUES], parts[WARPS * VALUES];
+    const int t = threadIdx.x, c0 = blockIdx.x * HEAD, own = blockIdx.y * VALUES;
+    const int c = c0 + t % HEAD, mine = c0 + own + t % VALUES;
     const int key = t / (VALUES / 4), value = t % (VALUES / 4) * 4;  // of the state
-    float* S = wkv + ((size_t)c0 + key) * N + own + value;
-    float4 s = *(const float4*)S;
-    // What is read ahead reaches up to ranks of 128, and of 512 for the gate; larger ones take longer.
+    float* S = wkv + ((size_t)c0 + key) * HEAD + own + value;
+    float4 s = load4(S);
+    // What is read ahead suffices for ranks of up to 128, and of 512 for the gate; larger ones take longer.
     const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_w(w2, scales_w, rank_w, c0 + t / OF_A_CHANNEL);
     const Row<OF_A_CHANNEL, 16 / OF_A_CHANNEL> row_a(a2, scales_a, rank_a, c0 + t / OF_A_CHANNEL);
     const Row<16, 1> row_v(v2, scales_v, rank_v, c0 + own + t / 16);
     const Row<16, 4> row_g(g2, scales_g, rank_g, c0 + own + t / 16);
-    const float w0 = vectors[c], a0 = vectors[C + c], v0 = vectors[2 * C + mine];
-    const float k_k = vectors[3 * C + c], k_a = vectors[4 * C + c], r_k = vectors[5 * C + c];
-    const float weight = vectors[6 * C + mine], bias = vectors[7 * C + mine];
+    const float w0 = vectors[ATT_W0 * C + c], a0 = vectors[ATT_A0 * C + c], v0 = vectors[ATT_V0 * C + mine];
+    const float k_k = vectors[ATT_K_K * C + c], k_a = vectors[ATT_K_A * C + c], r_k = vectors[ATT_R_K * C + c];
+    const float weight = vectors[ATT_LN_X_WEIGHT * C + mine], bias = vectors[ATT_LN_X_BIAS * C + mine];
     wait_for_previous();
     let_next_begin();
     const int ranks = rank_w + rank_a + rank_v + rank_g;
@@ -101,32 +102,45 @@ heads(const float* rkv,      // [3, C]
     if (t < VALUES) shift[mine] = u[mine];  // `project` has read it
     __syncthreads();
     const float decay = row_w.dot(x), rate = row_a.dot(x + rank_w);
-    if (t % OF_A_CHANNEL == 0) w[t / OF_A_CHANNEL] = decay, a[t / OF_A_CHANNEL] = rate;
+    if (t % OF_A_CHANNEL == 0) {
+        w[t / OF_A_CHANNEL] = decay;
+        a[t / OF_A_CHANNEL] = rate;
+    }
     const float towards_first = row_v.dot(x + rank_w + rank_a), gate = row_g.dot(x + ranks - rank_g);
-    if (t % 16 == 0) v[t / 16] = towards_first, g[t / 16] = gate;
+    if (t % 16 == 0) {
+        v[t / 16] = towards_first;
+        g[t / 16] = gate;
+    }
     __syncthreads();
-    const float my_a = sigmoid(a0 + a[t % N]), unscaled = my_k * k_k, new_k = my_k * (1.f + (my_a - 1.f) * k_a);
+    const float my_a = sigmoid(a0 + a[t % HEAD]), unscaled = my_k * k_k, new_k = my_k * (1.f + (my_a - 1.f) * k_a);
     const float square = warp_sum(unscaled * unscaled), bonus = warp_sum(my_r * new_k * r_k);
-    if (t < N && t % LANES == 0) sums[t / LANES] = square, sums[2 + t / LANES] = bonus;
+    if (t < HEAD && t % LANES == 0) {
+        sums[t / LANES] = square;
+        sums[2 + t / LANES] = bonus;
+    }
     const float new_v = my_v + (my_first - my_v) * sigmoid(v0 + v[t % VALUES]);
     __syncthreads();
-    if (t < N) {
+    if (t < HEAD) {
         const float removal = unscaled / fmaxf(sqrtf(sums[0] + sums[1]), 1e-12f);
-        w[t] = expf(DECAY_SCALE * sigmoid(w0 + w[t])), kk[t] = removal, b[t] = removal * my_a, k[t] = new_k, r[t] = my_r;
+        w[t] = expf(DECAY_SCALE * sigmoid(w0 + w[t]));
+        kk[t] = removal;
+        b[t] = removal * my_a;
+        k[t] = new_k;
+        r[t] = my_r;
     }
     if (t < VALUES) {
-        v[t] = new_v, y[C + mine] = weight * g[t], y[2 * C + mine] = (bias + (sums[2] + sums[3]) * new_v) * g[t];
+        v[t] = new_v;
+        y[C + mine] = weight * g[t];
+        y[2 * C + mine] = (bias + (sums[2] + sums[3]) * new_v) * g[t];
         if (is_first) v_first[mine] = new_v;
     }
     __syncthreads();
-    const float p = kk[key];
-    const float total = sum_over_keys(make_float4(s.x * p, s.y * p, s.z * p, s.w * p), parts);
+    const float total = sum_over_keys(s * kk[key], parts);
     if (t < VALUES) removed[t] = total;
     __syncthreads();
     const float d = w[key], q = b[key], n = k[key], o = r[key];
-    s.x = s.x * d - removed[value] * q + v[value] * n, s.y = s.y * d - removed[value + 1] * q + v[value + 1] * n;
-    s.z = s.z * d - removed[value + 2] * q + v[value + 2] * n, s.w = s.w * d - removed[value + 3] * q + v[value + 3] * n;
-    *(float4*)S = s;
-    const float read = sum_over_keys(make_float4(s.x * o, s.y * o, s.z * o, s.w * o), parts);
+    s = s * d - load4(removed + value) * q + load4(v + value) * n;
+    store(S, s);
+    const float read = sum_over_keys(s * o, parts);
     if (t < VALUES) y[mine] = read;
 }

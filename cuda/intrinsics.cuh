@@ -1,4 +1,4 @@
-// What the language has no word for. Everything that is written in PTX is in this file, and nothing else is.
+// Everything that needs PTX, and nothing else.
 #pragma once
 
 typedef unsigned char u8;
@@ -34,8 +34,8 @@ __device__ __forceinline__ int dot4_unsigned(u32 a, u32 b, int c) {
     return d;
 }
 
-// 16 or 8 bytes that are read once in a token: they take no room in the first-level cache. If they are not `wanted`, they
-// are anything; there is no branch.
+// 16 or 8 bytes that are read once per token, and so not kept in the first-level cache. Undefined if they are not `wanted`,
+// which takes no branch.
 template <typename Words> __device__ __forceinline__ Words read_once(const void* p, bool wanted);
 template <> __device__ __forceinline__ uint4 read_once<uint4>(const void* p, bool wanted) {
     uint4 v;
@@ -50,7 +50,7 @@ template <> __device__ __forceinline__ uint2 read_once<uint2>(const void* p, boo
     return v;
 }
 
-// Kernels follow each other closely: one may begin before the one before it has ended. Up to `wait_for_previous` it may
+// Programmatic dependent launch: a kernel may begin before the previous one has ended. Until `wait_for_previous` it may
 // read weights, and what was written at least two kernels earlier; nothing else, and it may write nothing.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
@@ -58,14 +58,14 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// The next kernel may begin, up to its own `wait_for_previous`. To be called after this kernel's own.
+// Lets the next kernel begin, up to its own `wait_for_previous`. To be called after this kernel's own.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// A copy of 16 bytes from global into shared memory that goes on in the background.
+// Starts an asynchronous copy of 16 bytes from global to shared memory.
 __device__ __forceinline__ void copy_in_background(void* to, const void* from) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
@@ -75,14 +75,14 @@ __device__ __forceinline__ void copy_in_background(void* to, const void* from) {
 #endif
 }
 
-// The copies of this thread since the last `end_of_copies` belong together.
+// Makes the copies that this thread has started since the last `end_of_copies` one group.
 __device__ __forceinline__ void end_of_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// All copies of this thread are done but those of the last `n` groups.
+// Blocks until all copies of this thread are done, except for those of the last `n` groups.
 template <int n> __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");

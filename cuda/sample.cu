@@ -5,25 +5,25 @@
 // numbers give the same token.
 #include "common.cuh"
 
-#define THREADS 1024             // the most that a block can have; tests have fewer, and only bounds depend on it
+#define THREADS 1024             // the most that a block can have; tests launch fewer, and only bounds depend on it
 #define LOWEST -3.402823466e38f  // the lowest float: tokens below it, at minus infinity, are never chosen
-#define NOT_A_NUMBER -1          // in place of a token: so are some logits
-#define NOTHING_LEFT -2          // likewise: no token may be chosen
+#define NOT_A_NUMBER -1          // in place of a token: a logit is NaN or infinite
+#define NOTHING_LEFT -2          // in place of a token: none may be chosen
 
-// Few tokens are so likely that top-p can end among them, and only those are looked at again and again. They are sought
+// Only a few tokens are so likely that top-p can end among them, and only those are read repeatedly. They are looked for
 // at most one, two or three times DEPTH below the highest logit; where that is not enough, everywhere.
 #define DEPTHS 3
 #define DEPTH 5.f
 
-// What the host says anew for every token; rwkv_cli/engine/gpu/device_sampler.py has the same.
+// What the host writes for every token, and reads back; rwkv_cli/engine/gpu/device_sampler.py takes the layout from here.
 struct Change {
     int token;
     float amount;  // added to its logit
 };
 struct Request {
-    int token;         // to be read before: for embed.cu
+    int token;         // to be read first: for embed.cu
     int n;             // changes
-    Change* changes;   // [n], each of another token; then they hold the logits that were there
+    Change* changes;   // [n], of different tokens; `sample` keeps the original logits in them
     double random;     // in [0, 1)
     double log_min_p;  // minus infinity for none
     float temperature, top_p;
@@ -36,14 +36,13 @@ struct Choice {
 // softmax(logits) = exp(logits - peak) / total
 struct Softmax {
     float peak, total;
-    float above[DEPTHS];  // the part of the total at most 1, 2, .. DEPTH below the peak
+    float above[DEPTHS];  // the part of the total at most 1, 2, .. times DEPTH below the peak
 
-    // `logits` [V]; `sums` [32] is shared memory for this alone.
+    // `logits` [V]; `sums` [LANES] is shared memory for this alone.
     __device__ __forceinline__ Softmax(const float* logits, int V, float* sums) : peak(LOWEST), total(0), above() {
 #pragma unroll 8
         for (int i = threadIdx.x; i < V; i += blockDim.x) peak = fmaxf(peak, logits[i]);
-#pragma unroll
-        for (int i = LANES / 2; i; i /= 2) peak = fmaxf(peak, __shfl_xor_sync(ALL_LANES, peak, i));
+        peak = max_of_neighbours<LANES>(peak);
         __syncthreads();
         if (threadIdx.x % LANES == 0) sums[threadIdx.x / LANES] = peak;
         __syncthreads();
@@ -59,20 +58,20 @@ struct Softmax {
 #pragma unroll
         for (int d = 0; d < DEPTHS; d++) above[d] = block_sum(above[d], sums);
     }
-    // Not if a logit is not a number or infinite, or all are minus infinity: otherwise the peak alone adds 1.
+    // False if a logit is NaN or +inf, or all are -inf; a valid total is >= 1, since the peak adds 1.
     __device__ __forceinline__ bool is_valid() const { return total >= 1; }
 };
 
-// Unsigned integers in the order of the floats, and back.
+// Floats as unsigned integers of the same order, and back.
 __device__ __forceinline__ u32 to_ordered(float v) {
     const u32 bits = __float_as_uint(v);
     return bits >> 31 ? ~bits : bits | 1u << 31;
 }
 __device__ __forceinline__ float from_ordered(u32 v) { return __uint_as_float(v >> 31 ? v & ~(1u << 31) : ~v); }
 
-// The highest float such that the tokens whose logits are not below it have `wanted` of the total together, or `floor`
-// if that is higher: by bisection. `candidates` [V, rounded up to a multiple of the threads] is room for those that
-// are not below `floor`.
+// The highest float such that the tokens whose logits are not below it have at least `wanted` of the total, or `floor` if
+// that is higher: by bisection. `candidates` [V, rounded up to a multiple of the threads] is for the logits that are not
+// below `floor`.
 __device__ __forceinline__ float top_p_cutoff(const float* logits, int V, const Softmax& softmax, float wanted,
                                               float floor, float* candidates, float* sums) {
     int n = 0;
@@ -80,7 +79,7 @@ __device__ __forceinline__ float top_p_cutoff(const float* logits, int V, const 
 #pragma unroll 8
     for (int i = threadIdx.x; i < V; i += blockDim.x)
         if (logits[i] >= floor) candidates[n++ * blockDim.x] = logits[i];
-    u32 low = to_ordered(floor), high = to_ordered(softmax.peak) + 1;  // nothing is there any more
+    u32 low = to_ordered(floor), high = to_ordered(softmax.peak) + 1;  // no token is that likely
     while (high - low > 1) {
         const u32 middle = low + (high - low) / 2;
         const float cutoff = from_ordered(middle);
@@ -94,22 +93,25 @@ __device__ __forceinline__ float top_p_cutoff(const float* logits, int V, const 
     return from_ordered(low);
 }
 
-// In which of n intervals, one after another, a place is; it is then counted from where that begins. If rounding has
-// carried it past the end, it is at the end of the last interval that is not empty.
+// The number of the one of n consecutive intervals that contains `place`, which on return counts from where that interval
+// begins. If rounding has carried it past the end, that is the end of the last interval that is not empty.
 template <class Size> __device__ __forceinline__ int interval(int n, const Size& size, double& place) {
     int last = 0;
     double end = 0;
     for (int i = 0; i < n; i++) {
         const double s = size(i);
         if (place < s) return i;
-        if (s > 0) last = i, end = s;
+        if (s > 0) {
+            last = i;
+            end = s;
+        }
         place -= s;
     }
     place = end;
     return last;
 }
 
-// One block: if there were room for a second one, each would have half the registers.
+// One block per multiprocessor: with a second one, each would have half the registers.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 sample(float* logits,           // [sequences, stride], of which V are used; changed and changed back
        const Request* requests, // [sequences]
@@ -122,7 +124,8 @@ sample(float* logits,           // [sequences, stride], of which V are used; cha
     let_next_begin();
     const int t = threadIdx.x, threads = blockDim.x, sequence = blockIdx.x;
     const Request r = requests[sequence];
-    logits += (size_t)sequence * stride, candidates += (size_t)sequence * ((V + threads - 1) / threads * threads);
+    logits += (size_t)sequence * stride;
+    candidates += (size_t)sequence * ((V + threads - 1) / threads * threads);
     const Softmax own(logits, V, sums);
     if (!own.is_valid()) {
         if (t == 0) choices[sequence].token = NOT_A_NUMBER;
@@ -139,7 +142,10 @@ sample(float* logits,           // [sequences, stride], of which V are used; cha
         __syncthreads();
     };
     Softmax softmax = own;
-    if (r.n) change(false), softmax = Softmax(logits, V, sums);
+    if (r.n) {
+        change(false);
+        softmax = Softmax(logits, V, sums);
+    }
 
     const float wanted = r.top_p * softmax.total;
     float cutoff = fmaxf(LOWEST, (float)(softmax.peak + r.log_min_p));
@@ -151,7 +157,7 @@ sample(float* logits,           // [sequences, stride], of which V are used; cha
         cutoff = top_p_cutoff(logits, V, softmax, wanted, fmaxf(cutoff, floor), candidates, sums);
     }
 
-    // A thread has neighbouring tokens: one is found in three short walks, to its warp, its thread and itself.
+    // A thread has consecutive tokens, so three short searches find the one: for its warp, its thread and itself.
     auto weight = [&](int i) {
         return logits[i] >= cutoff ? expf((logits[i] - softmax.peak) / r.temperature) : 0.f;
     };

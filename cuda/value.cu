@@ -2,20 +2,25 @@
 //
 //     x += value h
 //
-// The matrix lies by hidden unit, [F, C], and units that are zero, most of them in trained models, are not read. A block
-// has some channels and a part of the hidden units. The last block of some channels to come adds up all parts, in order,
-// so that the sum is always the same.
+// The matrix is stored by hidden unit, [F, C], and units that are zero, most of them in trained models, are not read. A
+// block has some channels and a part of the hidden units. The last block of the same channels to finish adds up all parts,
+// in order, so that the sum is always the same.
 #include "common.cuh"
 
 #define CHANNELS (KIND == INT4 ? 512 : 256)  // of a block: a warp reads pieces of rows of 512 or 256 bytes
-#define WARPS 16  // as in the kernels before and after: a multiprocessor has room for one block
+#define WARPS 16  // as in the kernels before and after: a multiprocessor has the registers for one block
 #define THREADS (WARPS * LANES)
 
-// Rows that are multiplied together, of integers four, since that is what an instruction takes; and how many of those a
-// warp has on their way: 4 KB, of a multiprocessor 64 KB. Twice as much was slower, and half as much with INT8.
+// Rows that are multiplied together, four of integers, since that is what an instruction takes; and how many of those a
+// warp has in flight: 4 KB, or 64 KB per multiprocessor. Twice as much was slower, and half as much with INT8.
 #define TOGETHER (KIND == FP16 ? 1 : 4)
 #define TURN (KIND == FP16 ? 8 : 4)
 #define COLUMNS (CHANNELS / LANES)  // of a thread
+
+// Bytes of dynamic shared memory for each group of 64 hidden units: its values, the units' numbers, their scale, and of
+// integers the scales of the weights; and what is read, but not used, after the end of the list.
+#define GROUP_BYTES (4 * GROUP + 2 * GROUP + 4 + (KIND == FP16 ? 0 : 2 * CHANNELS))
+#define BEYOND_LIST 32
 
 #if KIND == FP16
 typedef uint4 Piece;  // of a row, that a lane has
@@ -24,41 +29,42 @@ typedef uint2 Piece;
 #endif
 #define WORDS ((int)sizeof(Piece) / 4)
 
-// The hidden units that are not zero, in order; of integers those of a group of 64 are made a multiple of four by zeros.
+// The hidden units that are not zero, in order; of integers those of a group of 64 are padded by zeros to a multiple of
+// four.
 struct Units {
-    u32* values;   // one each: a float; or of integers one for four, as bytes
-    u16* numbers;  // of the units, from the first of this block on
+    u32* values;   // floats; of integers four in a word, as bytes
+    u16* numbers;  // of the units, counted from the first of this block
     float* scale;  // [groups] of integers
 };
 
-// Which channel is number e of a lane's: INT4 has 8 in the low halves of its bytes and 8, 32 further, in the high ones.
+// The number of a lane's channel e: INT4 has 8 in the low halves of its bytes and 8, 32 further, in the high ones.
 __device__ __forceinline__ int channel(int lane, int e) {
-    return KIND == INT4 ? lane / 4 * N + lane % 4 * 8 + e % 8 + e / 8 * 32 : lane * COLUMNS + e;
+    return KIND == INT4 ? lane / 4 * GROUP + lane % 4 * 8 + e % 8 + e / 8 * 32 : lane * COLUMNS + e;
 }
 
-// A lane's two of a group of hidden units h [64], of integers rounded to whole numbers.
+// A lane's two of a group of hidden units h [64], rounded to integers if the weights are.
 struct Pair {
     float2 v;
     float scale;
-    u32 even, odd;  // which lanes have units that are not zero
+    u32 even, odd;  // a bit for each lane: whether its first, or second, unit is not zero
     __device__ __forceinline__ Pair(float2 h) : v(h) {
         if (KIND != FP16) {
-            float top = fmaxf(v.x, v.y);
-#pragma unroll
-            for (int i = LANES / 2; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, i));
-            const float inverse = top > 4e-37f ? 127.f / top : 0.f;
-            v.x = rintf(v.x * inverse), v.y = rintf(v.y * inverse), scale = top / 127.f;
+            const float top = max_of_neighbours<LANES>(fmaxf(v.x, v.y));
+            const float inverse = top > 4e-37f ? 127.f / top : 0.f;  // below it the quotient overflows float32
+            v = make_float2(rintf(v.x * inverse), rintf(v.y * inverse));
+            scale = top / 127.f;
         }
-        even = __ballot_sync(ALL_LANES, v.x != 0), odd = __ballot_sync(ALL_LANES, v.y != 0);
+        even = __ballot_sync(ALL_LANES, v.x != 0);
+        odd = __ballot_sync(ALL_LANES, v.y != 0);
     }
     __device__ __forceinline__ int count() const { return (__popc(even) + __popc(odd) + TOGETHER - 1) / TOGETHER; }
 };
 
-// Lists the units of h [groups, 64] that are not zero; a warp has a group at a time. Gives how many there are, in units of
+// Lists the units of h [groups, 64] that are not zero; a warp has a group at a time. Returns their number, in multiples of
 // TOGETHER. `counts` [2, WARPS] is shared memory for this alone.
 __device__ __forceinline__ int list_units(const float* h, int groups, const Units& units, int (*counts)[WARPS]) {
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    auto mine = [&](int g) { return *(const float2*)(h + min(g, groups - 1) * N + 2 * lane); };
+    auto mine = [&](int g) { return load2(h + min(g, groups - 1) * GROUP + 2 * lane); };
     int total = 0;
     float2 next = mine(warp);
     for (int first = 0, turn = 0; first < groups; first += WARPS, turn ^= 1) {
@@ -69,13 +75,16 @@ __device__ __forceinline__ int list_units(const float* h, int groups, const Unit
         __syncthreads();
         int before = total;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) before += i < warp ? counts[turn][i] : 0, total += counts[turn][i];
+        for (int i = 0; i < WARPS; i++) {
+            before += i < warp ? counts[turn][i] : 0;
+            total += counts[turn][i];
+        }
         if (g >= groups) continue;
         if (lane == 0) units.scale[g] = pair.scale;
         const u32 below = (1u << lane) - 1;
         int at = before * TOGETHER + __popc(pair.even & below) + __popc(pair.odd & below);
         auto put = [&](float v, int number) {
-            units.numbers[at] = g * N + number;
+            units.numbers[at] = g * GROUP + number;
             if (KIND == FP16) units.values[at] = __float_as_uint(v);
             else ((u8*)units.values)[at] = (u8)v;
             at++;
@@ -83,7 +92,10 @@ __device__ __forceinline__ int list_units(const float* h, int groups, const Unit
         if (pair.v.x != 0) put(pair.v.x, 2 * lane);
         if (pair.v.y != 0) put(pair.v.y, 2 * lane + 1);
         const int used = __popc(pair.even) + __popc(pair.odd);
-        if (lane < pair.count() * TOGETHER - used) at = before * TOGETHER + used + lane, put(0, 0);
+        if (lane < pair.count() * TOGETHER - used) {
+            at = before * TOGETHER + used + lane;
+            put(0, 0);
+        }
     }
     __syncthreads();
     return total;
@@ -94,29 +106,31 @@ struct Rows {
     Piece pieces[TOGETHER];
     int group;
     u32 values;
-    // Word e of row j; the compiler looks at j = 1 .. 3 where TOGETHER is 1, too.
+    // Word e of row j; the compiler checks j = 1 .. 3 even where TOGETHER is 1.
     __device__ __forceinline__ u32 word(int j, int e) const { return ((const u32*)&pieces[j % TOGETHER])[e]; }
-    // Number i of the list; anything from `end` on. The list is read up to TURN - 1 beyond its end.
+    // Entry i of the list; undefined from `end` on. The list is read up to TURN - 1 entries beyond its end.
     __device__ __forceinline__ void read(const u8* weights, u32 row_bytes, const Units& units, int i, int end) {
         values = units.values[i];
         u32 numbers[TOGETHER];
         if (KIND == FP16) numbers[0] = units.numbers[i];
         else {
             const uint2 four = ((const uint2*)units.numbers)[i];
-            numbers[0] = four.x & 0xffff, numbers[1 % TOGETHER] = four.x >> 16;
-            numbers[2 % TOGETHER] = four.y & 0xffff, numbers[3 % TOGETHER] = four.y >> 16;
+            numbers[0] = four.x & 0xffff;
+            numbers[1 % TOGETHER] = four.x >> 16;
+            numbers[2 % TOGETHER] = four.y & 0xffff;
+            numbers[3 % TOGETHER] = four.y >> 16;
         }
-        group = numbers[0] / N;
+        group = numbers[0] / GROUP;
 #pragma unroll
         for (int j = 0; j < TOGETHER; j++)
             pieces[j] = read_once<Piece>(weights + (size_t)numbers[j] * row_bytes, i < end);
     }
 };
 
-// What a warp has added up: of integers those of one group as they are, since they share scales.
+// A warp's sums; of integers the sums of the current group apart, since its weights share scales.
 struct Sums {
     float v[COLUMNS];
-    int of_group[COLUMNS], offset, group;  // INT4: the second half, of high halves of bytes, is 16 times what it means
+    int of_group[COLUMNS], offset, group;  // INT4: the second half, of high halves of bytes, counts 16 times
     __device__ __forceinline__ Sums() : v(), of_group(), offset(0), group(0) {}
 
     // `scales` [groups, CHANNELS] of integers, at this lane's channels.
@@ -126,14 +140,18 @@ struct Sums {
 #pragma unroll
             for (int e = 0; e < WORDS; e++) {
                 const float2 w = halves(rows.word(0, e));
-                v[2 * e] += w.x * x, v[2 * e + 1] += w.y * x;
+                v[2 * e] += w.x * x;
+                v[2 * e + 1] += w.y * x;
             }
             return;
         }
-        if (rows.group != group) end_group(units, scales), group = rows.group;
+        if (rows.group != group) {
+            end_group(units, scales);
+            group = rows.group;
+        }
         if (KIND == INT4) offset -= dot4(rows.values, 0x08080808, 0);  // 8 was added to the weights
 #pragma unroll
-        for (int e = 0; e < WORDS; e++) {  // the bytes of a channel are brought together
+        for (int e = 0; e < WORDS; e++) {  // transpose: the bytes of a channel into one word
             const u32 a = rows.word(0, e), b = rows.word(1, e), c = rows.word(2, e), d = rows.word(3, e);
             const u32 ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);  // a0 b0 a1 b1, c0 d0 c1 d1
             const u32 ab2 = __byte_perm(a, b, 0x7362), cd2 = __byte_perm(c, d, 0x7362);
@@ -151,7 +169,7 @@ struct Sums {
             }
         }
     }
-    // No more rows of this group.
+    // After the last row of a group.
     __device__ __forceinline__ void end_group(const Units& units, const u16* scales) {
         if (KIND == FP16) return;
         const float scale = units.scale[group];
@@ -170,12 +188,12 @@ struct Sums {
     }
 };
 
-// Whether this block is the last of n to come here: then it sees what the others have written before. `arrived` counts them,
-// `is_last` is shared memory for this alone.
+// Whether this block is the last of n to arrive here: then it sees what the others have written before. `arrived` counts
+// them, `is_last` is shared memory for this alone.
 __device__ __forceinline__ bool is_last_of(int n, int* arrived, bool* is_last) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();  // speaks for all threads, on both sides of the barriers
+        __threadfence();  // for all threads of the block, by the barriers before and after
         *is_last = atomicAdd(arrived, 1) == n - 1;
         __threadfence();
     }
@@ -183,7 +201,7 @@ __device__ __forceinline__ bool is_last_of(int n, int* arrived, bool* is_last) {
     return *is_last;
 }
 
-// `total` and channel c of parts [n, C], added up in this order.
+// `total` plus channel c of parts [n, C], added up in this order.
 __device__ __forceinline__ float sum_of_parts(const float* parts, int C, int n, int c, float total) {
     const int AT_ONCE = 16;
     for (int first = 0; first < n; first += AT_ONCE) {
@@ -203,7 +221,7 @@ value(const float* h,       // [F]
       const float* u,       // [C] the next token shift
       float* shift,         // [C] shift_ffn of this layer's state
       float* parts,         // [parts, C]
-      int* arrived,         // [C / CHANNELS, rounded up] blocks that have written their part: zeros, before and after
+      int* arrived,         // [ceil(C / CHANNELS)] blocks that have written their part: zeros, before and after
       float* x,             // [C]
       int C, int F) {
     __shared__ float sums[WARPS][CHANNELS];
@@ -212,11 +230,11 @@ value(const float* h,       // [F]
     extern __shared__ __align__(16) float memory[];
     const int t = threadIdx.x, warp = t / LANES, lane = t % LANES, n_parts = gridDim.y, part = blockIdx.y;
     const int c0 = blockIdx.x * CHANNELS, channels = min(CHANNELS, C - c0);
-    const int g0 = share(F / N, part, n_parts), groups = share(F / N, part + 1, n_parts) - g0;
-    const int room = (F / N + n_parts - 1) / n_parts;
+    const int g0 = share(F / GROUP, part, n_parts), groups = share(F / GROUP, part + 1, n_parts) - g0;
+    const int capacity = (F / GROUP + n_parts - 1) / n_parts;  // in groups
     u16* group_scales = (u16*)memory;  // first, since it is copied 16 bytes at a time
-    float* lists = memory + (KIND == FP16 ? 0 : room * CHANNELS / 2);
-    Units units = {(u32*)lists, (u16*)(lists + room * N), lists + room * (N + N / 2)};
+    float* lists = memory + (KIND == FP16 ? 0 : capacity * CHANNELS / 2);
+    const Units units = {(u32*)lists, (u16*)(lists + capacity * GROUP), lists + capacity * (GROUP + GROUP / 2)};
     if (KIND != FP16)
         for (int i = 8 * t; i < groups * CHANNELS; i += 8 * THREADS)
             if (i % CHANNELS < channels)
@@ -226,11 +244,11 @@ value(const float* h,       // [F]
     let_next_begin();
     if (part == 0 && t < channels) shift[c0 + t] = u[c0 + t];  // `hidden` has read it
     wait_for_copies<0>();  // for all threads, by the barriers of what follows
-    const int n = list_units(h + g0 * N, groups, units, counts);
-    // A warp has neighbours of the list.
+    const int n = list_units(h + g0 * GROUP, groups, units, counts);
+    // A warp has consecutive entries of the list.
     const int begin = share(n, warp, WARPS), end = share(n, warp + 1, WARPS);
     const u32 row_bytes = KIND == FP16 ? C * 2 : KIND == INT8 ? C : C / 2;
-    weights += (size_t)g0 * N * row_bytes + c0 * row_bytes / C + lane * WORDS * 4;
+    weights += (size_t)g0 * GROUP * row_bytes + c0 * row_bytes / C + lane * WORDS * 4;
     group_scales += channel(lane, 0);
     Sums mine;
     if (channel(lane, 0) < channels) {

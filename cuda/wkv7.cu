@@ -2,61 +2,56 @@
 //
 //     S = S * diag(w) - (S kk) b^T + v k^T;  y = S r       of each head, with b = kk * a
 //
-// Values of a head do not depend on each other: a block has 16 of them for one sequence and goes through its tokens. Two
-// values have 8 threads, of 8 keys each, whose part of S stays in registers. What tokens bring is copied into shared
-// memory while the tokens before them are worked on; that two values share what a thread reads of it matters, since
-// shared memory is what limits this.
+// Values of a head do not depend on each other: a block has 16 of them for one sequence and loops over its tokens. Two
+// values have 8 threads, of 8 keys each, whose part of S stays in registers. The vectors of tokens are copied into shared
+// memory while earlier tokens are worked on; shared memory's bandwidth is the limit, so it matters that two values share
+// what a thread reads of it.
 #include "common.cuh"
 
 #define VALUES 16                        // of a block
 #define OWN 2                            // values of a thread
 #define KEYS 8                           // of a thread
-#define PARTS (N / KEYS)                 // threads that have a value together
+#define PARTS (HEAD / KEYS)              // threads that have a value together
 #define THREADS (VALUES / OWN * PARTS)
 #define TOKENS 8                         // that are copied together; as many as PARTS, see the end of `recur`
-#define STAGES 4                         // this one, the next, of which a vector is needed, and two on their way
+#define STAGES 4                         // this one, the next, of which a vector is needed, and two in flight
 
 enum { W, KK, B, K, R, VECTORS };
 
 struct Stage {
-    float vectors[VECTORS][TOKENS][N];
+    float vectors[VECTORS][TOKENS][HEAD];
     float v[TOKENS][VALUES];
 };
 
-// Adds up v [8] over 8 neighbours; thread p of them gets the sum of v[p].
-__device__ __forceinline__ float transposed_sum(const float* v, int part) {
-    float four[4], two[2];
+// The number of a thread's key j: 4 part .. and 32 + 4 part .., so that neighbours read neighbouring words.
+__device__ __forceinline__ int key_of(int part, int j) { return j / 4 * 32 + 4 * part + j % 4; }
+
+__device__ __forceinline__ float dot(const float* a, const float* b) {
+    float even = 0, odd = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        four[i] = (part & 4 ? v[i + 4] : v[i]) + __shfl_xor_sync(ALL_LANES, part & 4 ? v[i] : v[i + 4], 4);
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        two[i] = (part & 2 ? four[i + 2] : four[i]) + __shfl_xor_sync(ALL_LANES, part & 2 ? four[i] : four[i + 2], 2);
-    return (part & 1 ? two[1] : two[0]) + __shfl_xor_sync(ALL_LANES, part & 1 ? two[0] : two[1], 1);
+    for (int j = 0; j < KEYS; j += 2) {
+        even += a[j] * b[j];
+        odd += a[j + 1] * b[j + 1];
+    }
+    return even + odd;
 }
 
-// n tokens from token `i` of a stage on, n being 1 or TOKENS: s [OWN, KEYS] goes on; read [OWN] is y of token i + part, or,
-// if n is 1, of that one.
+// n tokens from token `first` of a stage on, n being 1 or TOKENS: advances s [OWN, KEYS]; read [OWN] is y of token
+// first + part or, if n is 1, of that one.
 //
-// What a token removes, S kk, takes three exchanges between threads. To have them under way while other work is done, they
-// begin a token early, from what S will be but for the removal that is not known yet:
+// What a token removes, S kk, takes three exchanges between threads. To hide their latency, they begin a token early, from
+// what S will be but for the removal that is not known yet:
 //
 //     S' kk' = (S diag(w) + v k^T) kk' - removed (b . kk')          with ' for the next token
 //
-// `removed` [OWN] is that of the first token, and then that of the one behind the last, whose kk is at `next`.
+// `removed` [OWN] is that of the first token, and on return that of the token after the last, whose kk is at `next`.
 template <int n>
 __device__ __forceinline__ void recur(float s[OWN][KEYS], float* removed, const Stage& stage, int first, const float* next,
                                       int value, int part, float* read) {
     float y[OWN][n];
     auto keys = [&](float* to, const float* vector) {
 #pragma unroll
-        for (int j = 0; j < KEYS; j += 4) *(float4*)(to + j) = *(const float4*)(vector + j / 4 * 32 + 4 * part);
-    };
-    auto dot = [&](const float* a, const float* b) {
-        float even = 0, odd = 0;
-#pragma unroll
-        for (int j = 0; j < KEYS; j += 2) even += a[j] * b[j], odd += a[j + 1] * b[j + 1];
-        return even + odd;
+        for (int j = 0; j < KEYS; j += 4) store(to + j, load4(vector + key_of(part, j)));
     };
 #pragma unroll
     for (int i = 0; i < n; i++) {
@@ -87,38 +82,43 @@ __device__ __forceinline__ void recur(float s[OWN][KEYS], float* removed, const 
     }
 #pragma unroll
     for (int o = 0; o < OWN; o++)
-        if constexpr (n == TOKENS) read[o] = transposed_sum(y[o], part);
+        if constexpr (n == TOKENS) read[o] = transposed_sum<TOKENS, PARTS / 2>(y[o]);
         else read[o] = sum_of_neighbours<PARTS>(y[o][0]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-wkv7(const float* w, const float* kk, const float* b, const float* k, const float* r, const float* v,  // [T, C]
-     float* y,             // [T, C]
-     const int* begins,    // [sequences + 1] where the tokens of a sequence begin
-     const int* slots,     // [T] the state that a token belongs to
-     float* wkv,           // a state's [H, N, N] of this layer, key by key
-     float* shift,         // a state's [C] of this layer
-     const float* last,    // [slots, C] its next token shift
-     int C, long long state_size) {  // floats from the state of one slot to that of the next
+wkv7(const float* __restrict__ w,      // [T, C]
+     const float* __restrict__ kk,     // [T, C]
+     const float* __restrict__ b,      // [T, C]
+     const float* __restrict__ k,      // [T, C]
+     const float* __restrict__ r,      // [T, C]
+     const float* __restrict__ v,      // [T, C]
+     float* __restrict__ y,            // [T, C]
+     const int* __restrict__ begins,   // [sequences + 1] where the tokens of a sequence begin
+     const int* __restrict__ slots,    // [T] the slot of each token's state
+     float* __restrict__ wkv,          // [H, N, N] of this layer of the state in slot 0, key by key
+     float* __restrict__ shift,        // [C] of this layer of the state in slot 0
+     const float* __restrict__ last,   // [slots, C] the next token shift
+     int C, long long state_size) {    // floats from the state of one slot to that of the next
     __shared__ __align__(16) Stage stages[STAGES];
     const int t = threadIdx.x, value = t / PARTS * OWN, part = t % PARTS;
     const int begin = begins[blockIdx.z], end = begins[blockIdx.z + 1], slot = slots[begin];
-    const int c0 = blockIdx.x * N, own = blockIdx.y * VALUES;
+    const int c0 = blockIdx.x * HEAD, own = blockIdx.y * VALUES;
     if (t < VALUES) (shift + slot * state_size)[c0 + own + t] = last[(size_t)slot * C + c0 + own + t];
-    // A thread's keys are 4 part .. and 32 + 4 part ..: neighbours read neighbouring words.
-    float* S = wkv + slot * state_size + (size_t)c0 * N + own + value;
+    float* S = wkv + slot * state_size + (size_t)c0 * HEAD + own + value;
     float s[OWN][KEYS];
 #pragma unroll
     for (int j = 0; j < KEYS; j++) {
-        const float2 both = *(const float2*)(S + (j / 4 * 32 + 4 * part + j % 4) * N);
-        s[0][j] = both.x, s[1][j] = both.y;
+        const float2 both = load2(S + key_of(part, j) * HEAD);
+        s[0][j] = both.x;
+        s[1][j] = both.y;
     }
     const float* sources[VECTORS] = {w, kk, b, k, r};
-    const int token = t / (N / 4), key = t % (N / 4) * 4;  // of the first piece that this thread copies
-    auto copy = [&](int first) {                           // TOKENS tokens into their stage
+    const int token = t / (HEAD / 4), key = t % (HEAD / 4) * 4;  // of the first piece that this thread copies
+    auto copy = [&](int first) {                                 // TOKENS tokens into their stage
         Stage& to = stages[(first - begin) / TOKENS % STAGES];
 #pragma unroll
-        for (int i = token; i < TOKENS; i += THREADS / (N / 4))
+        for (int i = token; i < TOKENS; i += THREADS / (HEAD / 4))
             if (first + i < end) {
                 const size_t from = (size_t)(first + i) * C + c0 + key;
 #pragma unroll
@@ -134,7 +134,7 @@ wkv7(const float* w, const float* kk, const float* b, const float* k, const floa
 #pragma unroll
     for (int o = 0; o < OWN; o++) {
 #pragma unroll
-        for (int j = 0; j < KEYS; j++) removed[o] += s[o][j] * stages[0].vectors[KK][0][j / 4 * 32 + 4 * part + j % 4];
+        for (int j = 0; j < KEYS; j++) removed[o] += s[o][j] * stages[0].vectors[KK][0][key_of(part, j)];
         removed[o] = sum_of_neighbours<PARTS>(removed[o]);
     }
     for (int first = begin; first < end; first += TOKENS) {
@@ -145,17 +145,16 @@ wkv7(const float* w, const float* kk, const float* b, const float* k, const floa
         const Stage& stage = stages[(first - begin) / TOKENS % STAGES];
         const float* next = stages[((first - begin) / TOKENS + 1) % STAGES].vectors[KK][0];
         float read[OWN] = {};
-        auto write = [&](int i) {
-            *(float2*)(y + (size_t)(first + i) * C + c0 + own + value) = make_float2(read[0], read[1]);
-        };
-        if (first + TOKENS <= end) recur<TOKENS>(s, removed, stage, 0, next, value, part, read), write(part);
-        else
-            for (int i = 0; i < end - first; i++) {  // the kk behind the last token is not there, and not used
+        auto write = [&](int i) { store(y + (size_t)(first + i) * C + c0 + own + value, make_float2(read[0], read[1])); };
+        if (first + TOKENS <= end) {
+            recur<TOKENS>(s, removed, stage, 0, next, value, part, read);
+            write(part);
+        } else
+            for (int i = 0; i < end - first; i++) {  // the kk after the last token is not there, and not used
                 recur<1>(s, removed, stage, i, stage.vectors[KK][min(i + 1, TOKENS - 1)], value, part, read);
                 if (part == 0) write(i);
             }
     }
 #pragma unroll
-    for (int j = 0; j < KEYS; j++)
-        *(float2*)(S + (j / 4 * 32 + 4 * part + j % 4) * N) = make_float2(s[0][j], s[1][j]);
+    for (int j = 0; j < KEYS; j++) store(S + key_of(part, j) * HEAD, make_float2(s[0][j], s[1][j]));
 }

@@ -90,14 +90,14 @@ class Batch(ABC):
 
     @abstractmethod
     def _fetch(self, slot: int) -> State:
-        """The state in a slot, which the batch gives up."""
+        """The state in a slot, for the caller alone."""
 
     def _check_slot(self, slot: int) -> None:
         if slot not in self._taken:
             raise UsageError(f"there is no sequence in slot {slot} of the batch")
 
     def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[tuple[int, Tokens]]:
-        """What is to be read, as arrays; checked."""
+        """The tokens to read, as arrays int32 [n]. Raises like `read`."""
         for slot in parts:
             self._check_slot(slot)
         if not parts or not all(map(len, parts.values())):
@@ -109,7 +109,7 @@ class Batch(ABC):
 
 
 class _Reads(Protocol):
-    """What taking turns needs of a backend."""
+    """What `SequentialBatch` needs of a backend."""
 
     config: ModelConfig
 

@@ -15,19 +15,21 @@ from helpers.writers import TINY, random_weights
 
 import rwkv_cli
 from rwkv_cli.engine.backends import cuda
-from rwkv_cli.engine.backends.base import MemoryLimited
 from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.engine.bench import Plan, Results, run, summary
 from rwkv_cli.engine.gpu import weights as gpu_weights
-from rwkv_cli.engine.gpu.batched_pass import TokenPass
-from rwkv_cli.engine.gpu.decode import VALUE_CHANNELS, VALUE_WARPS, Decoder
-from rwkv_cli.engine.gpu.state_slots import StateMemory
-from rwkv_cli.engine.session import Snapshot
+from rwkv_cli.engine.gpu.batched_pass import BatchedPass
+from rwkv_cli.engine.gpu.decode import Decoder
+from rwkv_cli.engine.gpu.kernel_sources import constants
+from rwkv_cli.engine.gpu.state_slots import StateSlots
+from rwkv_cli.engine.sampling import Sampler
+from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.engine.state import State
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.sessions import state_file
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here to emulate a GPU with")
@@ -36,11 +38,11 @@ SUMS = 2e-6
 """Of the scale: float32 sums of float16 weights, in another order than the reference's."""
 
 INTEGERS = 1e-5
-"""Of the scale: sums of integers are exact, and inputs are rounded likewise; what floats do between them differs."""
+"""Of the scale: sums of integers are exact, and inputs are rounded in the same way; floats between them differ."""
 
 FORK = 0.06
-"""Of the scale: where a value lies between two integers the last bit of a float decides, and what follows differs. Such
-a fork is rare, so that the first token shows whether the arithmetic is the same."""
+"""Of the scale: where a value is halfway between two integers the last bit of a float decides, and what follows
+differs. Such a fork is rare, so that the first token shows whether the arithmetic is the same."""
 
 HALF = 2e-3
 """Of the scale: tensor cores take their inputs in float16."""
@@ -183,13 +185,20 @@ def test_blocks_fit_into_every_gpu(weight_type, C, multiprocessors, shared):
         value=gpu_weights.Matrix(0, 0, C, 4 * C),
     )
     weights = SimpleNamespace(
-        config=config, type=weight_type, ranks=ranks, norms=0, embedding=0, embedding_scales=0, layers=[layer]
+        config=config,
+        type=weight_type,
+        ranks=ranks,
+        norm=lambda _name: 0,
+        embedding=0,
+        embedding_scales=0,
+        layers=[layer],
     )
     weights.head = gpu_weights.Matrix(0, 0, 65536, C)
     gpu = EmulatedGpu({}, multiprocessors)
     gpu.shared_memory = shared
-    for step in Decoder(gpu, weights, StateMemory(gpu, config, 1)).steps():
-        value = 4 * VALUE_WARPS * VALUE_CHANNELS[weight_type] + 4 * 34
+    in_value = constants("value.cu", weight_type)
+    for step in Decoder(gpu, weights, StateSlots(gpu, config, 1)).steps():
+        value = 4 * in_value["WARPS"] * in_value["CHANNELS"] + 4 * 34
         declared = {"value": value, "heads": 5120}.get(step.kernel, 512)  # by the sources, at most
         assert step.shared + declared <= shared - 1024  # which the system takes
         assert all(extent > 0 for extent in step.grid)
@@ -206,7 +215,7 @@ def test_many_tokens_agree_with_the_reference(each):
 
 
 def test_a_prompt_in_chunks_agrees_with_the_reference(fp16, backend, monkeypatch):
-    """The chunks are of 8, 8 and 3 tokens; single ones go on from there."""
+    """The chunks are of 8, 8 and 3 tokens; single ones continue from there."""
     monkeypatch.setattr(backend, "chunk", 8)
     tokens, state, expected_state = some_tokens(TINY, 21), State.zeros(TINY), State.zeros(TINY)
     heard: list[int] = []
@@ -229,19 +238,19 @@ def test_logits_of_more_tokens_than_are_held_at_once(backend, monkeypatch):
 
 def test_sequences_of_one_pass_are_as_each_alone(backend):
     gpu, weights = backend._gpu, backend._weights
-    states = StateMemory(gpu, TINY, 3)
-    made = TokenPass(gpu, weights, states, 16)
+    states = StateSlots(gpu, TINY, 3)
+    batched = BatchedPass(gpu, weights, states, 16)
     V = TINY.vocab_size
 
     def read(parts: dict[int, list[int]]) -> dict[int, np.ndarray]:
         """The last logits of every slot, whose tokens these are."""
         lengths = [len(tokens) for tokens in parts.values()]
         T = sum(lengths)
-        gpu.upload(made.tokens, np.concatenate([*parts.values()]).astype(np.int32))
-        gpu.upload(made.slots, np.repeat([*parts], lengths).astype(np.int32))
-        gpu.upload(made.begins, np.cumsum([0, *lengths]).astype(np.int32))
+        gpu.upload(batched.tokens, np.concatenate([*parts.values()]).astype(np.int32))
+        gpu.upload(batched.slots, np.repeat([*parts], lengths).astype(np.int32))
+        gpu.upload(batched.begins, np.cumsum([0, *lengths]).astype(np.int32))
         out = gpu.allocate(4 * weights.head.R * len(parts))
-        gpu.run([*made.steps(T, len(parts)), *made.logits(T, out.address, last_of=len(parts))])
+        gpu.run([*batched.steps(T, len(parts)), *batched.logits(T, out.address, last_of=len(parts))])
         logits = np.empty((len(parts), weights.head.R), np.float32)
         gpu.download(out.address, logits)
         return dict(zip(parts, logits[:, :V], strict=True))
@@ -307,7 +316,7 @@ def test_a_state_moves_once(backend, monkeypatch):
     assert transfers.done == ["store", "fetch", "store"]
 
 
-def test_a_state_that_was_changed_at_home_is_read_anew(backend):
+def test_a_state_that_was_changed_on_the_host_is_uploaded_again(backend):
     state, expected = State.zeros(TINY), State.zeros(TINY)
     backend.forward([1, 2, 3], state)
     for part in State.PARTS:
@@ -329,7 +338,7 @@ def test_states_in_turns(backend, second):
         assert_same_state(state, alone)
 
 
-def test_a_state_that_nobody_has_is_not_brought_back(backend, monkeypatch):
+def test_a_state_that_is_no_longer_used_is_not_copied_back(backend, monkeypatch):
     transfers, state = Transfers(backend, monkeypatch), State.zeros(TINY)
     backend.forward([1], state)
     del state
@@ -338,7 +347,7 @@ def test_a_state_that_nobody_has_is_not_brought_back(backend, monkeypatch):
     assert transfers.done == ["store", "store"]
 
 
-def test_a_copy_is_taken_without_ending_the_stay(backend, monkeypatch):
+def test_a_copy_is_taken_without_an_eviction(backend, monkeypatch):
     transfers, state = Transfers(backend, monkeypatch), State.zeros(TINY)
     backend.forward([1, 2], state)
     before = state.copy()
@@ -371,7 +380,7 @@ def test_a_state_in_another_memory_order(backend):
 
 
 def test_threads_that_share_a_backend(backend):
-    """One thread advances its state while others read and copy theirs, which the first one sends home."""
+    """One thread advances its state while others read and copy theirs, which the first one evicts."""
     expected = State.zeros(TINY)
     one_by_one(backend, range(6), expected)
     start = threading.Barrier(3)
@@ -417,29 +426,30 @@ def model(backend, tiny_model) -> rwkv_cli.Model:
     return made
 
 
-def test_a_conversation_can_be_taken_back(backend):
+def test_a_session_can_be_taken_back(backend):
     """Snapshots are copies: what was read since does not reach them."""
-    position = Snapshot.empty(TINY)
-    position.logits = backend.forward([1, 2, 3], position.state)
-    snapshot = position.copy()
-    backend.forward([4], position.state)
-    again = snapshot.copy()
+    session = Session(backend, Sampler(SamplingSettings()))
+    session.feed([1, 2, 3])
+    snapshot = session.snapshot()
+    session.feed([4])
+    again = snapshot.state.copy()
     expected = backend.forward([4], snapshot.state)
-    np.testing.assert_array_equal(backend.forward([4], again.state), expected)
-    assert_same_state(position.state, again.state)
-    assert_same_state(position.state, snapshot.state)
+    np.testing.assert_array_equal(backend.forward([4], again), expected)
+    np.testing.assert_array_equal(session.logits, expected)
+    assert_same_state(session.state, again)
+    assert_same_state(session.state, snapshot.state)
 
 
 def test_a_saved_state_has_what_was_read(backend, model, tmp_path):
     state, expected = State.zeros(TINY), State.zeros(TINY)
     for each in (state, expected):
         logits = backend.forward([1, 2, 3], each)
-    position = Snapshot(state, logits, 3)
-    state_file.save(tmp_path / "x", state_file.SavedState(position, state_file.identify(model)))
+    saved = state_file.SavedState(Snapshot(state, logits, 3), state_file.identify(model))
+    state_file.save(tmp_path / "x", saved)
     assert_same_state(state_file.load(tmp_path / "x").snapshot.state, expected)
 
 
-def test_generate_and_go_on(model):
+def test_generate_and_continue(model):
     options = {"temperature": 0, "max_tokens": 3, "template": "raw"}
     first = model.generate([1, 2, 3], **options)
     tokens = [step.token for step in first]
@@ -451,7 +461,6 @@ def test_generate_and_go_on(model):
 
 def test_it_can_be_measured(backend, monkeypatch):
     monkeypatch.setattr(cuda, "PROBE_BYTES", 1 << 16)
-    assert isinstance(backend, MemoryLimited)
     plan, results = Plan([3], 2, 1), Results()
     run(backend, plan, results)
     found = summary(backend, plan, results)["memory"]

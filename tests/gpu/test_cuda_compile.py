@@ -2,7 +2,7 @@
 
 import pytest
 
-from rwkv_cli.engine.gpu import nvrtc
+from rwkv_cli.engine.gpu import kernel_sources, nvrtc
 from rwkv_cli.errors import DeviceError
 
 pytest.importorskip("cuda.core", reason="the CUDA backend is not installed")
@@ -10,20 +10,22 @@ pytest.importorskip("cuda.core", reason="the CUDA backend is not installed")
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 
-@pytest.mark.parametrize("weight_type", nvrtc.KINDS)
+@pytest.mark.parametrize("weight_type", kernel_sources.KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_operation_compiles(architecture, weight_type):
-    for name in nvrtc.operations():
-        code = nvrtc.compile_operation(name, weight_type, architecture)
-        assert len(code.code) > 1000
-        for kernel in nvrtc.kernels_of(nvrtc.source(name)):
-            assert kernel.encode() in code.code
+    codes = {
+        name: nvrtc.compile_operation(name, weight_type, architecture).code
+        for name in kernel_sources.operations()
+    }
+    assert all(len(code) > 1000 for code in codes.values())
+    for kernel in kernel_sources.kernels().values():
+        assert kernel.name.encode() in codes[kernel.file]
 
 
 def test_what_was_compiled_is_kept(tmp_path):
     from cuda.core.utils import FileStreamProgramCache
 
-    first, second = nvrtc.operations()[:2]
+    first, second = kernel_sources.operations()[:2]
     with FileStreamProgramCache(tmp_path) as cache:
         made = nvrtc.compile_operation(first, "int8", "90", cache)
 
@@ -43,7 +45,7 @@ def test_without_a_folder_it_is_compiled_all_the_same(tmp_path):
     assert {name: code.code for name, code in made.items()} == {
         name: code.code for name, code in kept.items()
     }
-    assert list(kept) == nvrtc.operations()
+    assert list(kept) == kernel_sources.operations()
 
 
 def test_fp32_weights_have_no_kernels():

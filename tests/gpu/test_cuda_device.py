@@ -27,7 +27,7 @@ SUMS = 1e-5
 """Of the scale: float32 sums in another order, through 12 layers."""
 
 ROUNDED = 0.03
-"""Of the scale: where a value lies between two integers the last bit of a float decides, and what follows differs."""
+"""Of the scale: where a value is halfway between two integers the last bit of a float decides, and the rest differs."""
 
 HALF = 5e-3
 """Of the scale: tensor cores take their inputs in float16."""
@@ -133,14 +133,14 @@ def test_tokens_are_chosen_as_on_the_host(backends, options):
     for _ in range(300):
         chosen = cuda.choose(token, states[0], there)
         expected = here.sample(cuda.forward([token], states[1]))
-        assert chosen.token == expected.token
-        assert chosen.logprob == pytest.approx(expected.logprob, abs=1e-5)
-        token = chosen.token
+        assert chosen.choice.token == expected.token
+        assert chosen.choice.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        token = chosen.choice.token
     assert_same_state(*states)
 
 
 def test_auto_takes_the_gpu(monkeypatch):
     monkeypatch.setattr(probe, "gpus", lambda: FOUND)
-    created = registry.create("auto", ModelFile(EMBEDDED_MODEL))
-    assert (created.selection.device, created.backend.name, created.failure) == ("cuda", "cuda", None)
-    assert FOUND[0].name in created.backend.description
+    opened = registry.open_backend("auto", ModelFile(EMBEDDED_MODEL))
+    assert (opened.selection.device, opened.backend.name, opened.failure) == ("cuda", "cuda", None)
+    assert FOUND[0].name in opened.backend.description

@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.gpu import batched_pass, device_sampler, nvrtc, weights
+from rwkv_cli.engine.gpu import batched_pass, device_sampler, kernel_sources, weights
 from rwkv_cli.engine.gpu.launch_plan import Launch, Product, Step
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 _DYNAMIC = re.compile(r"extern __shared__ __align__\(16\) (\w+) (\w+)\[\];")
 _NAN = 0xFF
-_one_at_a_time = threading.Lock()  # the emulator has its threads in static variables
+_one_at_a_time = threading.Lock()  # the emulator keeps its threads in static variables
 
 
 @contextmanager
 def few_threads() -> Iterator[None]:
-    """Where threads go on to the next element until there is none, a few of them do: each takes time to emulate."""
+    """Launch few threads where any number will do: each takes time to emulate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "_COPY_BLOCKS", 4)
         patch.setattr(batched_pass, "MANY_BLOCKS", 4)
@@ -38,28 +38,31 @@ def few_threads() -> Iterator[None]:
 
 def build(weight_type: str, folder: Path) -> dict[str, ctypes._CFuncPtr]:
     """Every kernel, as a function of (arguments, grid, threads)."""
+    names = kernel_sources.operations()
     with ThreadPoolExecutor() as pool:
-        libraries = pool.map(lambda name: _build(name, weight_type, folder), nvrtc.operations())
-        return {
-            kernel: getattr(library, f"launch_{kernel}")
-            for name, library in zip(nvrtc.operations(), libraries, strict=True)
-            for kernel in nvrtc.kernels_of(nvrtc.source(name))
-        }
+        libraries = dict(
+            zip(names, pool.map(lambda name: _build(name, weight_type, folder), names), strict=True)
+        )
+    return {
+        kernel.name: getattr(libraries[kernel.file], f"launch_{kernel.name}")
+        for kernel in kernel_sources.kernels().values()
+    }
 
 
 def _build(name: str, weight_type: str, folder: Path) -> ctypes.CDLL:
-    text = nvrtc.source(name, {"intrinsics.cuh"})
+    text = kernel_sources.source(name, {"intrinsics.cuh"})
     text = _DYNAMIC.sub(r"static \1* const \2 = (\1*)emulator::dynamic_memory;", text)
     launchers = "".join(
-        f'extern "C" void launch_{kernel}(const long long* arguments, const unsigned* grid, unsigned threads)'
-        f"{{ emulator::launch({kernel}, arguments, grid, threads); }}\n"
-        for kernel in nvrtc.kernels_of(text)
+        f'extern "C" void launch_{kernel.name}(const long long* arguments, const unsigned* grid, unsigned threads)'
+        f"{{ emulator::launch({kernel.name}, arguments, grid, threads); }}\n"
+        for kernel in kernel_sources.kernels().values()
+        if kernel.file == name
     )
     path = folder / f"{name}-{weight_type}.cpp"
     path.write_text('#include "emulator.hpp"\n#include "intrinsics.cuh"\n' + text + launchers)
     library = path.with_suffix(".so")
     options = ["-O1", "-std=c++20", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", f"-I{EMULATOR}"]
-    kind = f"-DKIND={nvrtc.KINDS[weight_type]}"
+    kind = f"-DKIND={kernel_sources.kind_of(weight_type)}"
     subprocess.run([str(COMPILER), *options, kind, str(path), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
@@ -75,7 +78,7 @@ class Bytes:
 
 
 class EmulatedGpu:
-    """What `rwkv_cli.engine.gpu.device.Gpu` is, as far as the operations know."""
+    """Stands in for `rwkv_cli.engine.gpu.device.Gpu`: implements `device_protocol.Device`."""
 
     name = "emulated"
     shared_memory = 96 << 10
@@ -118,7 +121,7 @@ class EmulatedGpu:
                 self._launch(step)
             elif isinstance(step, Product):
                 _multiply(step)
-            else:  # a later branch needs nothing of an earlier one
+            else:  # branches are independent: any order must do
                 self.run([one for branch in reversed(step.branches) for one in branch])
 
     def graph(self, steps: Sequence[Step]) -> Callable[[], None]:
@@ -126,7 +129,7 @@ class EmulatedGpu:
 
     def _launch(self, launch: Launch) -> None:
         grid = (ctypes.c_uint * 3)(*launch.grid, *[1] * (3 - len(launch.grid)))
-        arguments = (ctypes.c_longlong * len(launch.arguments))(*launch.arguments)
+        arguments = (ctypes.c_longlong * len(launch.values))(*launch.values)
         with _one_at_a_time:
             self._kernels[launch.kernel](arguments, grid, launch.block)
 

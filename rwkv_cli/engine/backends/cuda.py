@@ -1,13 +1,12 @@
-"""The CUDA backend: when what runs on the GPU, and where the state is meanwhile.
+"""The CUDA backend: what runs on the GPU and when, and where the state is meanwhile.
 
 A single token is read by the kernels of `gpu.decode`, replayed as one graph; several at once by `gpu.batched_pass`. The
-state stays on the GPU between calls, since moving it would take longer than a token does: see `StateOwner`. So do
-the logits where the next token is chosen there, until somebody asks for them or another state is advanced.
+state stays on the GPU between calls, since moving it would take longer than a token does: see `StateOwner`. So do the
+logits where the next token is chosen there, until they are asked for or the next token is read.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 from rwkv_cli.engine.backends.base import Backend, Chosen
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.engine.gpu.batch import GpuBatch
-from rwkv_cli.engine.gpu.batched_pass import TokenPass, buffer_sizes
+from rwkv_cli.engine.gpu.batched_pass import BatchedPass, buffer_sizes
 from rwkv_cli.engine.gpu.decode import Decoder
-from rwkv_cli.engine.gpu.device_sampler import Chooser
-from rwkv_cli.engine.gpu.state_slots import StateMemory
+from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
+from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import Weights
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import DeviceError
@@ -38,19 +37,38 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 
 CHUNK, LEAST_CHUNK = 4096, 128
-"""Tokens of a prompt that are read together: more make matrix products no faster, fewer if there is little memory."""
+"""Tokens of a prompt that are read together: more make matrix products no faster; fewer if there is little memory."""
 
 PART_OF_MEMORY = 4
-"""A pass may take a part of the free memory, this one."""
+"""The buffers of a pass may take one part in this many of the free memory."""
 
 LOGITS_AT_ONCE = 64
 """Tokens whose logits are held on the GPU at the same time."""
 
 PROBE_BYTES = 1 << 30
-"""What is copied to measure the memory: far more than caches hold."""
+"""Copied to measure the memory's bandwidth: far more than caches hold."""
 
 SLOT = 0
-"""Where the state lies that the kernels advance."""
+"""Of the resident state."""
+
+
+class _DeferredLogits:
+    """The logits [V] after a token, which stay on the GPU until they are asked for or about to be overwritten."""
+
+    def __init__(self, fetch: Callable[[], Array], lock: threading.Lock) -> None:
+        """`lock` is to be held while `fetch` is called."""
+        self._fetch, self._lock = fetch, lock
+        self._logits: Array | None = None
+
+    def __call__(self) -> Array:
+        with self._lock:
+            return self.fetched()
+
+    def fetched(self) -> Array:
+        """The same, for who holds the lock."""
+        if self._logits is None:
+            self._logits = self._fetch()
+        return self._logits
 
 
 class CudaBackend(Backend):
@@ -60,49 +78,48 @@ class CudaBackend(Backend):
     batch_size = 64
 
     def __init__(self, model: ModelFile, gpu: Device) -> None:
-        """Copy the weights. Raises DeviceError if there is too little memory."""
+        """Copy the weights. Raises DeviceError if too little memory is free."""
         self.config = model.config
         self._type = model.info.weight_type
         self._gpu = gpu
         self._weights = Weights(gpu, model)
-        self._states = StateMemory(gpu, model.config, 1)
+        self._states = StateSlots(gpu, model.config, 1)
         self.chunk = CHUNK
-        room = gpu.free_memory() // PART_OF_MEMORY
-        while self.chunk > LEAST_CHUNK and sum(buffer_sizes(self._weights, 1, self.chunk).values()) > room:
+        available = gpu.free_memory() // PART_OF_MEMORY
+        while self.chunk > LEAST_CHUNK and self._pass_bytes(self.chunk) > available:
             self.chunk //= 2
         self._decoder = Decoder(gpu, self._weights, self._states)
-        self._decode = gpu.graph(self._decoder.steps())  # of a token
-        self._chooser = Chooser(gpu, self._decoder.logits, model.config.vocab_size)
-        choosing = [*self._decoder.steps(self._chooser.token), self._chooser.step()]
-        self._decode_and_choose = gpu.graph(choosing)  # likewise, with the choice of the next one
-        self._pass: TokenPass | None = None
+        self._decode = gpu.graph(self._decoder.steps())
+        self._sampler = DeviceSampler(gpu, self._decoder.logits, model.config.vocab_size)
+        steps = [*self._decoder.steps(self._sampler.token), self._sampler.step()]
+        self._decode_and_sample = gpu.graph(steps)
+        self._pass: BatchedPass | None = None
         self._all_logits: DeviceMemory | None = None
         self._token = gpu.pinned(4).view(np.int32)
         self._logits = gpu.pinned(4 * model.config.vocab_size).view(np.float32)
-        # The state whose numbers are in the slot, and nowhere else.
-        self._staying: weakref.ref[State] | None = None
-        # The state whose logits are those of the decoder, if they are nowhere else; and logits that were so.
-        self._chosen: weakref.ref[State] | None = None
-        self._kept: weakref.WeakKeyDictionary[State, Array] = weakref.WeakKeyDictionary()
+        # The state whose current values are in the slot, and nowhere else.
+        self._resident_ref: weakref.ref[State] | None = None
+        # The logits that are still the decoder's, if anyone can ask for them.
+        self._deferred_ref: weakref.ref[_DeferredLogits] | None = None
         self._lock = threading.Lock()
 
     @property
     def description(self) -> str:
-        """What does the arithmetic."""
+        """See `Backend.description`."""
         return f"CUDA, {self._type} weights, {self._gpu.name}"
 
     @property
     def kernel(self) -> str:
-        """What does the arithmetic, without the weights."""
+        """See `Backend.kernel`."""
         return f"CUDA, {self._gpu.name}"
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that decoding a token moves if no hidden unit is zero."""
+        """See `Backend.bytes_per_token`."""
         return weight_layouts.bytes_per_token(self.config, self._weights.type)
 
     def memory_reader(self) -> Callable[[], int]:
-        """A function that copies `PROBE_BYTES` of the GPU's memory once, and gives the bytes read and written."""
+        """See `Backend.memory_reader`: a copy of `PROBE_BYTES` on the GPU, of which reads and writes count."""
         gpu = self._gpu
         with self._lock:
             gpu.make_current()
@@ -120,7 +137,7 @@ class CudaBackend(Backend):
         return read
 
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
-        """The logits [V] after the last token; advances `state`, which stays on the GPU."""
+        """See `Backend.forward`: the state stays on the GPU."""
         with self._advancing(state):
             if len(tokens) == 1:
                 self._read_one(tokens[0])
@@ -132,7 +149,7 @@ class CudaBackend(Backend):
         return logits
 
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
-        """The logits [T, V] after each token; advances `state`, which stays on the GPU."""
+        """See `Backend.forward_all`: the state stays on the GPU."""
         most = min(LOGITS_AT_ONCE, self.chunk)
         rows, V = self._weights.head.R, self.config.vocab_size
         logits = np.empty((len(tokens), V), np.float32)
@@ -141,8 +158,8 @@ class CudaBackend(Backend):
                 self._all_logits = self._gpu.allocate(4 * most * rows)
             for start in range(0, len(tokens), most):
                 chunk = tokens[start : start + most]
-                made = self._read_many(chunk, most)
-                self._gpu.run(made.logits(len(chunk), self._all_logits.address))
+                batched = self._read_many(chunk, most)
+                self._gpu.run(batched.logits(len(chunk), self._all_logits.address))
                 padded = np.empty((len(chunk), rows), np.float32)
                 self._gpu.download(self._all_logits.address, padded)
                 logits[start : start + most] = padded[:, :V]
@@ -150,35 +167,27 @@ class CudaBackend(Backend):
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`: the logits stay on the GPU until they are asked for."""
-        draw = sampler.draw(self.config.vocab_size)
+        request = sampler.request(self.config.vocab_size)
+        if request is None:  # only the host can rank
+            return super().choose(token, state, sampler)
         with self._advancing(state):
-            if draw is None:
-                self._read_one(token)
-                self._kept[state] = logits = self._fetch_logits()
-                return Chosen(sampler.sample(logits), lambda: logits)
-            self._chooser.ask([draw], token)
-            self._decode_and_choose()
-            self._chosen = weakref.ref(state)
-            (choice,) = self._chooser.choices()
-        return Chosen(sampler.take(choice), functools.partial(self._logits_of, state))
-
-    def _logits_of(self, state: State) -> Array:
-        """The logits [V] after the token that `choose` has read last into this state."""
-        with self._lock:
-            if self._has_chosen_for() is state:
-                self._gpu.make_current()
-                self._keep_logits()
-            return self._kept[state]
+            self._sampler.submit([request], token)
+            self._decode_and_sample()
+            (choice,) = self._sampler.collect()
+            logits = _DeferredLogits(self._fetch_logits, self._lock)
+            self._deferred_ref = weakref.ref(logits)
+        sampler.accept(choice.token)
+        return Chosen(choice, logits)
 
     def evict(self, state: State) -> None:
-        """See `StateOwner`."""
+        """See `StateOwner.evict`."""
         with self._lock:
             if self._resident() is state:
                 self._gpu.make_current()
-                self._send_back()
+                self._evict()
 
     def snapshot(self, state: State) -> State | None:
-        """See `StateOwner`."""
+        """See `StateOwner.snapshot`."""
         with self._lock:
             if self._resident() is not state:
                 return None
@@ -189,97 +198,92 @@ class CudaBackend(Backend):
 
     @contextmanager
     def _advancing(self, state: State) -> Iterator[None]:
-        """With its numbers in the slot, and the GPU for nobody else."""
+        """Hold the lock, with the state in the slot and the decoder's logits free to be overwritten."""
         if state.owner is not self:
             state.to_host()  # before the lock: another backend has one of its own
         with self._lock:
             self._gpu.make_current()
-            if self._has_chosen_for() is not state:
-                self._keep_logits()
-            self._chosen = None
-            self._kept.pop(state, None)
-            self._take_in(state)
+            if logits := self._deferred_ref and self._deferred_ref():
+                logits.fetched()
+            self._deferred_ref = None
+            self._make_resident(state)
             yield
 
     def _read_one(self, token: int) -> None:
-        """Read a token: its logits are those of the decoder."""
+        """Read a token, which leaves its logits in the decoder's."""
         self._token[0] = token
         self._gpu.upload(self._decoder.token, self._token)
         self._decode()
 
-    def _has_chosen_for(self) -> State | None:
-        return self._chosen() if self._chosen else None
-
-    def _keep_logits(self) -> None:
-        """Bring over what only the decoder has, if anybody still has the state."""
-        if state := self._has_chosen_for():
-            self._kept[state] = self._fetch_logits()
-        self._chosen = None
-
     def _fetch_logits(self) -> Array:
-        """A copy of the decoder's."""
+        """A copy of the decoder's logits [V]."""
+        self._gpu.make_current()
         self._gpu.download(self._decoder.logits, self._logits)
         return self._logits.copy()
 
     def _read_prompt(self, tokens: Sequence[int], progress: Progress | None) -> None:
-        """Likewise several tokens; `progress` hears of all chunks but the last one."""
+        """Read several tokens; reports every chunk except the last."""
         for start in range(0, len(tokens), self.chunk):
             chunk = tokens[start : start + self.chunk]
-            made = self._read_many(chunk, self.chunk)
+            batched = self._read_many(chunk, self.chunk)
             if start + len(chunk) == len(tokens):
-                self._gpu.run(made.logits(len(chunk), self._decoder.logits, last_of=1))
+                self._gpu.run(batched.logits(len(chunk), self._decoder.logits, last_of=1))
             elif progress:
                 self._gpu.synchronize()
                 progress(len(chunk))
 
-    def _read_many(self, tokens: Sequence[int], most: int) -> TokenPass:
-        """Read at most `most` tokens: the pass knows how to get their logits."""
+    def _read_many(self, tokens: Sequence[int], most: int) -> BatchedPass:
+        """Read at most `most` tokens: the pass, which can compute their logits next."""
         T = len(tokens)
-        made = self._room_for(T, most)
-        self._gpu.upload(made.tokens, np.array(tokens, np.int32))
-        self._gpu.upload(made.slots, np.full(T, SLOT, np.int32))
-        self._gpu.upload(made.begins, np.array([0, T], np.int32))
-        self._gpu.run(made.steps(T, 1))
-        return made
+        batched = self._pass_for(T, most)
+        self._gpu.upload(batched.tokens, np.array(tokens, np.int32))
+        self._gpu.upload(batched.slots, np.full(T, SLOT, np.int32))
+        self._gpu.upload(batched.begins, np.array([0, T], np.int32))
+        self._gpu.run(batched.steps(T, 1))
+        return batched
 
-    def _room_for(self, T: int, most: int) -> TokenPass:
-        """Buffers for T tokens: larger ones than there are have room for twice as many, up to `most`."""
-        if self._pass is None or self._pass.room < T:
-            room = min(most, max(T, 2 * self._pass.room if self._pass else 0))
+    def _pass_for(self, T: int, most: int) -> BatchedPass:
+        """A pass with the capacity for T tokens; where it has to grow, it doubles at least, up to `most`."""
+        if self._pass is None or self._pass.capacity < T:
+            capacity = min(most, max(T, 2 * self._pass.capacity if self._pass else 0))
             self._gpu.synchronize()
-            self._pass = None  # free before there are new ones
-            self._pass = TokenPass(self._gpu, self._weights, self._states, room)
+            self._pass = None  # free the old buffers before allocating new ones
+            self._pass = BatchedPass(self._gpu, self._weights, self._states, capacity)
         return self._pass
 
-    def _resident(self) -> State | None:
-        return self._staying() if self._staying else None
+    def _pass_bytes(self, capacity: int) -> int:
+        return sum(buffer_sizes(self._weights, 1, capacity).values())
 
-    def _take_in(self, state: State) -> None:
-        """Have the numbers of a state in the slot; those of another go back to it if anybody still has it."""
+    def _resident(self) -> State | None:
+        """The state whose current values are in the slot."""
+        return self._resident_ref() if self._resident_ref else None
+
+    def _make_resident(self, state: State) -> None:
+        """Copy a state into the slot, unless it is there; the one that was there is evicted."""
         if self._resident() is state:
             return
-        self._send_back()
+        self._evict()
         self._states.store(SLOT, state)
-        self._staying, state.owner = weakref.ref(state), self
+        self._resident_ref, state.owner = weakref.ref(state), self
 
-    def _send_back(self) -> None:
-        """Copy what is in the slot to the state that it belongs to."""
+    def _evict(self) -> None:
+        """Copy the slot to the host arrays of the state that is resident there, if that is still in use."""
         if state := self._resident():
             self._states.fetch(SLOT, state)
             state.owner = None
-        self._staying = None
+        self._resident_ref = None
 
     def batch(self, slots: int) -> GpuBatch:
-        """Room for so many sequences that are read together. Raises DeviceError if there is too little memory."""
+        """See `Backend.batch`."""
         return GpuBatch(self._gpu, self._weights, slots, lock=self._lock)
 
 
 def open_cuda(
     model: ModelFile, compiling: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> CudaBackend:
-    """The backend on the first GPU of this machine; `compiling()` is around the compilation of its kernels.
+    """The backend on the first GPU of this machine. `compiling()` is entered while its kernels are compiled.
 
-    Raises DeviceError, in a sentence, where that cannot be.
+    Raises DeviceError with the reason if the GPU, its driver or its packages cannot run the model.
     """
     try:
         from rwkv_cli.engine.gpu.device import Gpu
@@ -290,15 +294,15 @@ def open_cuda(
         _check_memory(gpu.name, model, gpu.free_memory())
         return CudaBackend(model, gpu)
     except Exception as error:
-        if not type(error).__module__.startswith("cuda."):  # which has no public class for its errors
+        if not type(error).__module__.startswith("cuda."):  # which have no public base class
             raise
         raise DeviceError(f"the GPU cannot be used: {str(error).strip().splitlines()[0]}") from error
 
 
 def _check_memory(name: str, model: ModelFile, free: int) -> None:
     needed = model.weight_bytes + model.config.state_bytes
-    if needed > free:  # Windows would go on in the host's memory, which is slower than the CPU backend
+    if needed > free:  # Windows would use host memory instead, which is slower than the CPU backend
         raise DeviceError(
             f"{name} has too little memory: the model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
-            "free; use --device cpu, or a smaller --type"
+            "free; use {device=cpu}, or a smaller {type}"
         )

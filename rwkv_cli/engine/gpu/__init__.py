@@ -1,1 +1,1 @@
-"""What the CUDA backend is made of: the device, its programs, the weights on it, and the operations of a pass."""
+"""The parts of the CUDA backend: the device, its kernels, the weights on it, and the steps of a pass."""

@@ -1,4 +1,4 @@
-"""Many sequences at once: each has its state in a slot of its own, and joins and leaves at any step."""
+"""Many sequences at once on a GPU: each has its state in a slot of the device, and all are read together."""
 
 from __future__ import annotations
 
@@ -11,57 +11,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.engine.batch import Batch
-from rwkv_cli.engine.gpu.batched_pass import TokenPass
+from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_protocol import Device
-from rwkv_cli.engine.gpu.device_sampler import Chooser
+from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
 from rwkv_cli.engine.gpu.launch_plan import Step
-from rwkv_cli.engine.gpu.state_slots import StateMemory
+from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import Weights
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.state import State
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
+Part = tuple[int, Tokens]
+"""Tokens [n] of the sequence in a slot."""
 
-ROOM = 1024
+CAPACITY = 1024
 """Tokens of a pass: more make matrix products no faster."""
 
 GRAPHS = 32
-"""Numbers of sequences whose passes of one token each are kept, ready to be replayed."""
+"""How many recorded passes of one token per sequence are kept, by the number of sequences."""
 
 
 class GpuBatch(Batch):
-    """Sequences in slots, read together.
-
-    slot = batch.join()
-    logits = batch.read({slot: prompt, another: [token]})
-    state = batch.leave(slot)
-    """
+    """Sequences in slots of the device. See `Batch`."""
 
     def __init__(
         self,
         gpu: Device,
         weights: Weights,
         slots: int,
-        room: int = ROOM,
+        capacity: int = CAPACITY,
         lock: threading.Lock | None = None,
     ) -> None:
-        """Room for so many sequences, and for passes of so many tokens, or a token of each sequence.
+        """Memory for `slots` sequences, and for passes of `capacity` tokens or one token of each sequence.
 
-        `lock` is held while the device is used; others that use it have to share it. Raises UsageError for no slots,
-        DeviceError if there is too little memory.
+        `lock` is held while the device is used; other users of the device have to share it. Raises UsageError for no
+        slots, DeviceError if too little memory is free.
         """
         super().__init__(weights.config, slots)
         self._gpu, self._lock, self._rows = gpu, lock or threading.Lock(), weights.head.R
-        # By the number of sequences and, of one alone, its slot; the latest used last.
+        # By the number of sequences and, of one alone, its slot; the most recently used last.
         self._graphs: OrderedDict[tuple[int, int], Callable[[], None]] = OrderedDict()
         with self._on_device():
-            self._states = StateMemory(gpu, weights.config, slots)
-            self._pass = TokenPass(gpu, weights, self._states, max(room, slots))
+            self._states = StateSlots(gpu, weights.config, slots)
+            self._pass = BatchedPass(gpu, weights, self._states, max(capacity, slots))
             self._decoder = Decoder(gpu, weights, self._states)
             self._out = gpu.allocate(4 * slots * self._rows)
-            self._chooser = Chooser(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
+            self._sampler = DeviceSampler(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
             self._logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
 
     def _store(self, slot: int, state: State | None) -> None:
@@ -80,34 +77,28 @@ class GpuBatch(Batch):
         return state
 
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
-        """Read some tokens of each sequence, by its slot: the logits [n, V] after their last ones, in the same order.
-
-        A sequence may bring one token or a whole prompt; those that are not named stay where they are. The logits are a
-        view, which the next `read` writes to. Raises UsageError, before anything is read, for a slot without a
-        sequence, no tokens, or a token outside the vocabulary.
-        """
+        """See `Batch.read`: the logits are a view that the next `read` overwrites."""
         checked = self._checked(parts)
         with self._on_device():
             self._read(checked)
-            found = self._logits[: len(checked)]
-            self._gpu.download(self._out.address, found)
-        return found[:, : self.config.vocab_size]
+            logits = self._logits[: len(checked)]
+            self._gpu.download(self._out.address, logits)
+        return logits[:, : self.config.vocab_size]
 
     def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
-        """Read likewise, and choose the next token of each sequence as its sampler would; the samplers learn of it.
-
-        Raises what `read` and `Sampler.sample` do.
-        """
+        """See `Batch.choose`: the logits stay on the device, unless settings need ranking, which only the host does."""
         checked = self._checked(parts)
-        if any(sampler.settings.needs_ranking for sampler in samplers):  # which only the host can
+        if any(sampler.settings.needs_ranking for sampler in samplers):
             return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
-        asked = [draw for sampler in samplers if (draw := sampler.draw(self.config.vocab_size))]
+        requests = [request for sampler in samplers if (request := sampler.request(self.config.vocab_size))]
         with self._on_device():
-            self._chooser.ask(asked)
+            self._sampler.submit(requests)
             self._read(checked)
-            self._gpu.run([self._chooser.step(len(asked))])
-            choices = self._chooser.choices(len(asked))
-        return [sampler.take(choice) for sampler, choice in zip(samplers, choices, strict=True)]
+            self._gpu.run([self._sampler.step(len(requests))])
+            choices = self._sampler.collect(len(requests))
+        for sampler, choice in zip(samplers, choices, strict=True):
+            sampler.accept(choice.token)
+        return choices
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -115,35 +106,30 @@ class GpuBatch(Batch):
             self._gpu.make_current()
             yield
 
-    def _read(self, parts: list[tuple[int, Tokens]]) -> None:
-        for first, pieces in _passes(parts, self._pass.room):
+    def _read(self, parts: list[Part]) -> None:
+        for first, pieces in _passes(parts, self._pass.capacity):
             self._run(first, pieces)
 
-    def _run(self, first: int, pieces: Sequence[tuple[int, Tokens]]) -> None:
-        """One pass over tokens of neighbouring sequences, the first of which is the `first` of all that are read."""
+    def _run(self, first: int, pieces: Sequence[Part]) -> None:
+        """One pass over tokens of some sequences; `first` is the index of the first one in all that is read."""
+        slots = [slot for slot, _ in pieces]
         lengths = [len(tokens) for _, tokens in pieces]
         T, n = sum(lengths), len(pieces)
         self._gpu.upload(self._pass.tokens, np.concatenate([tokens for _, tokens in pieces]))
-        self._gpu.upload(
-            self._pass.slots, np.repeat(np.array([slot for slot, _ in pieces], np.int32), lengths)
-        )
+        self._gpu.upload(self._pass.slots, np.repeat(np.array(slots, np.int32), lengths))
         self._gpu.upload(self._pass.begins, np.cumsum([0, *lengths], dtype=np.int32))
         if n == T and first == 0:
-            self._graph(n, pieces[0][0])()
+            self._graph(n, slots[0])()
         else:
             self._gpu.run(self._steps(T, n, first))
 
     def _steps(self, T: int, n: int, first: int) -> list[Step]:
-        """A sequence that goes on in the next pass has its logits written again there, over those of this one."""
+        """A pass; the next one overwrites the logits of a sequence that continues there."""
         out = self._out.address + 4 * first * self._rows
         return [*self._pass.steps(T, n), *self._pass.logits(T, out, last_of=n)]
 
-    def _alone(self, slot: int) -> list[Step]:
-        """A token of one sequence: by the kernels for that, which take less time."""
-        return self._decoder.steps(self._pass.tokens, slot, self._out.address)
-
     def _graph(self, n: int, slot: int) -> Callable[[], None]:
-        """The pass of a token each of n sequences, or of the one in `slot`."""
+        """The pass of one token each of n sequences, or of the one in `slot`."""
         key = (n, slot if n == 1 else 0)
         if key not in self._graphs:
             if len(self._graphs) == GRAPHS:
@@ -152,18 +138,22 @@ class GpuBatch(Batch):
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
+    def _alone(self, slot: int) -> list[Step]:
+        """One token of one sequence, by the kernels of decoding, which are faster."""
+        return self._decoder.steps(self._pass.tokens, slot, self._out.address)
 
-def _passes(parts: Iterable[tuple[int, Tokens]], room: int) -> Iterator[tuple[int, list[tuple[int, Tokens]]]]:
-    """Parts in the same order, cut into passes of up to `room` tokens; with each the number of its first part."""
-    first, left = 0, room
-    pieces: list[tuple[int, Tokens]] = []
+
+def _passes(parts: Iterable[Part], capacity: int) -> Iterator[tuple[int, list[Part]]]:
+    """Cut parts, in the same order, into passes of up to `capacity` tokens; each with the index of its first part."""
+    first, left = 0, capacity
+    pieces: list[Part] = []
     for i, (slot, tokens) in enumerate(parts):
         while len(tokens):
-            pieces.append((slot, tokens[:left]))
-            left -= len(pieces[-1][1])
-            tokens = tokens[len(pieces[-1][1]) :]
+            piece, tokens = tokens[:left], tokens[left:]
+            pieces.append((slot, piece))
+            left -= len(piece)
             if not left:
                 yield first, pieces
-                first, left, pieces = i + (not len(tokens)), room, []
+                first, left, pieces = i + (not len(tokens)), capacity, []
     if pieces:
         yield first, pieces

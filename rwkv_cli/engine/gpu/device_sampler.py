@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
-from rwkv_cli.engine.gpu.buffers import Buffers
-from rwkv_cli.engine.gpu.device_protocol import Device
+from rwkv_cli.engine.gpu.device_protocol import Buffers, Device
+from rwkv_cli.engine.gpu.kernel_sources import constants, structure
 from rwkv_cli.engine.gpu.launch_plan import Launch
-from rwkv_cli.engine.sampling import Choice, Draw
+from rwkv_cli.engine.sampling import Choice, SampleRequest
 
-THREADS = 1024
-"""Of the block of a sequence: the most that there can be."""
+THREADS = constants("sample.cu")["THREADS"]
+"""Of a sequence's block."""
 
-# As cuda/sample.cu has them.
-REQUEST = np.dtype(
-    [
-        ("token", np.int32),
-        ("n", np.int32),
-        ("changes", np.uint64),
-        ("random", np.float64),
-        ("log_min_p", np.float64),
-        ("temperature", np.float32),
-        ("top_p", np.float32),
-    ]
-)
-CHANGE = np.dtype([("token", np.int32), ("amount", np.float32)])
-CHOICE = np.dtype([("token", np.int32), ("logprob", np.float32)])
+REQUEST, CHANGE, CHOICE = (structure("sample.cu", name) for name in ("Request", "Change", "Choice"))
 
-_TEMPERATURES = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-"""What a float32 has instead of 0 and infinity, by which nothing can be divided."""
+_in_order = itemgetter(*REQUEST.names or ())
+_LOWEST_TEMPERATURE = float(
+    np.finfo(np.float32).tiny
+)  # in float32: in place of 0, by which nothing can be divided
+_HIGHEST_TEMPERATURE = float(np.finfo(np.float32).max)  # in place of infinity
 
 
-class Chooser:
-    """Chooses tokens from logits that are on the device: for one sequence, or for many at the same time."""
+class DeviceSampler:
+    """Chooses tokens from logits that are on the device, for one sequence or for many at the same time."""
 
     def __init__(self, gpu: Device, logits: int, V: int, sequences: int = 1, stride: int = 0) -> None:
-        """`logits` is the address of [sequences, stride] float32, of which V are used; a stride of 0 is V."""
+        """`logits` is the address of [sequences, stride] float32, of which V are used; a stride of 0 is V.
+
+        Raises DeviceError if too little memory is free.
+        """
         self._gpu, self._logits, self._V, self._stride = gpu, logits, V, stride or V
         rounds = math.ceil(V / THREADS)
         sizes = {
@@ -53,40 +47,52 @@ class Chooser:
 
     @property
     def token(self) -> int:
-        """The address of the token to read before, an int32, of the first sequence."""
+        """The address of the token to read first, an int32, of the first sequence."""
         return self._at["requests"]
 
     def step(self, sequences: int = 1) -> Launch:
-        """Choose, as the last requests want it; the logits are as they were afterwards."""
-        at = self._at
-        arguments = self._logits, at["requests"], at["candidates"], at["choices"], self._V, self._stride
+        """Choose by the requests that were submitted last; leaves the logits as they were."""
+        arguments = {
+            "logits": self._logits,
+            "requests": self._at["requests"],
+            "candidates": self._at["candidates"],
+            "choices": self._at["choices"],
+            "V": self._V,
+            "stride": self._stride,
+        }
         return Launch("sample", (sequences,), THREADS, arguments, overlaps=True)
 
-    def ask(self, draws: Sequence[Draw], token: int = 0) -> None:
-        """Say how to choose the next token of each sequence, after `token` if there is one to be read before.
+    def submit(self, requests: Sequence[SampleRequest], token: int = 0) -> None:
+        """Upload how to choose the next token of each sequence, and the `token` to read first, if there is one.
 
-        The choices before must have been taken.
+        The previous choices must have been collected.
         """
-        ends = np.cumsum([len(draw.tokens) for draw in draws])
+        ends = np.cumsum([len(request.tokens) for request in requests])
         changes = np.empty(ends[-1], CHANGE)
-        changes["token"] = np.concatenate([draw.tokens for draw in draws])
+        changes["token"] = np.concatenate([request.tokens for request in requests])
         with np.errstate(over="ignore"):  # the logit becomes infinite: right
-            changes["amount"] = np.concatenate([draw.amounts for draw in draws])
+            changes["amount"] = np.concatenate([request.amounts for request in requests])
         if changes.nbytes > self._changes.nbytes:
             self._changes = self._gpu.allocate(2 * changes.nbytes)
-        for i, (draw, end) in enumerate(zip(draws, ends.tolist(), strict=True)):
-            n = len(draw.tokens)
-            begin = self._changes.address + CHANGE.itemsize * (end - n)
-            log_min_p = math.log(draw.min_p) if draw.min_p else -math.inf
-            temperature = min(max(draw.temperature, _TEMPERATURES[0]), _TEMPERATURES[1])
-            self._requests[i] = token, n, begin, draw.random, log_min_p, temperature, draw.top_p
-        self._gpu.upload(self._at["requests"], self._requests[: len(draws)])
+        for i, (request, end) in enumerate(zip(requests, ends.tolist(), strict=True)):
+            n = len(request.tokens)
+            fields = {
+                "token": token,
+                "n": n,
+                "changes": self._changes.address + CHANGE.itemsize * (end - n),
+                "random": request.random,
+                "log_min_p": math.log(request.min_p) if request.min_p else -math.inf,
+                "temperature": min(max(request.temperature, _LOWEST_TEMPERATURE), _HIGHEST_TEMPERATURE),
+                "top_p": request.top_p,
+            }
+            self._requests[i] = _in_order(fields)
+        self._gpu.upload(self._at["requests"], self._requests[: len(requests)])
         if len(changes):
             self._gpu.upload(self._changes.address, changes)
-            self._gpu.synchronize()  # `changes` is not there for long
+            self._gpu.synchronize()  # before `changes` is freed
 
-    def choices(self, sequences: int = 1) -> list[Choice]:
-        """What was chosen, or why nothing was: see `Sampler.take`."""
+    def collect(self, sequences: int = 1) -> list[Choice]:
+        """The choices; a token may be a reason why none could be chosen: see `Sampler.accept`."""
         found = self._choices[:sequences]
         self._gpu.download(self._at["choices"], found)
         return [Choice(token, logprob) for token, logprob in found.tolist()]

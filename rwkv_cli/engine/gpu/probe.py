@@ -1,4 +1,4 @@
-"""What the NVIDIA driver tells of this machine, asked without any package: every run begins with this question."""
+"""The GPUs of this machine, according to the NVIDIA driver, without any package: every run asks for them first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rwkv_cli.errors import DeviceError
 
 OLDEST = (7, 5)
-"""The compute capability that a GPU must have: dot products of bytes, and float16 on tensor cores."""
+"""The lowest compute capability: dot products of bytes, and float16 on tensor cores."""
 
 NO_GPU = "there is no NVIDIA GPU"
 NOT_INSTALLED = "the CUDA backend is not installed: pip install 'rwkv-cli[cuda]'"
@@ -27,7 +27,7 @@ class GpuFacts(NamedTuple):
     name: str
     capability: tuple[int, int]  # compute capability
     memory_bytes: int
-    cuda: str  # the newest CUDA version that the driver knows
+    cuda: str  # the newest CUDA version that the driver supports
 
     def __str__(self) -> str:
         major, minor = self.capability
@@ -37,7 +37,7 @@ class GpuFacts(NamedTuple):
 
 @functools.cache
 def gpus() -> tuple[GpuFacts, ...]:
-    """All of them, one at least; the first is the one that is used. Raises DeviceError with the reason for none."""
+    """All of them; the first one is used. Raises DeviceError with the reason if there are none."""
     library = _library()
     if library is None:
         raise DeviceError(NO_GPU)
@@ -52,7 +52,7 @@ def gpus() -> tuple[GpuFacts, ...]:
 
 
 def described() -> list[str]:
-    """Name, compute capability, memory and driver of each GPU; empty where there is none."""
+    """Name, compute capability, memory and driver of each GPU; empty if there are none."""
     try:
         return [str(gpu) for gpu in gpus()]
     except DeviceError:
@@ -60,15 +60,15 @@ def described() -> list[str]:
 
 
 def is_backend_installed() -> bool:
-    """Whether the packages of the extra are there; they are not imported, which takes half a second."""
+    """Whether the packages of the extra are installed; importing them would take half a second."""
     try:
         return importlib.util.find_spec("cuda.core") is not None
-    except ImportError:  # not even a package `cuda`
+    except ImportError:  # there is not even a package `cuda`
         return False
 
 
 def too_old(name: str, capability: tuple[int, ...]) -> str | None:
-    """Why a GPU is not used, if that is its age."""
+    """The reason why a GPU cannot be used, if it is too old; otherwise None."""
     if capability >= OLDEST:
         return None
     has, needed = (f"{major}.{minor}" for major, minor in (capability, OLDEST))
@@ -87,7 +87,7 @@ def _facts(library: Any, index: int, cuda: str) -> GpuFacts:
 
 
 def _library() -> Any:
-    """The driver's library; None where there is none."""
+    """The driver's library; None if there is no driver."""
     try:
         if sys.platform == "win32":
             return ctypes.WinDLL("nvcuda.dll")

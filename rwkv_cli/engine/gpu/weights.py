@@ -8,23 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.gpu.buffers import ALIGNMENT, aligned
-from rwkv_cli.engine.gpu.device_protocol import Device
+from rwkv_cli.engine.gpu import kernel_sources
+from rwkv_cli.engine.gpu.device_protocol import ALIGNMENT, Device, aligned
 from rwkv_cli.engine.gpu.launch_plan import Launch
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.safetensors import release_pages
 from rwkv_cli.files.weight_layouts import CHANNELS, GROUP, SCALE, TILE_ROWS
+from rwkv_cli.tensors import NORMS, VECTORS
 
-# The vectors of a layer in the order in which kernels find them: the mixes of six matrices, what the recurrence takes,
-# and the norms with the mix of the channel mix.
-VECTORS = (
-    "att.x_r att.x_k att.x_v att.x_w att.x_a att.x_g att.w0 att.a0 att.v0 att.k_k att.k_a att.r_k "
-    "att.ln_x.weight att.ln_x.bias ln1.weight ln1.bias ln2.weight ln2.bias ffn.x_k"
-).split()
-NORMS = ("blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias")
 LOW_RANK = "wavg"
+"""The low-rank maps by letter, in the order of their rows in `LowRank.first`."""
+
 WIDTHS = {"fp16": 2.0, "int8": 1.0, "int4": 0.5}
 """Bytes of a weight of a big matrix, by the type of the file."""
 
@@ -32,9 +28,9 @@ _COPY_BLOCKS, _COPY_THREADS = 1024, 256
 
 
 class Matrix(NamedTuple):
-    """W [R, K], row-major; whole numbers have bfloat16 scales [R, K / 64].
+    """W [R, K], row-major; integers have bfloat16 scales [R, K / 64].
 
-    `ffn.value` lies the other way round: W^T [K, R], scales [K / 64, R].
+    `ffn.value` is transposed: W^T [K, R], scales [K / 64, R].
     """
 
     weights: int  # address
@@ -47,7 +43,7 @@ class LowRank(NamedTuple):
     """The maps of w, a, v and g."""
 
     first: Matrix  # [the sum of ranks, C] w1, a1, v1, g1
-    second: dict[str, Matrix]  # by letter: w2, a2, v2, g2 [C, rank], scales [C, rank / 64 rounded up]
+    second: dict[str, Matrix]  # by letter: w2, a2, v2, g2 [C, rank], scales [C, ceil(rank / 64)]
 
 
 @dataclass
@@ -55,12 +51,12 @@ class Layer:
     """One layer on the device."""
 
     vectors: int  # address of [len(VECTORS), C] float32
-    main: Matrix  # [3 C, C] receptance, key and value
-    low_rank: LowRank  # as the file has them, in float16 or int8, for decoding
-    low_rank_half: LowRank  # in float16, for the tensor cores
-    output: Matrix
-    key: Matrix
-    value: Matrix
+    main: Matrix  # [3 C, C] receptance, key and value of the time mix
+    low_rank: LowRank  # as in the file, float16 or int8, for decoding
+    low_rank_half: LowRank  # float16, for the tensor cores
+    output: Matrix  # [C, C]
+    key: Matrix  # [F, C] of the channel mix
+    value: Matrix  # [C, F], transposed
 
     def vector(self, name: str, C: int) -> int:
         """The address of a vector [C]."""
@@ -71,16 +67,17 @@ class Weights:
     """All weights of a model."""
 
     def __init__(self, gpu: Device, model: ModelFile) -> None:
-        """Copy them to the device. Raises DeviceError if it has too little memory."""
+        """Copy them to the device. Raises DeviceError if too little memory is free."""
+        _check_vectors()
         self.config = model.config
         self._gpu, self._model = gpu, model
         self.type = model.info.weight_type
         self._scaled = self.type in weight_layouts.INTEGERS
-        self._memory = gpu.allocate(self._room())
+        self._memory = gpu.allocate(self._capacity())
         self._next = self._memory.address
         self._staging = gpu.allocate(max(model.stored(name).nbytes for name in model.names))
         self.ranks = {name: self._rank(name) for name in LOW_RANK}
-        self.norms = self._vectors(NORMS)
+        self._norms = self._vectors(NORMS)
         self.embedding = self._raw("emb.weight")
         self.embedding_scales = self._raw("emb.weight" + SCALE) if self._scaled else 0
         self.layers = [self._layer(i) for i in range(self.config.n_layer)]
@@ -88,36 +85,43 @@ class Weights:
         gpu.synchronize()
         del self._staging
 
-    def _room(self) -> int:
+    def norm(self, name: str) -> int:
+        """The address of one of `NORMS` [C], float32."""
+        return self._norms + 4 * self.config.n_embd * NORMS.index(name)
+
+    def _capacity(self) -> int:
+        """Enough bytes for all weights."""
         sizes = [self._device_bytes(name) + 2 * ALIGNMENT for name in self._model.names]
-        return sum(sizes) + 8 * self.config.n_embd * 1024  # and what layer 0 lacks, as zeros
+        return sum(sizes) + 8 * self.config.n_embd * 1024  # with zeros for what layer 0 lacks
 
     def _device_bytes(self, name: str) -> int:
-        """What becomes of a stored array: low-rank maps of whole numbers are there in float16 as well."""
+        """Bytes of a stored array on the device, where integer low-rank maps are kept in float16 as well."""
         array = self._model.stored(name)
         twice = weight_layouts.layout_of(name) == "low_rank" and self._scaled
         return array.nbytes + (2 * array.size if twice else 0)
 
     def _take(self, nbytes: int) -> int:
+        """The address of so far unused memory for weights."""
         address = self._next
         self._next += aligned(nbytes)
         if self._next > self._memory.address + self._memory.nbytes:
-            raise DeviceError("the model file has more weights than its sizes tell")
+            raise DeviceError("the model file has more weights than its tensors' shapes say")
         return address
 
     def _rank(self, name: str) -> int:
-        """The rank of a low-rank map as it is stored, padded."""
+        """The rank of a low-rank map as stored: padded."""
         last = f"blocks.{self.config.n_layer - 1}.att.{name}1"
         return self._model.stored(last).shape[0] * TILE_ROWS if last in self._model.names else 0
 
     def _stage(self, name: str) -> NDArray[Any]:
-        """Copy a stored array into the staging memory, as it lies in the file."""
+        """Copy a stored array into the staging memory, in the layout of the file."""
         array = self._model.stored(name)
-        self._gpu.synchronize()  # what was there is used
+        self._gpu.synchronize()  # the previous array may still be read
         self._gpu.upload(self._staging.address, array)
         return array
 
     def _raw(self, name: str) -> int:
+        """Copy a stored array to the device in the layout of the file: its address."""
         array = self._model.stored(name)
         address = self._take(array.nbytes)
         self._gpu.upload(address, array)
@@ -125,7 +129,7 @@ class Weights:
         return address
 
     def _vectors(self, names: tuple[str, ...] | list[str]) -> int:
-        """Vectors [C], one after another; zeros for what layer 0 lacks."""
+        """Copy vectors [C] to the device, one after another, with zeros for what layer 0 lacks: their address."""
         C = self.config.n_embd
         rows = [
             self._model.stored(name).reshape(-1) if name in self._model.names else np.zeros(C)
@@ -134,7 +138,7 @@ class Weights:
         stacked = np.stack(rows).astype(np.float32)
         address = self._take(stacked.nbytes)
         self._gpu.upload(address, stacked)
-        self._gpu.synchronize()  # `stacked` is not there for long
+        self._gpu.synchronize()  # before `stacked` is freed
         return address
 
     def _layer(self, i: int) -> Layer:
@@ -151,7 +155,7 @@ class Weights:
         )
 
     def _low_rank(self, block: str) -> LowRank:
-        """The maps as the file has them; zeros for what layer 0 lacks."""
+        """The maps as in the file, with zeros for what layer 0 lacks."""
         C, row = self.config.n_embd, 0
         first, second = self._reserve_low_rank(sum(self.ranks.values()), C), {}
         for name, rank in self.ranks.items():
@@ -162,7 +166,7 @@ class Weights:
         return LowRank(first, second)
 
     def _low_rank_bytes(self, R: int, K: int) -> tuple[int, int]:
-        """Of the weights and the scales of a map as the file has it."""
+        """Bytes of the weights and of the scales of a map, as in the file."""
         return (R * K, 2 * R * -(-K // GROUP)) if self._scaled else (2 * R * K, 0)
 
     def _reserve_low_rank(self, R: int, K: int) -> Matrix:
@@ -170,7 +174,7 @@ class Weights:
         return Matrix(self._take(weights), self._take(scales) if scales else 0, R, K)
 
     def _rows(self, matrix: Matrix, begin: int, count: int) -> Matrix:
-        """Some rows of a map."""
+        """`count` rows of a map."""
         weights, scales = self._low_rank_bytes(begin, matrix.K)
         return Matrix(matrix.weights + weights, matrix.scales + scales, count, matrix.K)
 
@@ -186,18 +190,18 @@ class Weights:
         """The same maps in float16."""
         if not self._scaled:
             return maps
-        return LowRank(self._half(maps.first), {name: self._half(one) for name, one in maps.second.items()})
+        second = {name: self._half(matrix) for name, matrix in maps.second.items()}
+        return LowRank(self._half(maps.first), second)
 
     def _half(self, matrix: Matrix) -> Matrix:
-        """A low-rank map in int8, in float16."""
+        """A low-rank map in int8, converted to float16."""
         weights, scales, R, K = matrix
         target = self._take(2 * R * K)
-        arguments = (weights, scales, target, R, K)
-        self._gpu.run([Launch("to_half", (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+        self._run("to_half", {"from": weights, "scales": scales, "to": target, "R": R, "K": K})
         return Matrix(target, 0, R, K)
 
     def _matrices(self, names: list[str]) -> Matrix:
-        """Matrices of one width below each other, row-major."""
+        """Matrices of one width, concatenated along the rows, row-major."""
         arrays = [self._model.stored(name) for name in names]
         rows = [array.shape[0] * TILE_ROWS for array in arrays]
         packed = 2 if self.type == "int4" else 1
@@ -215,24 +219,36 @@ class Weights:
         return Matrix(weights, scales, sum(rows), K)
 
     def _untile(self, name: str, target: int) -> None:
-        """Tiles [R / 16, K, 16, c] into rows [R, K, c]."""
+        """Rearrange tiles [R / 16, K, 16, c] as rows [R, K, c]."""
         array = self._stage(name)
         tiles, K, _, c = array.shape
-        kernel = f"untile{c * array.itemsize}"
-        arguments = (self._staging.address, target, tiles * TILE_ROWS, K)
-        self._gpu.run([Launch(kernel, (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+        arguments = {"from": self._staging.address, "to": target, "R": tiles * TILE_ROWS, "K": K}
+        self._run(f"untile{c * array.itemsize}", arguments)
         release_pages(array)
 
     def _by_input(self, name: str) -> Matrix:
-        """Blocks of 64 channels [R / 64, K, 64] into rows by hidden unit [K, R]."""
+        """Blocks of 64 channels [R / 64, K, 64], rearranged as rows by hidden unit [K, R]."""
         addresses = []
         parts = [name, name + SCALE] if self._scaled else [name]
         for part in parts:
             array = self._stage(part)
             blocks, units, width = array.shape
-            addresses.append(self._take(array.nbytes))
-            arguments = (self._staging.address, addresses[-1], blocks, units, width * array.itemsize // 16)
-            self._gpu.run([Launch("unblock", (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+            target = self._take(array.nbytes)
+            sizes = {"B": blocks, "F": units, "width": width * array.itemsize // 16}
+            self._run("unblock", {"from": self._staging.address, "to": target, **sizes})
+            addresses.append(target)
             release_pages(array)
         blocks, F = self._model.stored(name).shape[:2]
         return Matrix(addresses[0], addresses[1] if len(addresses) > 1 else 0, blocks * CHANNELS, F)
+
+    def _run(self, kernel: str, arguments: dict[str, int]) -> None:
+        """Run a kernel of cuda/weights.cu, whose threads take elements until none is left."""
+        self._gpu.run([Launch(kernel, (_COPY_BLOCKS,), _COPY_THREADS, arguments)])
+
+
+def _check_vectors() -> None:
+    """Raise AssertionError unless the kernels index the vectors of a layer in the order of the table."""
+    names = tuple(name.replace(".", "_").upper() for name in VECTORS)
+    found = kernel_sources.enumeration("vectors.cuh", "Vector")
+    if found != names:
+        raise AssertionError(f"cuda/vectors.cuh has the order {found}, and the host has {names}")

@@ -1,8 +1,7 @@
-// Runs the kernels of cuda/ on a CPU, so that their arithmetic and their barriers are tested where there is no GPU.
+// Runs the kernels of cuda/ on a CPU, so that their arithmetic and their barriers are tested without a GPU.
 //
-// The threads of a block are fibers that take turns, in another order every time: one runs until it waits for others.
-// Blocks run one after another.
-// Memory that a kernel must not read before it is written is filled with NaN.
+// The threads of a block are fibers that take turns, in a different order every time: one runs until it waits for others.
+// Blocks run one after another. Memory that a kernel must not read before it is written is filled with NaN.
 #pragma once
 #include <csetjmp>
 #include <cmath>
@@ -42,16 +41,16 @@ struct Fiber {
     bool begun, done;
 };
 
-// What some threads wait for: all of them, `missing` being those that have not come yet.
+// Releases its threads when all `members` are `here`.
 struct Barrier {
     int members, here;
-    unsigned generation;
+    unsigned generation;  // how many times it has released them
 };
 
 alignas(128) static char dynamic_memory[SHARED];
 static std::vector<Fiber> fibers;
 static std::vector<Barrier> warps;
-static std::vector<uint32_t> lanes;  // [2, threads] what lanes show each other, in two generations
+static std::vector<uint32_t> lanes;  // [2, threads] what lanes exchange, in two generations
 static Barrier block;
 static jmp_buf scheduler;
 static unsigned current;
@@ -62,20 +61,27 @@ inline void yield() {
     if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
 }
 
+inline void release(Barrier& barrier) {
+    barrier.here = 0;
+    barrier.generation++;
+}
+
 inline void leave(Barrier& barrier) {
     barrier.members--;
-    if (barrier.here && barrier.here == barrier.members) barrier.here = 0, barrier.generation++;
+    if (barrier.here && barrier.here == barrier.members) release(barrier);
 }
 
 inline void wait(Barrier& barrier) {
-    unsigned generation = barrier.generation;
-    if (++barrier.here == barrier.members) barrier.here = 0, barrier.generation++;
+    const unsigned generation = barrier.generation;
+    barrier.here++;
+    if (barrier.here == barrier.members) release(barrier);
     else while (barrier.generation == generation) yield();
 }
 
 inline void run_fiber() {
     entry(entry_argument);
-    leave(block), leave(warps[current / 32]);
+    leave(block);
+    leave(warps[current / 32]);
     fibers[current].done = true;
     _longjmp(scheduler, 1);
 }
@@ -85,15 +91,17 @@ inline void begin_fiber(unsigned i) {
     if (!fiber.stack) fiber.stack = new char[STACK];
     fiber.begun = fiber.done = false;
     getcontext(&fiber.begin);
-    fiber.begin.uc_stack.ss_sp = fiber.stack, fiber.begin.uc_stack.ss_size = STACK, fiber.begin.uc_link = nullptr;
+    fiber.begin.uc_stack.ss_sp = fiber.stack;
+    fiber.begin.uc_stack.ss_size = STACK;
+    fiber.begin.uc_link = nullptr;
     makecontext(&fiber.begin, run_fiber, 0);
 }
 
 static volatile unsigned turn, left, begin_of_round, step_of_round;
 static unsigned random_number = 1;
 
-// Another order in every round, so that a barrier which is missing does not go unnoticed: from anywhere on, forward or
-// backward, one after another or by sevens, which no number of threads here is a multiple of; and half of the warps rest.
+// Chooses a different order for every round, so that a missing barrier is noticed: from anywhere on, forward or backward,
+// by ones or by sevens, which no number of threads here is a multiple of; and half of the warps rest.
 inline void choose_order(unsigned threads) {
     random_number = random_number * 1664525 + 1013904223;
     begin_of_round = (random_number >> 8) % threads;
@@ -112,7 +120,8 @@ inline void run_block(unsigned threads) {
             const unsigned next = (begin_of_round + turn * step_of_round) % threads;
             Fiber& fiber = fibers[next];
             if (fiber.done || random_number >> (10 + next / 32) % 32 & 1) continue;
-            current = next, threadIdx = {current, 0, 0};
+            current = next;
+            threadIdx = {current, 0, 0};
             if (!_setjmp(scheduler)) {
                 if (fiber.begun) _longjmp(fiber.place, 1);
                 fiber.begun = true;
@@ -135,20 +144,24 @@ template <class... Types> void launch(void (*kernel)(Types...), const long long*
     entry = [](void* a) { call(the_kernel, (const long long*)a, std::index_sequence_for<Types...>()); };
     if (fibers.size() < threads) fibers.resize(threads);
     lanes.resize(2 * 2048);
-    blockDim = {threads, 1, 1}, gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {threads, 1, 1};
+    gridDim = {grid[0], grid[1], grid[2]};
     for (unsigned z = 0; z < grid[2]; z++)
         for (unsigned y = 0; y < grid[1]; y++)
-            for (unsigned x = 0; x < grid[0]; x++) blockIdx = {x, y, z}, run_block(threads);
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blockIdx = {x, y, z};
+                run_block(threads);
+            }
 }
 
-// What lane `from` shows, to every lane of the warp.
+// The value of lane `from`, while every lane of the warp offers its own.
 template <class T> T exchange(T mine, unsigned from) {
     unsigned warp = current / 32;
-    uint32_t* shown = lanes.data() + warps[warp].generation % 2 * 2048 + warp * 32;
-    memcpy(shown + current % 32, &mine, 4);
+    uint32_t* offered = lanes.data() + warps[warp].generation % 2 * 2048 + warp * 32;
+    memcpy(offered + current % 32, &mine, 4);
     wait(warps[warp]);
     T theirs;
-    memcpy(&theirs, shown + from, 4);
+    memcpy(&theirs, offered + from, 4);
     return theirs;
 }
 
