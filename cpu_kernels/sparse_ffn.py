@@ -62,7 +62,7 @@ _add_int4 = dot_int.unpacked_int4.add_group_x4
 
 @njit
 def find_active_i8(active, count, hq):
-    """List the non-zero units of hq, int8 [64]: their numbers in active, uint8 [64], and how many in count, int32 [1]."""
+    """List the non-zero units of hq, int8 [64]: their numbers in active, uint8 [64], how many in count, int32 [1]."""
     found = 0
     for i in range(GROUP):
         put_u8(active + found, i)

@@ -1,4 +1,4 @@
-"""The CPU backend: allocates buffers, and describes them and the weights to `cpu_kernels`, which does the arithmetic."""
+"""The CPU backend: allocates buffers and describes them and the weights to `cpu_kernels`, which does the arithmetic."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CpuBackend(Backend):
         self.config = model.config
         self.chunk = chunk
         self._model = model  # the kernels have addresses only: this keeps the mapping alive
-        self.n_threads = n_threads or machine.default_threads()
+        self.n_threads: int = n_threads or machine.default_threads()
         self._runs = np.zeros(1, abi.RUN)
         self._matrices, self._vectors = self._weights()
         self._inputs = np.zeros(abi.N_INPUTS, abi.ACTIVATION)
