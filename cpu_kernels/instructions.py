@@ -148,7 +148,7 @@ def choose() -> str:
     names = available()
     wanted = os.environ.get("RWKV_CPU_KERNEL") or names[0]
     if wanted not in names:
-        raise ValueError(f"RWKV_CPU_KERNEL is {wanted!r}; this machine supports: {', '.join(names)}")
+        raise ValueError(f"RWKV_CPU_KERNEL is {wanted!r}; this machine can run: {', '.join(names)}")
     return wanted
 
 

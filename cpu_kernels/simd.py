@@ -22,7 +22,7 @@ from cpu_kernels.instructions import call
 
 _features = llvm.get_host_cpu_features()
 HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))
-"""Whether the CPU converts half floats: without it LLVM would call a function that no library here has."""
+"""Whether the CPU converts half floats; otherwise LLVM would call a runtime function that is not linked here."""
 
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _float = ir.FloatType()
@@ -152,7 +152,7 @@ def put_u8(builder, address, value):
 
 @intrinsic_of(types.void, types.int64)
 def prefetch(builder, address):
-    """Ask for the cache line at an address, into the second-level cache: the first has room for few requests."""
+    """Prefetch the cache line at an address into the L2 cache: L1 can have only few requests outstanding."""
     how = (_i32(0), _i32(2), _i32(1))  # to read; second level; data
     call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer(builder, address, _i8), *how)
 
@@ -388,7 +388,7 @@ def interleave(builder, address, stride):
 
 
 class _Table(types.Type):
-    """The address of records that lie in a row, as a Numba type."""
+    """The address of an array of records, as a Numba type."""
 
     def __init__(self, record):
         super().__init__(name=f"Table({record})")
@@ -401,7 +401,7 @@ class _TableModel(models.PrimitiveModel):
 
 
 def table(dtype):
-    """A function that takes an address for a table of records: `table(dtype)(address)[i]` is record i, in place."""
+    """A function that makes a table of records of an address: `table(dtype)(address)[i]` is record i, by reference."""
     record = from_dtype(dtype)
     kind = _Table(record)
 

@@ -42,7 +42,7 @@ def _load_acquire(builder, address):
 
 @intrinsic_of(types.void, types.int64, types.int64)
 def _store_release(builder, address, value):
-    """Set the integer at an address; all writes before are visible to whoever acquires it."""
+    """Set the integer at an address; all writes before are visible to a thread that acquires it."""
     builder.store_atomic(value, pointer(builder, address, _i64), ordering="release", align=8)
 
 
