@@ -1,21 +1,26 @@
-"""Entry points as machine code: compiled by Numba once, kept by `cpu_kernels.cache`, and loaded by LLVM alone.
+"""Ahead-of-time compilation: entry points compiled by Numba once, cached on disk, and loaded by LLVM alone.
 
-Numba, with its way of loading what it has compiled, takes a third of a second and 60 MB: a run that finds machine code
-does without it.
+Importing Numba takes a third of a second and 60 MB: a run that finds its machine code in `cpu_kernels.cache` does not
+import it.
 
-An entry point is a function of a module of kernels, without a decorator, that takes integers of 64 bits: numbers, and
-the addresses of arrays. It raises nothing and makes no objects, so that its machine code needs nothing of Numba either.
+An entry point is a function of a module of kernels, without a decorator, whose arguments are 64-bit integers: numbers,
+and the addresses of arrays. It raises nothing and allocates nothing, so that its machine code does not need Numba's
+runtime.
 """
+
+from __future__ import annotations
 
 import ctypes
 import functools
 import importlib
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from cpu_kernels import cache
 
@@ -28,21 +33,25 @@ ENTRY_POINTS = {
 }
 """module.function -> the number of its arguments."""
 
+Argument = int | NDArray[Any]
+"""Of an entry point: an integer, or a contiguous array that stands for its address."""
+
 LIBRARY = {"memcpy", "memmove", "memset", "sqrtf", "sched_yield", "SwitchToThread"}
-"""Functions outside of an entry point that it may call: those of C and of the operating system."""
+"""External functions that an entry point may call: those of C and of the operating system."""
 
 _one_at_a_time = threading.Lock()
 
 
 def is_compiled(name: str) -> bool:
-    """Whether the cache holds an entry point, so that its first call comes at once."""
+    """Whether the cache has an entry point, so that `kernel` need not compile it."""
     return cache.read(name) is not None
 
 
 def kernel(name: str) -> Callable[..., int]:
     """An entry point, as a function of integers and contiguous arrays, which stand for their addresses.
 
-    It gives an integer, and 0 where the entry point gives nothing. While it runs, other threads can use Python.
+    It returns an integer: 0 if the entry point returns nothing. It releases the GIL, and raises TypeError for a wrong
+    number of arguments, ValueError for an array that is not contiguous.
     """
     with _one_at_a_time:
         return _kernel(name)
@@ -54,35 +63,38 @@ def _kernel(name: str) -> Callable[..., int]:
     if code is None:
         code = compile_entry_point(name)
         cache.write(name, code)
-    # One engine for each: what entry points call has names that say something in the process that compiled it only.
+    # An engine for each entry point: symbol names are unique only within the compiling process.
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * ENTRY_POINTS[name])(
         engine.get_function_address(name)
     )
-    function.engine = engine  # holds the machine code
+    function.engine = engine  # type: ignore[attr-defined]  # keeps the machine code alive
 
-    def call(*arguments: int | np.ndarray) -> int:
-        # Not by `from_param` of ctypes, which makes another error of an interrupt that comes meanwhile.
-        return function(*map(_integer, arguments))
+    def call(*arguments: Argument) -> int:
+        # Not by `from_param` of ctypes, which turns a KeyboardInterrupt into ArgumentError.
+        return int(function(*map(_integer, arguments)))
 
     return call
 
 
-def _integer(argument: int | np.ndarray) -> int:
+def _integer(argument: Argument) -> int:
     return address(argument) if isinstance(argument, np.ndarray) else int(argument)
 
 
-def address(array: np.ndarray) -> int:
-    """Where a contiguous array lies."""
+def address(array: NDArray[Any]) -> int:
+    """The address of a contiguous array. Raises ValueError for any other."""
     if not array.flags.c_contiguous:
         raise ValueError("a kernel needs a contiguous array")
-    return array.ctypes.data
+    return int(array.ctypes.data)
 
 
 def compile_entry_point(name: str) -> bytes:
-    """The object file of an entry point for this CPU, in which it is a C function of the same name."""
+    """The object file of an entry point for this CPU, as a C function of the same name.
+
+    Raises RuntimeError if its machine code would need Numba's runtime.
+    """
     from numba import njit, types
 
     module_name, function_name = name.split(".")
@@ -92,24 +104,24 @@ def compile_entry_point(name: str) -> bytes:
     compiled = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
     compiled.compile(signature)
     module = llvm.parse_assembly(compiled.inspect_llvm(signature))
-    # What it calls is in the same module, but not for others to see.
+    # The functions that it calls are in the same module, but not external.
     [native] = [
         f.name for f in module.functions if not f.is_declaration and f.linkage == llvm.Linkage.external
     ]
     module.link_in(llvm.parse_assembly(_c_function(name, native, n)))
-    # LLVM ends the process where something is missing: that must not wait until the code is loaded.
+    # LLVM aborts the process when it loads code with a missing symbol: better to find it here.
     outside = {value.name for value in (*module.functions, *module.global_variables) if value.is_declaration}
-    missing = sorted(each for each in outside - LIBRARY if not each.startswith("llvm."))
+    missing = sorted(symbol for symbol in outside - LIBRARY if not symbol.startswith("llvm."))
     if missing:
         raise RuntimeError(f"{name} needs what only Numba has: {', '.join(missing)}")
-    return _target_machine().emit_object(module)
+    return bytes(_target_machine().emit_object(module))
 
 
 def _c_function(name: str, native: str, n: int) -> str:
-    """LLVM's text of a C function of n integers that calls one of Numba's.
+    """LLVM IR of a C function of n integers that calls a function compiled by Numba.
 
-    These take the addresses of a result and of an error as well, and give a status. Since nothing raises, a C caller
-    needs none of this: it gets the result, or 0 where there is none.
+    Numba's take the addresses of a result and of an error as well, and return a status. Since entry points do not
+    raise, the C function drops status and error, and returns the result, or 0 if there is none.
     """
     i32, i64 = ir.IntType(32), ir.IntType(64)
     address, module = i64.as_pointer(), ir.Module()
@@ -123,8 +135,8 @@ def _c_function(name: str, native: str, n: int) -> str:
     return str(module)
 
 
-def _target_machine() -> llvm.TargetMachine:
-    """This CPU, with all that it can do."""
+def _target_machine() -> Any:
+    """The `llvm.TargetMachine` of this CPU, with all its features."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()
@@ -132,7 +144,7 @@ def _target_machine() -> llvm.TargetMachine:
         cpu=llvm.get_host_cpu_name(),
         features=llvm.get_host_cpu_features().flatten(),
         opt=3,
-        # Code that stays where it is loaded, anywhere in memory: as Numba has it.
+        # Not position-independent, and anywhere in memory: the options that Numba itself uses.
         reloc="static" if target.name.startswith("x86") else "default",
         codemodel="jitdefault",
         jit=True,

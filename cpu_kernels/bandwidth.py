@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the limit of decoding, which reads every weight once a token."""
+"""How fast this machine reads memory: the limit of decoding, which reads every weight once per token."""
 
 import numpy as np
 from numba import njit
@@ -6,21 +6,12 @@ from numba import njit
 from cpu_kernels.abi import LANES, PROBE_BLOCK
 from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.simd import load, splat, store
-from cpu_kernels.work_queue import (
-    begin_pass,
-    end_items,
-    end_pass,
-    is_time_to_leave,
-    item_of,
-    look,
-    phase_of,
-    take,
-)
+from cpu_kernels.work_queue import team_loop
 
 
 @njit
 def _read(address, n_bytes):
-    """The sum of floats, in eight sums so that no addition waits for another: nothing but loads can be the limit."""
+    """The sums [16] of floats, in eight accumulators that hide the latency of additions: loads alone are the limit."""
     zero = splat(np.float32(0))
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
     for i in range(address, address + n_bytes, 8 * VECTOR):
@@ -31,30 +22,26 @@ def _read(address, n_bytes):
     return (s0 + s1) + (s2 + s3) + ((s4 + s5) + (s6 + s7))
 
 
-def passes(address, n_blocks, sums, team, job, thread):
-    """Read n_blocks blocks once, as `cpu_kernels.thread_team.Team.run` wants it; sums: float32 [threads, 16].
+@njit
+def n_items(_phase, _address, n_blocks, _sums):
+    """An item is a block."""
+    return n_blocks
 
-    An entry point, see `cpu_kernels.aot`.
+
+@njit
+def do_item(_phase, block, thread, address, _n_blocks, sums):
+    """Read a block, and add what is in it to the sums of the thread."""
+    total = _read(address + block * PROBE_BLOCK, PROBE_BLOCK)
+    sums_here = sums + thread * LANES * FLOAT
+    store(sums_here, load(sums_here) + total)
+
+
+_loop = team_loop(n_items, do_item)
+
+
+def passes(address, n_blocks, sums, team, job, thread):
+    """Read n_blocks blocks of PROBE_BLOCK bytes once; a kernel for `cpu_kernels.thread_team.Team.run`.
+
+    sums: float32 [threads, 16], to which each thread adds what it reads. An entry point, see `cpu_kernels.aot`.
     """
-    if thread == 0:
-        begin_pass(team, job)
-    looks = 0
-    while True:
-        ticket = look(team, job)
-        if ticket < 0:
-            return
-        is_over = phase_of(ticket) > 0
-        if is_over and thread == 0:
-            end_pass(team)
-            return
-        if not is_over and item_of(ticket) < n_blocks:
-            if take(team, ticket, 1):
-                total = _read(address + item_of(ticket) * PROBE_BLOCK, PROBE_BLOCK)
-                sums_here = sums + thread * LANES * FLOAT
-                store(sums_here, load(sums_here) + total)
-                end_items(team, ticket, 1, n_blocks)
-            looks = 0
-            continue
-        looks += 1
-        if is_time_to_leave(looks, thread):
-            return
+    _loop(1, n_blocks, team, job, thread, address, n_blocks, sums)  # claims one block at a time

@@ -1,11 +1,13 @@
-"""Machine code on disk: one file for each entry point, in a folder of this user for each version of it.
+"""Machine code on disk: one file for each entry point, in a folder for each version, in the cache folder of the user.
 
-The folder's name stands for all that machine code depends on: the sources, the instruction that was chosen, LLVM, and
-the CPU, since machines may share a home folder. Numba's version says nothing more: nothing of Numba's is left in the
-code, and its releases go with those of llvmlite.
+The name of a version's folder is a digest of all that machine code depends on: the sources, the chosen instruction,
+LLVM, and the CPU, since machines may share a home folder. Numba's version is not part of it: the code does not contain
+anything of Numba, and its releases go with those of llvmlite.
 
-A file holds a digest and the code. One that is damaged counts as missing; one that is being written has another name.
+A file is a digest followed by the code. A damaged file counts as missing; an unfinished one has another name.
 """
+
+from __future__ import annotations
 
 import functools
 import hashlib
@@ -22,14 +24,13 @@ import platformdirs
 
 from cpu_kernels.instructions import CHOSEN
 
-KEPT = 8
-"""Versions."""
+KEPT_VERSIONS = 8
 
-_FAILURES = (OSError, RuntimeError)  # RuntimeError: a user without a home
+_FAILURES = (OSError, RuntimeError)  # RuntimeError: a user without a home folder
 
 
 def _version() -> str:
-    """The digest of all that the machine code depends on."""
+    """The digest of all that machine code depends on."""
     features = llvm.get_host_cpu_features().flatten()
     parts = (CHOSEN, llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
     digest = hashlib.sha256("\n".join(parts).encode())
@@ -39,17 +40,22 @@ def _version() -> str:
 
 
 VERSION = _version()
-PLACE = os.environ.get("RWKV_CACHE_DIR")
-"""Where versions are kept, if not in the cache folder of this user: as it was when this process began to compute."""
+CACHE_DIR = os.environ.get("RWKV_CACHE_DIR")
+"""The cache folder, if it is not that of the user: read once, so that it stays the same during a process."""
+
+
+def _cache_folder() -> Path:
+    """The folder of all versions. Raises RuntimeError if this user has no home folder."""
+    return Path(CACHE_DIR or platformdirs.user_cache_dir("rwkv"))
 
 
 def _folder() -> Path:
-    """The folder of this version. Raises RuntimeError where this user has no home."""
-    return Path(PLACE or platformdirs.user_cache_dir("rwkv")) / f"kernels-{VERSION}"
+    """The folder of this version. Raises RuntimeError if this user has no home folder."""
+    return _cache_folder() / f"kernels-{VERSION}"
 
 
 def read(name: str) -> bytes | None:
-    """The machine code that was kept under a name, or None."""
+    """The machine code of an entry point, or None if there is no usable file."""
     try:
         content = (_folder() / name).read_bytes()
     except _FAILURES:
@@ -59,36 +65,45 @@ def read(name: str) -> bytes | None:
 
 
 def write(name: str, code: bytes) -> None:
-    """Keep machine code under a name; where that cannot be, say so."""
+    """Store the machine code of an entry point; logs a warning if that fails."""
     try:
         folder = _folder()
         if not folder.exists():
-            folder.mkdir(parents=True, exist_ok=True)  # somebody else may do the same
-            _forget_old_versions(folder.parent)
+            folder.mkdir(parents=True, exist_ok=True)  # another process may do the same
+            _delete_old_versions(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             path = Path(unfinished) / name
             path.write_bytes(_digest(name, code) + code)
             path.replace(folder / name)
     except _FAILURES as error:
-        _warn(getattr(error, "strerror", None) or str(error))
+        _warn(_reason(error))
 
 
 def _digest(name: str, code: bytes) -> bytes:
     return hashlib.sha256(name.encode() + code).digest()
 
 
+def _reason(error: Exception) -> str:
+    """The message of an error, to be continued within a sentence."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
 @functools.cache
 def _warn(reason: str) -> None:
-    """Once for all entry points."""
-    place = PLACE or "the cache folder"
+    """Warn that machine code cannot be stored, once per process for all entry points."""
+    try:
+        failure = f"cannot write to the cache folder {_cache_folder()} ({reason})"
+    except RuntimeError:
+        failure = f"cannot find a cache folder ({reason})"
     logging.getLogger("rwkv_cli").warning(
-        "kernels are compiled for this run only, since %s: %s", place, reason
+        "%s: kernels will be compiled again on every run; set RWKV_CACHE_DIR", failure
     )
 
 
-def _forget_old_versions(folder: Path) -> None:
-    """Keep the newest versions of the cache; whoever still uses another one compiles again."""
-    with suppress(FileNotFoundError):  # somebody else does the same
+def _delete_old_versions(folder: Path) -> None:
+    """Delete all but the newest versions; a program that still uses another one compiles again."""
+    with suppress(FileNotFoundError):  # another process does the same
         versions = sorted(folder.glob("kernels-*"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for version in versions[KEPT:]:
+        for version in versions[KEPT_VERSIONS:]:
             shutil.rmtree(version, ignore_errors=True)

@@ -1,35 +1,39 @@
 """Dot products of weights with float activations: low-rank maps, and whole models in fp16 and fp32."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
+from cpu_kernels.abi import ACTIVATION, GROUP, MATRIX
 from cpu_kernels.dot_int import SCALES
-from cpu_kernels.elementwise import FLOAT, GROUP
+from cpu_kernels.elementwise import FLOAT
 from cpu_kernels.simd import LANES, fma, get_f32, load, load_bf16, load_f16, load_i8_as_f32, splat, store
 
 _f = np.float32
 
 
 class Kernels(NamedTuple):
-    """The kernels for one kind of weights."""
+    """The kernels for one kind of float weights."""
 
     x1: Any
     x4: Any
 
 
 def _sums(load_weights, width):
-    """The products of some columns, for weights of `width` bytes, sixteen of which `load_weights` turns into floats.
+    """Functions for the sums of products of n columns, a multiple of four, whose weights have `width` bytes.
 
-    The columns lie at `weights`, their activations at `x`; n is a multiple of four.
+    `load_weights(address)` converts sixteen weights to floats. `weights` and `x` are the addresses of the first column
+    and of its activation.
     """
     vector = LANES * width
 
     @njit
     def x1(weights, x, n):
-        """[16]: those of one token."""
-        # Four sums, since one would wait for itself: a fused multiply-add takes four cycles and two start in each.
+        """[16], for one token."""
+        # Four accumulators hide the latency of fused multiply-adds, which take four cycles while two start in each.
         a0 = a1 = a2 = a3 = splat(_f(0))
         for k in range(0, n, 4):
             at, xk = weights + k * vector, x + k * FLOAT
@@ -41,7 +45,7 @@ def _sums(load_weights, width):
 
     @njit
     def x4(weights, x, next_token, n):
-        """Four [16]: those of four tokens, in the order of x1: the same to the bit."""
+        """Four [16], for four tokens whose activations are `next_token` bytes apart: added in the order of x1."""
         a0 = a1 = a2 = a3 = splat(_f(0))
         b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = a0
         for k in range(0, n, 4):
@@ -69,67 +73,74 @@ def _column(w, x, next_token, a, b, c, d):
     return a, b, c, d
 
 
-@njit
-def _store_x4(out, stride, a, b, c, d):
-    store(out, a)
-    store(out + stride, b)
-    store(out + 2 * stride, c)
-    store(out + 3 * stride, d)
-
-
-def _float_kernels(load_weights, width):
-    """The kernels for float weights of `width` bytes."""
+def _float_tile(load_weights, width):
+    """Functions for the product of a tile of float weights with one and with four tokens, see `_kernels`."""
     sums_x1, sums_x4 = _sums(load_weights, width)
 
     @njit
-    def x1(out, m, tile, act, t):
-        """out [16] = one tile times token t."""
-        weights, x = m.weights + tile * m.cols * LANES * width, act.x + t * act.cols * FLOAT
-        store(out, sums_x1(weights, x, m.cols))
+    def tile_x1(m: MATRIX, tile, x):
+        return sums_x1(m.weights + tile * m.cols * LANES * width, x, m.cols)
 
     @njit
-    def x4(out, stride, m, tile, act, t):
-        """out [4, 16] = one tile times the four tokens from t on."""
-        weights, x = m.weights + tile * m.cols * LANES * width, act.x + t * act.cols * FLOAT
-        a, b, c, d = sums_x4(weights, x, act.cols * FLOAT, m.cols)
-        _store_x4(out, stride, a, b, c, d)
+    def tile_x4(m: MATRIX, tile, x, next_token):
+        return sums_x4(m.weights + tile * m.cols * LANES * width, x, next_token, m.cols)
 
-    return Kernels(x1, x4)
+    return tile_x1, tile_x4
 
 
-def _scaled_kernels():
-    """The kernels for weights in int8, of which 64 share a scale, or as many as there are."""
+def _scaled_tile():
+    """The same for weights in int8, of which 64 columns share a scale, or fewer at the end of a row."""
     sums_x1, sums_x4 = _sums(load_i8_as_f32, 1)
 
     @njit
-    def x1(out, m, tile, act, t):
-        """out [16] = one tile times token t."""
-        weights, x = m.weights + tile * m.cols * LANES, act.x + t * act.cols * FLOAT
-        scales = m.scales + tile * ((m.cols + GROUP - 1) // GROUP) * SCALES
+    def tile_x1(m: MATRIX, tile, x):
+        weights, scales = m.weights + tile * m.cols * LANES, _scales(m, tile)
         total = splat(_f(0))
         for k in range(0, m.cols, GROUP):
-            n = min(GROUP, m.cols - k)
-            scale = load_bf16(scales + k // GROUP * SCALES)
+            n, scale = min(GROUP, m.cols - k), load_bf16(scales + k // GROUP * SCALES)
             total = fma(sums_x1(weights + k * LANES, x + k * FLOAT, n), scale, total)
-        store(out, total)
+        return total
 
     @njit
-    def x4(out, stride, m, tile, act, t):
-        """out [4, 16] = one tile times the four tokens from t on."""
-        weights, x = m.weights + tile * m.cols * LANES, act.x + t * act.cols * FLOAT
-        scales = m.scales + tile * ((m.cols + GROUP - 1) // GROUP) * SCALES
+    def tile_x4(m: MATRIX, tile, x, next_token):
+        weights, scales = m.weights + tile * m.cols * LANES, _scales(m, tile)
         a = b = c = d = splat(_f(0))
         for k in range(0, m.cols, GROUP):
-            n = min(GROUP, m.cols - k)
-            scale = load_bf16(scales + k // GROUP * SCALES)
-            sums = sums_x4(weights + k * LANES, x + k * FLOAT, act.cols * FLOAT, n)
+            n, scale = min(GROUP, m.cols - k), load_bf16(scales + k // GROUP * SCALES)
+            sums = sums_x4(weights + k * LANES, x + k * FLOAT, next_token, n)
             a, b = fma(sums[0], scale, a), fma(sums[1], scale, b)
             c, d = fma(sums[2], scale, c), fma(sums[3], scale, d)
-        _store_x4(out, stride, a, b, c, d)
+        return a, b, c, d
+
+    return tile_x1, tile_x4
+
+
+@njit
+def _scales(m: MATRIX, tile):
+    """The address of the scales of a tile, whose last group may be shorter."""
+    return m.scales + tile * ((m.cols + GROUP - 1) // GROUP) * SCALES
+
+
+def _kernels(tile_x1, tile_x4):
+    """The kernels for one kind of weights, given the products of a tile with the activations at an address."""
+
+    @njit
+    def x1(out, m: MATRIX, tile, act: ACTIVATION, t):
+        """out [16] = one tile times token t."""
+        store(out, tile_x1(m, tile, act.x + t * act.cols * FLOAT))
+
+    @njit
+    def x4(out, stride, m: MATRIX, tile, act: ACTIVATION, t):
+        """out [4, 16] = one tile times four tokens, from t on."""
+        a, b, c, d = tile_x4(m, tile, act.x + t * act.cols * FLOAT, act.cols * FLOAT)
+        store(out, a)
+        store(out + stride, b)
+        store(out + 2 * stride, c)
+        store(out + 3 * stride, d)
 
     return Kernels(x1, x4)
 
 
-float16 = _float_kernels(load_f16, 2)
-float32 = _float_kernels(load, 4)
-small = _scaled_kernels()
+float16 = _kernels(*_float_tile(load_f16, 2))
+float32 = _kernels(*_float_tile(load, 4))
+small = _kernels(*_scaled_tile())

@@ -1,23 +1,26 @@
 """Dot products of integer weights with activations rounded to int8, in groups of 64 columns.
 
-A group of a tile is 16 rows x 64 columns: sixteen *quads* of four columns, each one operand of `dot4`. Weights of all
-kinds go through the same kernels, which differ in how two quads are read:
+A group of a tile is 16 rows x 64 columns: sixteen *quads* of four columns, each one operand of `dot4`. The kernels of
+all kinds of weights share their source and differ in how they read a pair of quads:
 
-    int8     1,024 bytes: quad after quad, read as they lie, which is what the CPU's prefetcher is made for
+    int8     1,024 bytes: quad after quad, read sequentially, which suits the CPU's prefetcher
     int4     512 bytes: the low halves of 64 bytes are quad p, the high halves quad p + 8; a half is the weight + 8
 
-The integer sum of a group is exact. It is scaled by the weights' scale of each row and the activation's scale, and
-added in float32, group after group: so a result does not depend on how many tokens were read together.
+The integer sum of a group is exact. It is scaled by the weights' scale of each row and by the activation's scale, and
+accumulated in float32, group after group, so that results do not depend on how many tokens are read together.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from cpu_kernels.abi import CACHE_LINE
+from cpu_kernels.abi import ACTIVATION, CACHE_LINE, GROUP, MATRIX
 from cpu_kernels.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
-from cpu_kernels.elementwise import FLOAT, GROUP, VECTOR
+from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.simd import (
     LANES,
     fma,
@@ -37,16 +40,29 @@ from cpu_kernels.simd import (
 )
 
 QUAD = 4 * LANES  # bytes of an operand of dot4
-PAIRS = 8  # of quads that are read together, in a group
+PAIRS = GROUP // 8  # of quads that are read together, in a group
 SCALE_BYTES = 2  # bfloat16
 SCALES = LANES * SCALE_BYTES  # bytes of the scales of one group of a tile
 INT8_GROUP, INT4_GROUP = GROUP * LANES, GROUP * LANES // 2  # bytes of one group of a tile
 INT4_OFFSET = 8
 
 AHEAD = 2048
-"""So many bytes before they are needed, weights are asked for: the CPU's own prefetcher stops at each page."""
+"""Prefetch distance, in bytes: the CPU's own prefetcher stops at page boundaries."""
 
 _f = np.float32
+
+
+class Packing(NamedTuple):
+    """How one kind of integer weights is packed into a group of a tile, and which dot product it takes."""
+
+    two_quads: Callable[
+        ..., Any
+    ]  # two_quads(weights, p): quads p * step and p * step + apart of the group at `weights`
+    step: int
+    apart: int
+    dot: Callable[..., Any]  # `dot4` or `dot4_unsigned`
+    offset: int  # added to each weight that `dot` sees
+    group_bytes: int
 
 
 class Kernels(NamedTuple):
@@ -57,16 +73,20 @@ class Kernels(NamedTuple):
     add_group_x4: Any
 
 
-def _kernels(two_quads, step, apart, dot, offset, group_bytes):
-    """The kernels for weights of which `two_quads(weights, p)` gives the quads p * step and p * step + apart.
+def _kernels(packing):
+    """The kernels for one kind of integer weights."""
+    add_group_x4 = _add_group_x4(packing)
+    return Kernels(_x1(packing), _x4(add_group_x4, packing.group_bytes), add_group_x4)
 
-    Each weight comes increased by `offset`.
-    """
+
+def _x1(packing):
+    """The kernel for one tile and one token."""
+    two_quads, step, apart, dot, offset, group_bytes = packing
     negative_offset = np.int32(-offset)
     next_pair, next_quad = 4 * step, 4 * apart  # columns
 
     @njit
-    def x1(out, m, tile, act, t):
+    def x1(out, m: MATRIX, tile, act: ACTIVATION, t):
         """out [16] = one tile times token t."""
         groups = m.cols // GROUP
         weights, scales = m.weights + tile * groups * group_bytes, m.scales + tile * groups * SCALES
@@ -86,9 +106,15 @@ def _kernels(two_quads, step, apart, dot, offset, group_bytes):
             xq += GROUP
         store(out, total)
 
+    return x1
+
+
+def _x4(add_group_x4, group_bytes):
+    """The kernel for two tiles and four tokens."""
+
     @njit
-    def x4(out, stride, m, tile, act, t):
-        """out [4, 32] = two tiles times the four tokens from t on."""
+    def x4(out, stride, m: MATRIX, tile, act: ACTIVATION, t):
+        """out [4, 32] = two tiles times four tokens, from t on."""
         groups = m.cols // GROUP
         weights, scales = m.weights + tile * groups * group_bytes, m.scales + tile * groups * SCALES
         for i in range(4):
@@ -99,11 +125,21 @@ def _kernels(two_quads, step, apart, dot, offset, group_bytes):
             weights += group_bytes
             scales += SCALES
 
-    @njit
-    def add_group_x4(out, stride, weights, next_tile, scales, next_scales, act, t, g):
-        """out [4, 32] += group g of two tiles times the four tokens from t on.
+    return x4
 
-        stride, next_tile, next_scales: the bytes from a token's output, a tile's weights and scales to the next one's.
+
+def _add_group_x4(packing):
+    """The kernel for one group of two tiles and four tokens."""
+    two_quads, step, apart, dot, offset, _ = packing
+    negative_offset = np.int32(-offset)
+    next_pair, next_quad = 4 * step, 4 * apart  # columns
+
+    @njit
+    def add_group_x4(out, stride, weights, next_tile, scales, next_scales, act: ACTIVATION, t, g):
+        """out [4, 32] += group g of two tiles times four tokens, from t on.
+
+        stride, next_tile and next_scales are distances in bytes: between the outputs of two tokens, the weights of the
+        two tiles, and their scales.
         """
         xq, scale, sums = _activation(act, t, g)
         K, token = act.cols, act.cols // GROUP * FLOAT
@@ -136,19 +172,19 @@ def _kernels(two_quads, step, apart, dot, offset, group_bytes):
         _add_scaled(out + 2 * stride, a2, b2, sa, sb, scale + 2 * token)
         _add_scaled(out + 3 * stride, a3, b3, sa, sb, scale + 3 * token)
 
-    return Kernels(x1, x4, add_group_x4)
+    return add_group_x4
 
 
 @njit
-def _activation(act, t, g):
-    """Where token t's activation begins at group g: bytes, scales and sums."""
+def _activation(act: ACTIVATION, t, g):
+    """The addresses of the int8 values, the scale and the sum of group g of the activation of token t."""
     group = t * (act.cols // GROUP) + g
     return act.xq + group * GROUP, act.scale + group * FLOAT, act.sums + group * FLOAT
 
 
 @njit
 def _add_scaled(out, a, b, sa, sb, scale):
-    """out [32] += the sums of two tiles, by the scales of their rows and the token's."""
+    """out [32] += the sums of two tiles, times the scales of their rows and that of the token."""
     s = splat(get_f32(scale))
     store(out, fma(to_f32(a), sa * s, load(out)))
     store(out + VECTOR, fma(to_f32(b), sb * s, load(out + VECTOR)))
@@ -165,7 +201,7 @@ def _two_halves(weights, p):
     return low_halves(both), high_halves(both)
 
 
-int8 = _kernels(_two_bytes, 2, 1, dot4, WEIGHT_OFFSET, INT8_GROUP)
-int4 = _kernels(_two_halves, 1, 8, dot4_unsigned, INT4_OFFSET, INT4_GROUP)
-unpacked_int4 = _kernels(_two_bytes, 2, 1, dot4_unsigned, INT4_OFFSET, INT8_GROUP)
-"""int4 with a byte for each weight, still increased by 8."""
+int8 = _kernels(Packing(_two_bytes, 2, 1, dot4, WEIGHT_OFFSET, INT8_GROUP))
+int4 = _kernels(Packing(_two_halves, 1, 8, dot4_unsigned, INT4_OFFSET, INT4_GROUP))
+unpacked_int4 = _kernels(Packing(_two_bytes, 2, 1, dot4_unsigned, INT4_OFFSET, INT8_GROUP))
+"""int4 with a byte for each weight, which still has the offset 8."""

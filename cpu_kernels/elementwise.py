@@ -6,7 +6,7 @@ All lengths are multiples of 64, so that no loop has a remainder. Addresses are 
 import numpy as np
 from numba import njit
 
-from cpu_kernels.abi import GROUP
+from cpu_kernels.abi import GROUP, LANES
 from cpu_kernels.simd import (
     absolute,
     fma,
@@ -25,12 +25,12 @@ from cpu_kernels.simd import (
 )
 
 FLOAT = 4  # bytes
-VECTOR = 64  # bytes of sixteen floats
+VECTOR = LANES * FLOAT  # bytes of a vector of floats
 
 LAYER_NORM_EPS = np.float32(1e-5)
 
 _f = np.float32
-_LEAST_TOP = _f(4e-37)  # 127 divided by less would be no float
+_LEAST_TOP = _f(4e-37)  # 127 divided by less overflows float32
 _LOG2_E = _f(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # ln 2 in two parts: n * the first is exact
 _LEAST, _MOST = _f(-87.0), _f(88.0)  # exp stays a normal float between them
@@ -88,7 +88,7 @@ def layer_norm(out, x, weight, bias, n):
 
 @njit
 def token_shift(out, u, last, mix, n):
-    """out [n] = u + (last - u) * mix: a blend of this token's input with the last one's."""
+    """out [n] = u + (last - u) * mix: a blend of the inputs of this token and the one before."""
     for i in range(0, n * FLOAT, VECTOR):
         ui = load(u + i)
         store(out + i, fma(load(last + i) - ui, load(mix + i), ui))
@@ -98,8 +98,9 @@ def token_shift(out, u, last, mix, n):
 def quantize(xq, scale, sums, x, n):
     """Round x [n] to int8 in groups of 64:  x = xq * scale, the largest of a group becoming 127 or -127.
 
-    Beside the bytes xq [n] and the float scale [n / 64], each group gets the sum of its bytes, int32, which makes good
-    for weights that a kernel increases on their way in. A group of zeros, or of next to nothing, becomes zeros.
+    xq is int8 [n], scale float32 [n / 64]. sums, int32 [n / 64], are the sums of the groups' int8 values, from which
+    kernels compute the correction for weights that are stored with an offset. A group of zeros, or of values whose
+    scale has no finite reciprocal, becomes zeros.
     """
     for g in range(n // GROUP):
         group = x + g * GROUP * FLOAT

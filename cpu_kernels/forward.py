@@ -1,7 +1,12 @@
-"""The forward pass of a chunk of tokens: phases, each a list of independent items, that a team of threads goes through.
+"""The forward pass of a chunk of tokens: a sequence of phases, each a list of independent items of work.
 
-See `cpu_kernels.layers` for the items, `cpu_kernels.work_queue` and `cpu_kernels.thread_team` for the threads.
+See `cpu_kernels.layers` for the items and for the names `run`, `matrices` and `inputs`, `cpu_kernels.work_queue` and
+`cpu_kernels.thread_team` for how threads share them.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 from numba import njit
 
@@ -12,6 +17,7 @@ from cpu_kernels.abi import (
     FFN_KEY,
     FFN_VALUE,
     GATED,
+    HEAD_SIZE,
     HIDDEN,
     IN_FFN,
     IN_HEAD,
@@ -23,30 +29,21 @@ from cpu_kernels.abi import (
 )
 from cpu_kernels.layers import at, n_low_rank_tiles, n_wanted, output_rows
 from cpu_kernels.simd import table
-from cpu_kernels.work_queue import (
-    begin_pass,
-    end_items,
-    end_pass,
-    is_time_to_leave,
-    item_of,
-    look,
-    phase_of,
-    share,
-    take,
-)
+from cpu_kernels.work_queue import SHARES, team_loop
 
-# The phases of a pass: one to begin with, seven a layer, two to end with.
+# The kinds of phases: one at the beginning of a pass, seven per layer, two at the end.
 EMBED, MIX_TIME, PROJECT, HEADS, ADD_OUTPUT, MIX_CHANNELS, HIDDEN_UNITS, ADD_HIDDEN, HEAD_INPUT, HEAD = range(
     10
 )
 LAYER_PHASES = 7
+OTHER_PHASES = 3
 
 _runs_at, _matrices_at, _inputs_at = table(RUN), table(MATRIX), table(ACTIVATION)
 
 
 @njit
-def kind_of_phase(run, phase):
-    """Which of the ten kinds a phase of the pass is."""
+def kind_of_phase(run: RUN, phase):
+    """The kind of a phase, one of the ten."""
     if phase == 0:
         return EMBED
     if phase <= run.L * LAYER_PHASES:
@@ -55,19 +52,21 @@ def kind_of_phase(run, phase):
 
 
 @njit
-def n_items(run, matrices, phase):
+def n_items(phase, run: RUN, matrices: Sequence[MATRIX], _inputs: Sequence[ACTIVATION]):
     """How many items of work a phase has."""
-    kind, blocks = kind_of_phase(run, phase), run.C // BLOCK
+    kind, C, F = kind_of_phase(run, phase), run.C, run.F
     if kind in (EMBED, MIX_TIME, MIX_CHANNELS):
         return run.T
     if kind == PROJECT:
-        return n_low_rank_tiles(matrices, layer_of(phase) * N_MATRICES) + 3 * blocks
+        return n_low_rank_tiles(matrices, layer_of(phase) * N_MATRICES) + 3 * (C // BLOCK)
     if kind == ADD_OUTPUT:
-        return run.C // output_rows(run)
-    if kind in (HEADS, ADD_HIDDEN):
-        return blocks
+        return C // output_rows(run)
+    if kind == HEADS:
+        return C // HEAD_SIZE
+    if kind == ADD_HIDDEN:
+        return C // BLOCK
     if kind == HIDDEN_UNITS:
-        return run.F // BLOCK
+        return F // BLOCK
     if kind == HEAD_INPUT:
         return n_wanted(run)
     return (matrices[run.L * N_MATRICES].rows + BLOCK - 1) // BLOCK
@@ -80,8 +79,8 @@ def layer_of(phase):
 
 
 @njit
-def do_item(run, matrices, inputs, phase, item, thread):
-    """One item of work of a phase."""
+def do_item(phase, item, thread, run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION]):
+    """Do one item of work of a phase."""
     kind, C = kind_of_phase(run, phase), run.C
     if kind == EMBED:
         layers.embed(run, item)
@@ -111,35 +110,16 @@ def do_item(run, matrices, inputs, phase, item, thread):
             layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], item, thread)
 
 
-def passes(runs, matrices, inputs, team, job, thread):
-    """Forward passes of a record RUN, as `cpu_kernels.thread_team.Team.run` wants them; an entry point, see
-    `cpu_kernels.aot`.
+_loop = team_loop(n_items, do_item)
 
-    Each reads the tokens of the record and leaves the logits and the new state. All arguments but the last two are
-    addresses; runs: RUN [1]; matrices: MATRIX [L * N_MATRICES + 1], the head last; inputs: ACTIVATION [N_INPUTS].
+
+def passes(runs, matrices, inputs, team, job, thread):
+    """The forward pass that a record RUN describes; a kernel for `cpu_kernels.thread_team.Team.run`.
+
+    It reads the tokens of the record and leaves the logits and the new state. All arguments but the last two are
+    addresses: runs: RUN [1]; matrices: MATRIX [L * N_MATRICES + 1], the head last; inputs: ACTIVATION [N_INPUTS]. An
+    entry point, see `cpu_kernels.aot`.
     """
-    run, matrices, inputs = _runs_at(runs)[0], _matrices_at(matrices), _inputs_at(inputs)
-    if thread == 0:
-        begin_pass(team, job)
-    looks = 0
-    while True:
-        ticket = look(team, job)
-        if ticket < 0:
-            return
-        phase, item = phase_of(ticket), item_of(ticket)
-        is_over = phase > run.L * LAYER_PHASES + 2
-        if is_over and thread == 0:
-            end_pass(team)
-            return
-        n = 0 if is_over else n_items(run, matrices, phase)
-        if item < n:
-            some = share(n - item, run.threads)
-            if take(team, ticket, some):
-                for i in range(item, item + some):
-                    do_item(run, matrices, inputs, phase, i, thread)
-                end_items(team, ticket, some, n)
-            looks = 0
-            continue
-        looks += 1
-        if is_time_to_leave(looks, thread):
-            return
+    run = _runs_at(runs)[0]
+    n_phases, n_parts = run.L * LAYER_PHASES + OTHER_PHASES, SHARES * run.threads
+    _loop(n_phases, n_parts, team, job, thread, run, _matrices_at(matrices), _inputs_at(inputs))

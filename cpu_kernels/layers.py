@@ -1,9 +1,22 @@
 """What a layer computes, one item of work at a time.
 
 The formulas are those of `engine.backends.reference`; dimension letters are those of `rwkv_cli.config`. T tokens are
-read together: T = 1 when text is generated, more when a prompt is read. Everything lies in buffers that the caller
-allocated once, and that the tables of `cpu_kernels.abi` name; all addresses are int64.
+read together: T = 1 when text is generated, more when a prompt is read. The caller has allocated all buffers. The names
+that all functions share, whose fields are described in `cpu_kernels.abi`:
+
+    run        RUN: the sizes, weights, state and buffers of the pass
+    matrices   MATRIX [L * N_MATRICES + 1], the matrices of all layers; `matrix` is the number of a layer's first
+    inputs     ACTIVATION [N_INPUTS], the inputs of matrices
+    vectors    the address of a layer's vectors, float32 [N_VECTORS, C]
+    shift      the address of a layer's token shift in the state, float32 [C]
+    m, act     MATRIX and ACTIVATION: a matrix, and the input that it is multiplied with
+
+Parameters without a type are int64: addresses, sizes and numbers of items, tokens and layers.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 from numba import njit
 
@@ -11,26 +24,35 @@ from cpu_kernels import elementwise as el
 from cpu_kernels import wkv7
 from cpu_kernels.abi import (
     A0,
+    ACTIVATION,
     BLOCK,
     FFN_X_K,
     G1,
     GATED,
+    GROUP,
+    HEAD_SIZE,
     IN_G,
     IN_R,
     IN_V,
     K_A,
     K_K,
+    LN0_B,
+    LN0_W,
     LN1_B,
     LN1_W,
     LN2_B,
     LN2_W,
+    LN_OUT_B,
+    LN_OUT_W,
     LN_X_B,
     LN_X_W,
     LOW_RANK_INPUTS,
     LOW_W,
+    MATRIX,
     PACKED_BYTES,
     R_K,
     RECEPTANCE,
+    RUN,
     V0,
     V2,
     W0,
@@ -39,12 +61,13 @@ from cpu_kernels.abi import (
     X_R,
 )
 from cpu_kernels.dot_int import SCALE_BYTES
-from cpu_kernels.elementwise import FLOAT, GROUP
+from cpu_kernels.elementwise import FLOAT
 from cpu_kernels.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
 from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
 from cpu_kernels.sparse_ffn import dense_rows, find_active_f32, find_active_i8, sparse_rows
 
-TILES = BLOCK // LANES
+TILES = BLOCK // LANES  # of a block of rows
+HEAD_TILES = HEAD_SIZE // LANES
 
 
 @njit
@@ -54,7 +77,7 @@ def at(buffer, t, width):
 
 
 @njit
-def embed(run, t):
+def embed(run: RUN, t):
     """x = LN(embedding of the token; ln0). An item is a token."""
     C = run.C
     token, x = run.tokens + 8 * t, at(run.x, t, C)
@@ -67,12 +90,12 @@ def embed(run, t):
             store(x + i * FLOAT, load_f16(run.embedding + (row + i) * 2))
         else:
             store(x + i * FLOAT, load(run.embedding + (row + i) * 4))
-    el.layer_norm(x, x, run.norms, at(run.norms, 1, C), C)
+    el.layer_norm(x, x, at(run.norms, LN0_W, C), at(run.norms, LN0_B, C), C)
 
 
 @njit
-def shift_inputs(run, t, weight, bias, shift):
-    """u = LN(x) of token t, and the same of the token before, which for the first is in the state."""
+def shift_inputs(run: RUN, t, weight, bias, shift):
+    """u = LN(x) of token t, and last = the same of the token before, which for the first one is in the state."""
     C = run.C
     el.layer_norm(at(run.u, t, C), at(run.x, t, C), weight, bias, C)
     if t == 0:
@@ -82,7 +105,7 @@ def shift_inputs(run, t, weight, bias, shift):
 
 
 @njit
-def quantize_input(act, t):
+def quantize_input(act: ACTIVATION, t):
     """Round token t's row of an input to int8, for the integer kernels."""
     K = act.cols
     groups = t * (K // GROUP)
@@ -90,21 +113,21 @@ def quantize_input(act, t):
 
 
 @njit
-def mix_time(run, inputs, vectors, shift, t):
-    """The six inputs of the time mix, by token shift. An item is a token."""
+def mix_time(run: RUN, inputs: Sequence[ACTIVATION], vectors, shift, t):
+    """The six inputs of the time mix, blended by token shift. An item is a token."""
     C = run.C
     shift_inputs(run, t, at(vectors, LN1_W, C), at(vectors, LN1_B, C), shift)
     for i in range(IN_R, IN_G + 1):
         el.token_shift(at(inputs[i].x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, X_R + i, C), C)
-        if i <= IN_V:  # the others feed low-rank maps, which are floats
+        if i <= IN_V:  # the others are inputs of low-rank maps, whose activations stay floats
             quantize_input(inputs[i], t)
 
 
 @njit
-def project(run, matrices, inputs, matrix, shift, item):
-    """The first halves of the low-rank maps, then r, k and v. An item is a tile of those or a block of these."""
+def project(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, shift, item):
+    """The first halves of the low-rank maps, an item for each tile; then r, k and v, an item for each block of rows."""
     C, T = run.C, run.T
-    if item == 0:  # nobody reads the state's token shift any more
+    if item == 0:  # in this phase, the token shift of the state is no longer read
         el.copy(shift, at(run.u, T - 1, C), C)
     n_tiles, blocks = n_low_rank_tiles(matrices, matrix), C // BLOCK
     if item < n_tiles:
@@ -118,7 +141,7 @@ def project(run, matrices, inputs, matrix, shift, item):
 
 
 @njit
-def n_low_rank_tiles(matrices, matrix):
+def n_low_rank_tiles(matrices: Sequence[MATRIX], matrix):
     """The tiles of w1, a1, v1 and g1 of the layer whose matrices begin at `matrix`."""
     n = 0
     for i in range(4):
@@ -127,7 +150,7 @@ def n_low_rank_tiles(matrices, matrix):
 
 
 @njit
-def low_rank_tile(inputs, matrices, matrix, tile, T):
+def low_rank_tile(inputs: Sequence[ACTIVATION], matrices: Sequence[MATRIX], matrix, tile, T):
     """One tile of w1, a1, v1 or g1 times its input, with the activation function between the two halves of the map."""
     i = 0
     while tile >= matrices[matrix + W1 + i].rows // LANES:
@@ -145,48 +168,57 @@ def low_rank_tile(inputs, matrices, matrix, tile, T):
 
 
 @njit
-def heads(run, matrices, inputs, matrix, vectors, layer, head):
+def heads(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, vectors, layer, head):
     """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head."""
-    H = run.C // wkv7.N
+    H = run.C // HEAD_SIZE
     stride, column = run.C * FLOAT, head * wkv7.HEAD_BYTES
     for i in range(4):
         if W2 + i == V2 and layer == 0:
             continue
         out = run.w if i == 0 else run.a if i == 1 else run.vg if i == 2 else run.g
         rows_times_tokens(
-            out + column, stride, matrices[matrix + W2 + i], head * TILES, TILES, inputs[LOW_W + i], run.T
+            out + column,
+            stride,
+            matrices[matrix + W2 + i],
+            head * HEAD_TILES,
+            HEAD_TILES,
+            inputs[LOW_W + i],
+            run.T,
         )
-    S = run.wkv + (layer * H + head) * wkv7.N * wkv7.HEAD_BYTES
+    S = run.wkv + (layer * H + head) * HEAD_SIZE * wkv7.HEAD_BYTES
     for t in range(run.T):
         head_step(run, inputs[GATED], vectors + column, layer, S, column + t * stride, t, head)
 
 
 @njit
-def head_step(run, gated, vectors, layer, S, row, t, head):
-    """One token of one head; `row` is where the head's 64 channels of token t lie in a buffer [T, C]."""
+def head_step(run: RUN, gated: ACTIVATION, vectors, layer, S, row, t, head):
+    """One token of one head. `row` is the offset of the head's channels of token t in a buffer [T, C].
+
+    S is the address of the state of the head, `vectors` that of the layer's vectors from the head's channels on.
+    """
     C = run.C
     r, k, v, a, kk, y = run.r + row, run.k + row, run.v + row, run.a + row, run.kk + row, gated.x + row
     wkv7.decay(run.w + row, at(vectors, W0, C))
     if layer == 0:
-        el.copy(run.v_first + row, v, wkv7.N)
+        el.copy(run.v_first + row, v, HEAD_SIZE)
     else:
         wkv7.value_residual(v, run.v_first + row, run.vg + row, at(vectors, V0, C))
     wkv7.keys(kk, a, k, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
     wkv7.step(y, S, r, run.w + row, k, v, kk, a)
     norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
     wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
-    group = t * (C // GROUP) + head
-    el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.sums, group, 1), y, wkv7.N)
+    group = t * (C // GROUP) + head * (HEAD_SIZE // GROUP)  # the first one of the head
+    el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.sums, group, 1), y, HEAD_SIZE)
 
 
 @njit
-def output_rows(run):
-    """Rows of `output` that make an item: few for a single token, so that all threads have some till the end."""
+def output_rows(run: RUN):
+    """Rows of `output` per item: few for a single token, so that no thread runs out of items long before the others."""
     return BLOCK if run.T > 1 else LANES
 
 
 @njit
-def add_output(run, m, gated, item):
+def add_output(run: RUN, m: MATRIX, gated: ACTIVATION, item):
     """x += output (y * g). An item is a block of rows, or a tile."""
     C, n = run.C, output_rows(run)
     column = item * n * FLOAT
@@ -196,8 +228,8 @@ def add_output(run, m, gated, item):
 
 
 @njit
-def mix_channels(run, act, vectors, shift, t):
-    """The input of the channel mix, by token shift. An item is a token."""
+def mix_channels(run: RUN, act: ACTIVATION, vectors, shift, t):
+    """The input of the channel mix, blended by token shift. An item is a token."""
     C = run.C
     shift_inputs(run, t, at(vectors, LN2_W, C), at(vectors, LN2_B, C), shift)
     el.token_shift(at(act.x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, FFN_X_K, C), C)
@@ -205,23 +237,23 @@ def mix_channels(run, act, vectors, shift, t):
 
 
 @njit
-def n_dense(run, m):
-    """How many tokens ffn.value multiplies with all their hidden units, given it or ffn.key: their types are the same.
+def n_dense(run: RUN, m: MATRIX):
+    """How many tokens, from the first on, ffn.value multiplies densely, with all their hidden units.
 
-    Only of the tokens after those it has to be known which units are not zero.
+    Only the tokens after them need lists of non-zero units. m is ffn.key or ffn.value, whose types are the same.
     """
     return run.T // 4 * 4 if is_integer(m) else 0
 
 
 @njit
-def hidden_units(run, m, act, hidden, shift, block, thread):
-    """h = relu(ffn.key x)**2, and which of it is not zero. An item is a block of 64 units."""
+def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, shift, block, thread):
+    """h = relu(ffn.key x)**2, and lists of its non-zero units. An item is a block of 64 units, which is one group."""
     C, F, T = run.C, run.F, run.T
-    if block == 0:  # nobody reads the state's token shift any more
+    if block == 0:  # in this phase, the token shift of the state is no longer read
         el.copy(shift, at(run.u, T - 1, C), C)
     h, stride = at(hidden.x, block, BLOCK), F
-    if is_integer(m):  # which alone see it: it need not leave the cache
-        h, stride = run.h + thread * run.room * BLOCK * FLOAT, BLOCK
+    if is_integer(m):  # which need it only to quantize it: it can stay in the cache
+        h, stride = run.h + thread * run.capacity * BLOCK * FLOAT, BLOCK
     rows_times_tokens(h, stride * FLOAT, m, block * TILES, TILES, act, T)
     for t in range(T):
         group = t * (F // GROUP) + block
@@ -238,7 +270,7 @@ def hidden_units(run, m, act, hidden, shift, block, thread):
 
 
 @njit
-def add_hidden(run, m, hidden, block, thread):
+def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, block, thread):
     """x += ffn.value h. An item is a block of 64 channels."""
     C, F = run.C, run.F
     x, dense = at(run.x, block, BLOCK), n_dense(run, m)
@@ -250,22 +282,22 @@ def add_hidden(run, m, hidden, block, thread):
 
 
 @njit
-def n_wanted(run):
-    """Of how many tokens the logits are wanted."""
+def n_wanted(run: RUN):
+    """The number of tokens, at the end of the chunk, whose logits are wanted."""
     return run.T if run.all_logits else 1
 
 
 @njit
-def head_input(run, act, t):
+def head_input(run: RUN, act: ACTIVATION, t):
     """LN(x; ln_out) of the tokens whose logits are wanted. An item is a token."""
     C = run.C
     x = at(run.x, run.T - n_wanted(run) + t, C)
-    el.layer_norm(at(act.x, t, C), x, at(run.norms, 2, C), at(run.norms, 3, C), C)
+    el.layer_norm(at(act.x, t, C), x, at(run.norms, LN_OUT_W, C), at(run.norms, LN_OUT_B, C), C)
     quantize_input(act, t)
 
 
 @njit
-def head(run, m, act, block):
+def head(run: RUN, m: MATRIX, act: ACTIVATION, block):
     """The logits. An item is a block of the vocabulary."""
     tiles = min(TILES, m.rows // LANES - block * TILES)
     rows_times_tokens(

@@ -7,16 +7,21 @@ A tile stores its rows interleaved, so that one vector holds 16 rows and no sum 
     float16   [K, 16]
     float32   [K, 16]
     small     [K, 16] int8; bfloat16 scales [ceil(K/64), 16]; activations are floats, which costs nothing where the
-              rank is low, and rounds nothing
+              rank is low, and keeps them exact
 
-Each kernel has a form for one token (decode) and one for four (prefill), which reads a weight once for all of them.
-ffn.value is stored the other way round: see `cpu_kernels.sparse_ffn`.
+Each kernel has a variant for one token (decode) and one for four (prefill), which reads a weight once for all of them.
+ffn.value is stored by input instead: see `cpu_kernels.sparse_ffn`.
+
+Throughout the kernels, `m` is a record MATRIX and `act` a record ACTIVATION, see `cpu_kernels.abi`; parameters without
+a type are int64: addresses, distances in bytes, and numbers of tiles and tokens.
 """
+
+from __future__ import annotations
 
 from numba import njit
 
 from cpu_kernels import dot_float, dot_int
-from cpu_kernels.abi import FLOAT16, FLOAT32, INT4, INT8
+from cpu_kernels.abi import ACTIVATION, FLOAT16, FLOAT32, INT4, INT8, MATRIX
 from cpu_kernels.elementwise import VECTOR
 
 _int8, _int4, _float16, _float32 = dot_int.int8, dot_int.int4, dot_float.float16, dot_float.float32
@@ -28,28 +33,28 @@ _float32_x1, _float32_x4 = _float32.x1, _float32.x4
 
 
 @njit
-def is_integer(m):
-    """Whether a matrix wants its activations as int8."""
+def is_integer(m: MATRIX):
+    """Whether a matrix is multiplied with activations in int8."""
     return m.kind == INT8 or m.kind == INT4
 
 
 @njit
-def weight_bytes(m, n):
-    """The bytes of n weights of a matrix."""
+def weight_bytes(m: MATRIX, n):
+    """The size of n weights of a matrix, in bytes."""
     if m.kind == INT4:
         return n // 2
     return 2 * n if m.kind == FLOAT16 else 4 * n if m.kind == FLOAT32 else n
 
 
 @njit
-def rows_times_tokens(out, stride, m, tile, n_tiles, act, T):
-    """out[t, 0 : 16 * n_tiles] = rows of the matrix m, from tile `tile` on, times token t's activation, for t < T.
+def rows_times_tokens(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T):
+    """out[t, 0 : 16 * n_tiles] = n_tiles tiles of the matrix m, from `tile` on, times the activation of token t, t < T.
 
-    `stride` is the distance in bytes between two tokens' outputs. The result does not depend on T, to the bit.
+    `stride` is the distance in bytes between two tokens' outputs. The bits of the result do not depend on T.
     """
     end = tile + n_tiles
     while tile < end:
-        # The integer kernels for four tokens take two tiles at once.
+        # The integer kernels for four tokens compute two tiles at once.
         n = 2 if is_integer(m) and tile + 2 <= end else 1
         T4 = 0 if is_integer(m) and n == 1 else T // 4 * 4
         for t in range(0, T4, 4):
@@ -62,7 +67,7 @@ def rows_times_tokens(out, stride, m, tile, n_tiles, act, T):
 
 
 @njit
-def _x1(out, m, tile, act, t):
+def _x1(out, m: MATRIX, tile, act: ACTIVATION, t):
     if m.kind == INT8:
         _int8_x1(out, m, tile, act, t)
     elif m.kind == INT4:
@@ -76,7 +81,7 @@ def _x1(out, m, tile, act, t):
 
 
 @njit
-def _x4(out, stride, m, tile, act, t):
+def _x4(out, stride, m: MATRIX, tile, act: ACTIVATION, t):
     if m.kind == INT8:
         _int8_x4(out, stride, m, tile, act, t)
     elif m.kind == INT4:

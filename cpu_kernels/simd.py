@@ -18,11 +18,11 @@ from numba import from_dtype, types
 from numba.extending import intrinsic, models, overload, register_model
 
 from cpu_kernels.abi import LANES
-from cpu_kernels.instructions import call as _call
+from cpu_kernels.instructions import call
 
 _features = llvm.get_host_cpu_features()
 HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))
-"""Whether the CPU converts half floats: without it LLVM would call a function that no library here has."""
+"""Whether the CPU converts half floats; otherwise LLVM would call a runtime function that is not linked here."""
 
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _float = ir.FloatType()
@@ -47,8 +47,11 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, fe_type.llvm)
 
 
-def _emits(result, *arguments):
-    """Turn `emit(builder, *values) -> value` into a Numba intrinsic of this signature."""
+def intrinsic_of(result, *arguments):
+    """A decorator that turns `emit(builder, *values) -> value`, which emits LLVM IR, into a Numba intrinsic.
+
+    `result` and `arguments` are the Numba types of its signature: one to three arguments.
+    """
 
     def decorate(emit):
         def codegen(context, builder, signature, values):
@@ -72,7 +75,7 @@ def _emits(result, *arguments):
     return decorate
 
 
-def _at(builder, address, llvm):
+def pointer(builder, address, llvm):
     """The address as a pointer to values of the LLVM type `llvm`."""
     return builder.inttoptr(address, llvm.as_pointer())
 
@@ -92,91 +95,91 @@ def _constant(vector, value):
 # --- one float or integer in memory ---------------------------------------------------------------------------------
 
 
-@_emits(types.float32, types.int64)
+@intrinsic_of(types.float32, types.int64)
 def get_f32(builder, address):
     """The float at an address."""
-    return builder.load(_at(builder, address, _float), align=4)
+    return builder.load(pointer(builder, address, _float), align=4)
 
 
-@_emits(types.void, types.int64, types.float32)
+@intrinsic_of(types.void, types.int64, types.float32)
 def put_f32(builder, address, value):
     """Store a float at an address."""
-    builder.store(value, _at(builder, address, _float), align=4)
+    builder.store(value, pointer(builder, address, _float), align=4)
 
 
-@_emits(types.int32, types.int64)
+@intrinsic_of(types.int32, types.int64)
 def get_i32(builder, address):
     """The 32-bit integer at an address."""
-    return builder.load(_at(builder, address, _i32), align=4)
+    return builder.load(pointer(builder, address, _i32), align=4)
 
 
-@_emits(types.void, types.int64, types.int32)
+@intrinsic_of(types.void, types.int64, types.int32)
 def put_i32(builder, address, value):
     """Store a 32-bit integer at an address."""
-    builder.store(value, _at(builder, address, _i32), align=4)
+    builder.store(value, pointer(builder, address, _i32), align=4)
 
 
-@_emits(types.float32, types.int64)
+@intrinsic_of(types.float32, types.int64)
 def get_bf16(builder, address):
     """The bfloat16 at an address, the upper half of a float, as a float."""
-    half = builder.load(_at(builder, address, _i16), align=2)
+    half = builder.load(pointer(builder, address, _i16), align=2)
     return builder.bitcast(builder.shl(builder.zext(half, _i32), _i32(16)), _float)
 
 
-@_emits(types.int64, types.int64)
+@intrinsic_of(types.int64, types.int64)
 def get_i64(builder, address):
     """The 64-bit integer at an address."""
-    return builder.load(_at(builder, address, _i64), align=8)
+    return builder.load(pointer(builder, address, _i64), align=8)
 
 
-@_emits(types.int64, types.int64)
+@intrinsic_of(types.int64, types.int64)
 def get_u8(builder, address):
     """The byte at an address."""
-    return builder.zext(builder.load(_at(builder, address, _i8), align=1), _i64)
+    return builder.zext(builder.load(pointer(builder, address, _i8), align=1), _i64)
 
 
-@_emits(types.int64, types.int64)
+@intrinsic_of(types.int64, types.int64)
 def get_i8(builder, address):
     """The signed byte at an address."""
-    return builder.sext(builder.load(_at(builder, address, _i8), align=1), _i64)
+    return builder.sext(builder.load(pointer(builder, address, _i8), align=1), _i64)
 
 
-@_emits(types.void, types.int64, types.int64)
+@intrinsic_of(types.void, types.int64, types.int64)
 def put_u8(builder, address, value):
     """Store the low byte of an integer."""
-    builder.store(builder.trunc(value, _i8), _at(builder, address, _i8), align=1)
+    builder.store(builder.trunc(value, _i8), pointer(builder, address, _i8), align=1)
 
 
-@_emits(types.void, types.int64)
+@intrinsic_of(types.void, types.int64)
 def prefetch(builder, address):
-    """Ask for the cache line at an address, into the second-level cache: the first has room for few requests."""
+    """Prefetch the cache line at an address into the L2 cache: L1 can have only few requests outstanding."""
     how = (_i32(0), _i32(2), _i32(1))  # to read; second level; data
-    _call(builder, "llvm.prefetch.p0", ir.VoidType(), _at(builder, address, _i8), *how)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer(builder, address, _i8), *how)
 
 
 # --- sixteen floats -------------------------------------------------------------------------------------------------
 
 
-@_emits(F32, types.int64)
+@intrinsic_of(F32, types.int64)
 def load(builder, address):
     """Sixteen floats."""
-    return builder.load(_at(builder, address, F32.llvm), align=4)
+    return builder.load(pointer(builder, address, F32.llvm), align=4)
 
 
-@_emits(types.void, types.int64, F32)
+@intrinsic_of(types.void, types.int64, F32)
 def store(builder, address, vector):
     """Store sixteen floats."""
-    builder.store(vector, _at(builder, address, F32.llvm), align=4)
+    builder.store(vector, pointer(builder, address, F32.llvm), align=4)
 
 
-@_emits(F32, types.int64)
+@intrinsic_of(F32, types.int64)
 def load_bf16(builder, address):
     """Sixteen bfloat16, the upper halves of floats, as floats."""
-    halves = builder.load(_at(builder, address, ir.VectorType(_i16, LANES)), align=2)
+    halves = builder.load(pointer(builder, address, ir.VectorType(_i16, LANES)), align=2)
     return builder.bitcast(builder.shl(builder.zext(halves, I32.llvm), _constant(I32, 16)), F32.llvm)
 
 
-@_emits(F32, types.int64)
+@intrinsic_of(F32, types.int64)
 def load_f16(builder, address):
     """Sixteen IEEE half floats (finite) as floats, exactly.
 
@@ -184,9 +187,9 @@ def load_f16(builder, address):
     a multiplication by 2**112.
     """
     if HAS_HALF_FLOATS:
-        halves = builder.load(_at(builder, address, ir.VectorType(ir.HalfType(), LANES)), align=2)
+        halves = builder.load(pointer(builder, address, ir.VectorType(ir.HalfType(), LANES)), align=2)
         return builder.fpext(halves, F32.llvm)
-    halves = builder.load(_at(builder, address, ir.VectorType(_i16, LANES)), align=2)
+    halves = builder.load(pointer(builder, address, ir.VectorType(_i16, LANES)), align=2)
     bits = builder.zext(halves, I32.llvm)
     magnitude = builder.shl(builder.and_(bits, _constant(I32, 0x7FFF)), _constant(I32, 13))
     scaled = builder.fmul(builder.bitcast(magnitude, F32.llvm), _constant(F32, 2.0**112))
@@ -194,72 +197,72 @@ def load_f16(builder, address):
     return builder.bitcast(builder.or_(builder.bitcast(scaled, I32.llvm), sign), F32.llvm)
 
 
-@_emits(F32, types.int64)
+@intrinsic_of(F32, types.int64)
 def load_i8_as_f32(builder, address):
     """Sixteen signed bytes as floats."""
-    narrow = builder.load(_at(builder, address, ir.VectorType(_i8, LANES)), align=1)
+    narrow = builder.load(pointer(builder, address, ir.VectorType(_i8, LANES)), align=1)
     return builder.sitofp(builder.sext(narrow, I32.llvm), F32.llvm)
 
 
-@_emits(F32, types.int64)
+@intrinsic_of(F32, types.int64)
 def load_low_halves_as_f32(builder, address):
     """The low four bits of each of sixteen bytes, as floats."""
-    bytes_ = builder.load(_at(builder, address, ir.VectorType(_i8, LANES)), align=1)
+    bytes_ = builder.load(pointer(builder, address, ir.VectorType(_i8, LANES)), align=1)
     return builder.sitofp(builder.and_(builder.zext(bytes_, I32.llvm), _constant(I32, 0x0F)), F32.llvm)
 
 
-@_emits(F32, types.int64)
+@intrinsic_of(F32, types.int64)
 def load_high_halves_as_f32(builder, address):
     """The high four bits of each of sixteen bytes, as floats."""
-    bytes_ = builder.load(_at(builder, address, ir.VectorType(_i8, LANES)), align=1)
+    bytes_ = builder.load(pointer(builder, address, ir.VectorType(_i8, LANES)), align=1)
     return builder.sitofp(builder.lshr(builder.zext(bytes_, I32.llvm), _constant(I32, 4)), F32.llvm)
 
 
-@_emits(types.void, types.int64, F32)
+@intrinsic_of(types.void, types.int64, F32)
 def store_f32_as_i8(builder, address, vector):
     """Store sixteen floats, rounded to the nearest integer (ties to even), as signed bytes; they must be in range."""
-    whole = builder.fptosi(_call(builder, "llvm.rint.v16f32", F32.llvm, vector), I32.llvm)
+    whole = builder.fptosi(call(builder, "llvm.rint.v16f32", F32.llvm, vector), I32.llvm)
     narrow = ir.VectorType(_i8, LANES)
-    builder.store(builder.trunc(whole, narrow), _at(builder, address, narrow), align=1)
+    builder.store(builder.trunc(whole, narrow), pointer(builder, address, narrow), align=1)
 
 
-@_emits(F32, types.float32)
+@intrinsic_of(F32, types.float32)
 def splat(builder, scalar):
     """A float in every lane."""
     return _splat(builder, scalar)
 
 
-@_emits(F32, F32, F32, F32)
+@intrinsic_of(F32, F32, F32, F32)
 def fma(builder, a, b, c):
     """a * b + c, rounded once."""
-    return _call(builder, "llvm.fma.v16f32", F32.llvm, a, b, c)
+    return call(builder, "llvm.fma.v16f32", F32.llvm, a, b, c)
 
 
-@_emits(F32, F32)
+@intrinsic_of(F32, F32)
 def absolute(builder, a):
     """|a| in each lane."""
-    return _call(builder, "llvm.fabs.v16f32", F32.llvm, a)
+    return call(builder, "llvm.fabs.v16f32", F32.llvm, a)
 
 
-@_emits(F32, F32, F32)
+@intrinsic_of(F32, F32, F32)
 def maximum(builder, a, b):
     """The larger of each pair of lanes."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-@_emits(F32, F32, F32)
+@intrinsic_of(F32, F32, F32)
 def minimum(builder, a, b):
     """The smaller of each pair of lanes."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
-@_emits(types.float32, F32)
+@intrinsic_of(types.float32, F32)
 def sum_lanes(builder, a):
     """The sum of the lanes, added as a tree."""
     return _tree(builder, a, builder.fadd)
 
 
-@_emits(types.float32, F32)
+@intrinsic_of(types.float32, F32)
 def max_lanes(builder, a):
     """The largest lane."""
     return _tree(builder, a, lambda x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
@@ -279,13 +282,13 @@ def _tree(builder, vector, combine):
     return builder.extract_element(vector, _i32(0))
 
 
-@_emits(F32, F32)
+@intrinsic_of(F32, F32)
 def round_f32(builder, a):
     """Each lane rounded to the nearest integer, ties to even."""
-    return _call(builder, "llvm.rint.v16f32", F32.llvm, a)
+    return call(builder, "llvm.rint.v16f32", F32.llvm, a)
 
 
-@_emits(F32, F32, F32)
+@intrinsic_of(F32, F32, F32)
 def scale_by_power(builder, a, n):
     """a * 2**n for whole n from -126 to 127: n goes straight into the exponent's bits."""
     exponent = builder.add(builder.fptosi(n, I32.llvm), _constant(I32, 127))
@@ -295,7 +298,7 @@ def scale_by_power(builder, a, n):
 def _operator(python_operator, method):
     """Let the operator work on two F32."""
 
-    @_emits(F32, F32, F32)
+    @intrinsic_of(F32, F32, F32)
     def lanewise(builder, a, b):
         return getattr(builder, method)(a, b)
 
@@ -318,38 +321,38 @@ for _python_operator, _method in (
 # --- integers -------------------------------------------------------------------------------------------------------
 
 
-@_emits(I32, types.int32)
+@intrinsic_of(I32, types.int32)
 def splat_i32(builder, scalar):
     """An integer in every lane."""
     return _splat(builder, scalar)
 
 
-@_emits(F32, I32)
+@intrinsic_of(F32, I32)
 def to_f32(builder, a):
     """Each integer as a float."""
     return builder.sitofp(a, F32.llvm)
 
 
-@_emits(I8, types.int64)
+@intrinsic_of(I8, types.int64)
 def load_i8(builder, address):
     """Sixty-four signed bytes."""
-    return builder.load(_at(builder, address, I8.llvm), align=1)
+    return builder.load(pointer(builder, address, I8.llvm), align=1)
 
 
-@_emits(I8, types.int64)
+@intrinsic_of(I8, types.int64)
 def splat_4i8(builder, address):
     """The four bytes at an address, sixteen times."""
-    four = builder.load(_at(builder, address, _i32), align=1)
+    four = builder.load(pointer(builder, address, _i32), align=1)
     return builder.bitcast(_splat(builder, four), I8.llvm)
 
 
-@_emits(I8, I8)
+@intrinsic_of(I8, I8)
 def low_halves(builder, bytes_):
     """The low four bits of each byte."""
     return builder.and_(bytes_, _constant(I8, 0x0F))
 
 
-@_emits(I8, I8)
+@intrinsic_of(I8, I8)
 def high_halves(builder, bytes_):
     """The high four bits of each byte."""
     # By 16 bits, since no CPU shifts bytes.
@@ -358,19 +361,19 @@ def high_halves(builder, bytes_):
     return builder.and_(builder.bitcast(shifted, I8.llvm), _constant(I8, 0x0F))
 
 
-@_emits(types.void, types.int64, I8)
+@intrinsic_of(types.void, types.int64, I8)
 def store_i8(builder, address, vector):
     """Store sixty-four bytes."""
-    builder.store(vector, _at(builder, address, I8.llvm), align=1)
+    builder.store(vector, pointer(builder, address, I8.llvm), align=1)
 
 
-@_emits(I8, types.int64, types.int64)
+@intrinsic_of(I8, types.int64, types.int64)
 def interleave(builder, address, stride):
     """Sixteen bytes of each of four rows, `stride` bytes apart, as [16, 4]: the operand of dot4 for four rows."""
     narrow, wide = ir.VectorType(_i8, LANES), ir.VectorType(_i16, LANES)
     rows = []
     for _ in range(4):
-        rows.append(builder.load(_at(builder, address, narrow), align=1))
+        rows.append(builder.load(pointer(builder, address, narrow), align=1))
         address = builder.add(address, stride)
 
     def zip_lanes(a, b):
@@ -385,7 +388,7 @@ def interleave(builder, address, stride):
 
 
 class _Table(types.Type):
-    """The address of records that lie in a row, as a Numba type."""
+    """The address of an array of records, as a Numba type."""
 
     def __init__(self, record):
         super().__init__(name=f"Table({record})")
@@ -398,18 +401,18 @@ class _TableModel(models.PrimitiveModel):
 
 
 def table(dtype):
-    """A function that takes an address for a table of records: `table(dtype)(address)[i]` is record i, in place."""
+    """A function that makes a table of records of an address: `table(dtype)(address)[i]` is record i, by reference."""
     record = from_dtype(dtype)
     kind = _Table(record)
 
-    @_emits(kind, types.int64)
+    @intrinsic_of(kind, types.int64)
     def table_at(_builder, address):
         return address
 
-    @_emits(record, kind, types.int64)
+    @intrinsic_of(record, kind, types.int64)
     def record_of(builder, address, i):
         offset = builder.mul(i, _i64(dtype.itemsize))
-        return _at(builder, builder.add(address, offset), ir.ArrayType(_i8, dtype.itemsize))
+        return pointer(builder, builder.add(address, offset), ir.ArrayType(_i8, dtype.itemsize))
 
     @overload(operator.getitem)
     def typed(table, i):

@@ -1,37 +1,45 @@
-"""Threads that go through the phases of a forward pass together.
+"""A pool of threads that go through the phases of a forward pass together.
 
 A phase is a list of independent items of work, such as the row tiles of a matrix; it ends when all its items are done,
-and whoever does the last one opens the next phase. Threads never wait for each other as such, only for an item that
-somebody is working on: a thread that the machine has put aside for another program holds up nothing while it has no
-item, and the others do its share. Waiting costs a fraction of a microsecond where all is well, starting a parallel loop
-would cost several; a model has hundreds of phases a token. All waiting is bounded: whoever has looked often enough lets
-the machine run something else between two looks.
+and the thread that completes the last one opens the next phase. There is no barrier: a thread waits only for items that
+another one has claimed, so a thread that the operating system has descheduled delays nothing while it has no item, and
+the others do its share. Waiting is a spin on the shared counters, which costs a fraction of a microsecond; starting a
+parallel loop would cost several, and a model has hundreds of phases per token. All spinning is bounded: after a while a
+waiting thread yields the processor between two looks at the counters.
 
-Between two passes the threads look out for the next one without returning to Python, where they would have to wait
-for the interpreter's lock, and go to sleep when none comes for about a millisecond.
+Between two passes the threads keep spinning without returning to Python, where they would have to wait for the GIL, and
+go to sleep if no pass begins for about a millisecond.
 
-A kernel for a team goes through the phases by the functions of `cpu_kernels.work_queue`: here are the threads, which
-need no Numba.
+The loop of a kernel for a team is `cpu_kernels.work_queue.team_loop`; this module has the threads, without Numba.
 """
 
+from __future__ import annotations
+
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from cpu_kernels.abi import CACHE_LINE
 
-# The shared counters, each on a cache line of its own. A ticket is  pass << 40 | phase << 20 | next item  of the job.
+# The offsets of the shared counters, each on a cache line of its own: the ticket, the number of completed items of the
+# phase, and the job. A ticket is  pass << 40 | phase << 20 | next item  of the job.
 TICKET, DONE, JOB = 0, CACHE_LINE, 2 * CACHE_LINE
 TEAM_BYTES = 3 * CACHE_LINE
 PASS, PHASE, FIELD = 40, 20, (1 << 20) - 1
-CLOSED = FIELD << PHASE  # the phase of a ticket between two passes: later than the last phase of any
+CLOSED = FIELD << PHASE  # the phase of a ticket between two passes: larger than the last phase of any pass
+
+
+Kernel = Callable[..., Any]
+"""kernel(*arguments, team, job, thread), without the GIL: `team` is the address of the counters, see `Team.run`."""
 
 
 class Team:
-    """The threads of this process that compute; the caller is one of them.
+    """The compute threads of this process; the caller of `run` is thread 0.
 
-    Whatever must stay in step from pass to pass is in the shared counters and changes in compiled code only: an
-    interrupt in Python can come at any moment without doing harm.
+    All that must stay consistent from pass to pass is in the shared counters, which only compiled code changes: an
+    interrupt in Python may come at any moment.
     """
 
     def __init__(self, n_threads: int) -> None:
@@ -42,17 +50,17 @@ class Team:
         self._counters[(self._address - unaligned + TICKET) // 8] = CLOSED
         self._one_at_a_time = threading.Lock()
         self._changed = threading.Condition()
-        self._busy = False  # a pass is about to begin, or under way
-        self._job = None
+        self._busy = False  # a pass is about to begin, or running
+        self._job: tuple[Kernel, tuple[Any, ...]] | None = None
         for thread in range(1, n_threads):
             threading.Thread(target=self._work, args=(thread,), daemon=True, name=f"rwkv-{thread}").start()
 
-    def run(self, kernel, job: int, *arguments) -> None:
-        """Call `kernel(*arguments, team address, job, thread)` on every thread, until thread 0 returns.
+    def run(self, kernel: Kernel, job: int, *arguments: Any) -> None:
+        """Call `kernel(*arguments, address of the counters, job, thread)` on every thread, until thread 0 returns.
 
-        The kernel must not hold the GIL. Thread 0 begins one pass and returns when it is over; the others help with
-        it and with those that follow, until it is time to leave or the team works on another job. `job` stands for
-        kernel and arguments: another job has another number.
+        Thread 0 begins one pass and returns when it is complete; the others help with it and with those that follow,
+        until they have been idle for long or the team works on another job. `job` identifies kernel and arguments:
+        another kernel, or the same with other arguments, needs another number. One pass runs at a time.
         """
         with self._one_at_a_time:
             arguments = (*arguments, self._address, job)
@@ -64,12 +72,13 @@ class Team:
                 kernel(*arguments, 0)
             finally:
                 with self._changed:
-                    self._busy, self._job = False, None  # nothing may keep a model alive
+                    self._busy, self._job = False, None  # a reference would keep a model alive
 
     def _work(self, thread: int) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._busy)
+                assert self._job  # set while busy
                 kernel, arguments = self._job
             kernel(*arguments, thread)
             del kernel, arguments

@@ -1,9 +1,9 @@
 """Greedy longest match over bytes: the World tokenizer's inner loop.
 
-The trie is flat. Nodes are numbered from 0, the root, and the edges lie in one hash table with open
-addressing and linear probing: a row of `edges` (int32 [S, 2], S a power of two, at most half full) is (parent
-* 256 + byte, child), or (EMPTY, anything). `tokens` (int32 [nodes]) holds the id whose byte string ends at a node, 0
-where none does: id 0 is the end of a document and has no byte string.
+The trie is flat. Nodes are numbered from 0, the root, and the edges are in one hash table with open addressing and
+linear probing: a row of `edges` (int32 [S, 2], S a power of two, at most half full) is (parent * 256 + byte, child),
+or (EMPTY, anything). `tokens` (int32 [nodes]) holds the id whose byte string ends at a node, or 0 if none does: id 0 is
+the end of a document and has no byte string.
 
 The entry points, see `cpu_kernels.aot`, are `build`, `pack` and `longest_matches`; arrays are given by their
 addresses, `edges` followed by S.
@@ -18,7 +18,7 @@ from cpu_kernels.simd import get_i32, get_i64, get_u8, put_i32
 EDGE, ID = 8, 4  # bytes of a row of edges, and of an id
 OFFSET = 8  # bytes of where a byte string begins
 
-# 2**32 over the golden ratio, made odd: Fibonacci hashing (Knuth, volume 3, section 6.4) spreads the
+# 2**32 / golden ratio, made odd: Fibonacci hashing (Knuth, volume 3, section 6.4) spreads the
 # consecutive keys of sibling edges over the table.
 _MULTIPLIER = np.uint32(2654435769)
 
@@ -46,8 +46,8 @@ def _set_edge(edge, key, child):
 
 
 def build(edges, S, tokens, data, offsets, V):
-    """Fill the trie of the vocabulary in which id i < V has the bytes data[offsets[i]:offsets[i + 1]]; gives the number
-    of nodes.
+    """Build the trie of a vocabulary in which id i < V has the bytes data[offsets[i]:offsets[i + 1]]; returns the
+    number of nodes.
 
     An id without bytes has no entry. data is uint8 [B] with B < 2**23, so that a key fits into an int32; offsets is
     int64 [V + 1]. The caller makes all edges EMPTY and all of tokens [B + 1] zero.
@@ -70,7 +70,7 @@ def build(edges, S, tokens, data, offsets, V):
 def pack(packed, P, edges, S):
     """Copy a trie's edges into a table `packed`, int32 [P, 2], whose rows are EMPTY.
 
-    Prefixes are shared, so `build` alone finds out how many edges there are: a smaller table stays in the cache.
+    Prefixes are shared, so the number of edges is known only after `build`; a smaller table fits the CPU's caches.
     """
     for row in range(edges, edges + S * EDGE, EDGE):
         key = get_i32(row)
@@ -79,7 +79,7 @@ def pack(packed, P, edges, S):
 
 
 def longest_matches(found, edges, S, tokens, text, n):
-    """found int32 [n]: the ids of the longest byte strings that cover text, uint8 [n], taken from the left; gives their
+    """found int32 [n] = the ids of the longest byte strings that cover text, uint8 [n], from the left; returns their
     number.
 
     Every single byte has to be in the vocabulary, otherwise there may be no match.

@@ -1,18 +1,22 @@
-"""The recurrence of one head: decay, removal, insertion and reading of its 64 x 64 state."""
+"""The recurrence of one head: decay, removal, insertion and readout of its 64 x 64 state.
+
+All parameters are addresses of float32 [N], and of the state, float32 [N, N].
+"""
 
 import math
 
 import numpy as np
 from numba import njit
 
+from cpu_kernels.abi import HEAD_SIZE
 from cpu_kernels.elementwise import FLOAT, VECTOR, dot, exp, mean_and_rstd, sigmoid
 from cpu_kernels.simd import fma, get_f32, load, splat, store, sum_lanes
 
-N = 64  # head size
+N = HEAD_SIZE
 HEAD_BYTES = N * FLOAT
 
 _f = np.float32
-DECAY_SCALE = _f(math.exp(-0.5))  # bounds the decay: exp(-exp(-1/2)) = 0.545 <= w <= 1
+DECAY_SCALE = _f(math.exp(-0.5))  # so that the decay has a lower bound: exp(-exp(-1/2)) = 0.545 <= w <= 1
 GROUP_NORM_EPS = _f(64e-5)
 NORMALISE_FLOOR = _f(1e-12)
 
@@ -54,8 +58,8 @@ def keys(kk, a, k, k_k, k_a, a0):
 def step(y, S, r, w, k, v, kk, b):
     """S = S diag(w) - (S kk) b^T + v k^T with b = kk * a, in place;  y [N] = S r.
 
-    S [N, N] lies key after key, so that a vector holds sixteen values' memory of one key, and no sum over lanes is
-    needed. Its 16 KB are gone through twice, the second time from the first-level cache.
+    S [N, N] is stored by key: a row holds what all values remember of one key, in four vectors, so that no sum over
+    lanes is needed. Its 16 KB are read twice, the second time from the L1 cache.
     """
     m0 = m1 = m2 = m3 = y0 = y1 = y2 = y3 = splat(_f(0))
     for j in range(N):

@@ -9,7 +9,7 @@ FLOAT = 4  # bytes
 
 
 def address(array: np.ndarray) -> int:
-    """Where a contiguous array lies."""
+    """The address of a contiguous array."""
     assert array.flags.c_contiguous
     return array.ctypes.data
 
@@ -20,7 +20,7 @@ def floats(*values) -> np.ndarray:
 
 
 def misaligned(array: np.ndarray) -> np.ndarray:
-    """The same numbers at an address that no vector and no float is usually at."""
+    """A copy at an odd address, which is not aligned even for a float."""
     room = np.empty(array.nbytes + 64, np.uint8)
     start = -address(room) % 64 + 1
     copy = room[start : start + array.nbytes].view(array.dtype)
@@ -29,7 +29,7 @@ def misaligned(array: np.ndarray) -> np.ndarray:
 
 
 def loading(load_vector, width):
-    """`call(array)`: what `load_vector` makes of all elements, `width` bytes each, sixteen at a time."""
+    """`call(array)`: all elements, of `width` bytes each, as `load_vector` reads them, sixteen at a time."""
 
     @njit
     def kernel(out, x, n):
@@ -79,7 +79,7 @@ def lanewise(function, n_arguments=1):
 
 
 def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal to the bit: the sign of a zero counts, and a NaN is what it is."""
+    """Equal to the bit, including the signs of zeros and the payloads of NaNs."""
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(
         found.view(f"u{found.itemsize}"), np.ascontiguousarray(expected).view(f"u{found.itemsize}")

@@ -1,4 +1,4 @@
-"""Entry points as machine code: what is on disk, what becomes of it when it is damaged, and a run without Numba."""
+"""Entry points as machine code: files of the cache, also damaged ones, and a run without Numba."""
 
 import inspect
 import os
@@ -20,7 +20,7 @@ from cpu_kernels.abi import EMPTY
 from cpu_kernels.aot import ENTRY_POINTS, kernel
 
 SMALL = "trie.pack"
-"""An entry point that is compiled in no time."""
+"""An entry point that compiles fast."""
 
 PACK = """
 import sys
@@ -63,7 +63,7 @@ def needs_numba(place: Path) -> bool:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """An empty cache, of this process too."""
-    monkeypatch.setattr(cache, "PLACE", str(tmp_path))
+    monkeypatch.setattr(cache, "CACHE_DIR", str(tmp_path))
     cache._warn.cache_clear()
     return tmp_path
 
@@ -93,9 +93,9 @@ def test_an_entry_point_has_as_many_arguments_as_the_table_says(name):
 
 
 def undefined(code: bytes) -> set[str]:
-    """The functions that an object file in ELF wants from elsewhere."""
+    """The undefined symbols of an object file in ELF."""
     if code[:4] != b"\x7fELF":
-        pytest.skip("this system has other object files")
+        pytest.skip("this system has another format of object files")
     sections = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(code).sections()}
     names, found = sections[b".strtab"], set()
     for name, _info, _other, section, _value, _size in struct.iter_unpack("<IBBHQQ", sections[b".symtab"]):
@@ -137,7 +137,7 @@ def test_an_array_stands_for_its_address():
     np.testing.assert_array_equal(*tables)
 
 
-def test_what_is_no_array_in_one_piece_is_refused():
+def test_an_array_that_is_not_contiguous_is_refused():
     edges = np.full((4, 4), EMPTY, np.int32)
     with pytest.raises(ValueError, match="a kernel needs a contiguous array"):
         kernel(SMALL)(edges[:, :2], 4, edges[:, 2:], 4)
@@ -145,7 +145,7 @@ def test_what_is_no_array_in_one_piece_is_refused():
         kernel(SMALL)(edges, 4, edges)
 
 
-def test_an_interrupt_while_arguments_are_made_ready_is_no_other_error():
+def test_an_interrupt_while_arguments_are_converted_stays_an_interrupt():
     class Interrupted:
         def __int__(self):
             raise KeyboardInterrupt
@@ -213,8 +213,8 @@ def test_threads_that_compile_at_once(monkeypatch, code):
     assert (len(found), times) == (1, [SMALL])
 
 
-def test_no_room_for_a_cache(tmp_path):
-    """Where a folder should be there is a file: as with any folder that cannot be written."""
+def test_a_cache_folder_that_cannot_be_written(tmp_path):
+    """A file has its name."""
     place = tmp_path / "cache"
     place.write_text("")
     done = python(
@@ -222,9 +222,9 @@ def test_no_room_for_a_cache(tmp_path):
     )
     assert done.stdout == "True\n"
     assert re.fullmatch(
-        r"kernels are compiled for this run only, since \S+cache: not a directory\n",
+        r"cannot write to the cache folder \S+cache \(not a directory\): "
+        r"kernels will be compiled again on every run; set RWKV_CACHE_DIR\n",
         done.stderr,
-        re.IGNORECASE,
     )
 
 
@@ -236,7 +236,8 @@ def test_a_full_disk(place, code, monkeypatch, caplog):
     for name in ("trie.build", SMALL):
         cache.write(name, code)
     assert caplog.messages == [
-        f"kernels are compiled for this run only, since {place}: No space left on device"
+        f"cannot write to the cache folder {place} (no space left on device): "
+        "kernels will be compiled again on every run; set RWKV_CACHE_DIR"
     ]
     assert list(cache._folder().iterdir()) == []
 
@@ -246,11 +247,11 @@ def test_a_user_without_a_home(code, monkeypatch, caplog):
         raise RuntimeError("Could not determine home directory.")
 
     cache._warn.cache_clear()
-    monkeypatch.setattr(cache, "PLACE", None)
+    monkeypatch.setattr(cache, "CACHE_DIR", None)
     monkeypatch.setattr(cache.platformdirs, "user_cache_dir", fail)
     cache.write(SMALL, code)
     assert cache.read(SMALL) is None
-    assert "this run only, since the cache folder: Could not determine home" in caplog.text
+    assert "cannot find a cache folder (could not determine home directory): kernels will be" in caplog.text
 
 
 def test_old_versions_go(place, code):
@@ -261,7 +262,7 @@ def test_old_versions_go(place, code):
     other = place / "checkpoints"
     other.mkdir()
     cache.write(SMALL, code)
-    assert set(place.iterdir()) == {cache._folder(), other, *versions[: cache.KEPT - 1]}
+    assert set(place.iterdir()) == {cache._folder(), other, *versions[: cache.KEPT_VERSIONS - 1]}
 
 
 @pytest.mark.parametrize("name", ["get_host_cpu_name", "get_process_triple"])

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 
 from cpu_kernels import instructions
-from cpu_kernels.simd import I8, I32, _at, _emits, load_i8
+from cpu_kernels.simd import I8, I32, intrinsic_of, load_i8, pointer
 
 QUADS, BYTES = 16, 64
 INT32 = np.iinfo(np.int32)
@@ -31,19 +31,19 @@ def _runnable() -> list[str]:
     return names
 
 
-@_emits(I32, types.int64)
+@intrinsic_of(I32, types.int64)
 def load_i32(builder, place):
-    return builder.load(_at(builder, place, I32.llvm), align=4)
+    return builder.load(pointer(builder, place, I32.llvm), align=4)
 
 
-@_emits(types.void, types.int64, I32)
+@intrinsic_of(types.void, types.int64, I32)
 def store_i32(builder, place, vector):
-    builder.store(vector, _at(builder, place, I32.llvm), align=4)
+    builder.store(vector, pointer(builder, place, I32.llvm), align=4)
 
 
 def compiled(emit):
     """`call(acc, w, x)`: one operation, on int32 [16] and int8 [64] twice."""
-    operation = _emits(I32, I32, I8, I8)(emit)
+    operation = intrinsic_of(I32, I32, I8, I8)(emit)
 
     @njit
     def kernel(acc, w, x):

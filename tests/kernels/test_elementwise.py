@@ -14,7 +14,7 @@ from cpu_kernels.elementwise import GROUP
 EPS = 2.0**-23
 HUGE = np.finfo(np.float32).max
 LEAST_SCALED = np.float32(127) / HUGE
-"""Below it, the reciprocal of a group's scale is no float."""
+"""Below it, the reciprocal of a group's scale overflows."""
 
 _exp, _sigmoid, _tanh = (lanewise(function) for function in (el.exp, el.sigmoid, el.tanh))
 

@@ -314,7 +314,7 @@ def test_dense_rows_are_exact(kind, density, T):
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize("density", DENSITIES)
 def test_dense_and_sparse_rows_are_the_same_to_the_bit(kind, density):
-    """Also where scales are no powers of two: a prompt and a text that is generated give the same state."""
+    """Also where scales are not powers of two: a prompt and generated text give the same state."""
     m, act = any_matrix(kind, CHANNELS, 8 * GROUP, BY_INPUT), hidden_units(density, 4, exact=False)
     assert_same_bits(dense(m, act), sparse(m, act))
 

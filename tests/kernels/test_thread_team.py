@@ -23,19 +23,9 @@ from numba import njit
 from cpu_kernels.abi import LANES, PROBE_BLOCK
 from cpu_kernels.aot import kernel
 from cpu_kernels.thread_team import PASS, TICKET, Team
-from cpu_kernels.work_queue import (
-    begin_pass,
-    end_items,
-    end_pass,
-    is_time_to_leave,
-    item_of,
-    look,
-    phase_of,
-    share,
-    take,
-)
+from cpu_kernels.work_queue import SHARES, team_loop
 
-THREADS = 3  # for which the items are shared out
+THREADS = 3  # among which the items are shared
 HANGS = 120  # seconds
 PATIENCE = 20  # seconds, after which what should happen at once does not happen
 SLEEPS = 0.05  # seconds, in which any thread without work has gone to sleep
@@ -51,40 +41,30 @@ def _watch():
     faulthandler.cancel_dump_traceback_later()
 
 
+@njit
+def _n_items(_phase, counts, _seen, _work):
+    return counts.shape[1]
+
+
+@njit
+def _do_item(phase, item, _thread, counts, seen, work):
+    total = np.int64(0)
+    for _ in range(work[item] + 1):
+        total = counts[phase - 1].sum()
+    seen[phase, item] += total
+    counts[phase, item] += 1
+
+
+_loop = team_loop(_n_items, _do_item)
+
+
 @njit(nogil=True)
 def count(counts, seen, work, team, job, thread):
     """A pass through phases. counts [phases, items]: how often each was done. seen: the phase before, summed up.
 
     An item takes longer by its number of rounds in `work` [items].
     """
-    n_phases, n_items = counts.shape
-    if thread == 0:
-        begin_pass(team, job)
-    looks = 0
-    while True:
-        ticket = look(team, job)
-        if ticket < 0:
-            return
-        phase, item = phase_of(ticket), item_of(ticket)
-        is_over = phase >= n_phases
-        if is_over and thread == 0:
-            end_pass(team)
-            return
-        if not is_over and item < n_items:
-            some = share(n_items - item, THREADS)
-            if take(team, ticket, some):
-                for i in range(item, item + some):
-                    total = np.int64(0)
-                    for _ in range(work[i] + 1):
-                        total = counts[phase - 1].sum()
-                    seen[phase, i] += total
-                    counts[phase, i] += 1
-                end_items(team, ticket, some, n_items)
-            looks = 0
-            continue
-        looks += 1
-        if is_time_to_leave(looks, thread):
-            return
+    _loop(len(counts), SHARES * THREADS, team, job, thread, counts, seen, work)
 
 
 class Counted:
@@ -134,7 +114,7 @@ def test_more_threads_than_cores():
 
 @pytest.mark.parametrize("n_threads", [2, 3])
 def test_items_of_unequal_length(n_threads):
-    """Some threads wait much longer than they look without letting others run, or than they stay awake."""
+    """Some threads wait much longer than they spin without yielding, or than they stay awake."""
     work = np.zeros(9, np.int64)
     work[[0, 8]] = 100_000
     counted = Counted(9, work=work)
@@ -216,14 +196,14 @@ def test_sleeping_threads_wake_up():
 
 
 def late(*arguments):
-    """`count`, with a first thread that is put aside after it has called the others."""
+    """`count`, with a first thread that is descheduled after it has woken the others."""
     if arguments[-1] == 0:
         time.sleep(SLEEPS)
     count(*arguments)
 
 
 @pytest.mark.parametrize("job", [0, 1])
-def test_nobody_begins_before_the_first_thread(job):
+def test_no_thread_begins_before_the_first_one(job):
     """On a team that has done nothing yet, whose counters are zero, and on one that has."""
     counted, team = Counted(job=job), Team(2)
     for _ in range(3):
@@ -232,7 +212,7 @@ def test_nobody_begins_before_the_first_thread(job):
 
 
 def test_any_number_of_passes():
-    """The number of the pass has its bits of the ticket to itself: after the last one it begins anew."""
+    """The number of the pass has bits of its own in the ticket: after the last number it wraps around."""
     counted, team = Counted(), Team(2)
     counted.run(team)
     most = 1 << (63 - PASS)
@@ -242,8 +222,8 @@ def test_any_number_of_passes():
     counted.assert_right()
 
 
-def test_threads_end_when_they_look_in_vain():
-    """Between passes nobody is in compiled code for ever: all arguments are let go of, and a model with them."""
+def test_idle_threads_leave_the_kernel():
+    """Between passes no thread stays in compiled code: all arguments are released, and a model with them."""
     counted, team = Counted(), Team(3)
     counted.run(team, late)  # so that the others have begun when it ends
     gone = weakref.ref(counted.counts)
@@ -258,7 +238,7 @@ def test_threads_end_when_they_look_in_vain():
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("pause", [0, SLEEPS])
 def test_an_interrupt_before_a_pass_leaves_the_team_usable(error, pause):
-    """As Ctrl-C does, when it comes after the other threads were called and before the first has begun."""
+    """As Ctrl-C does, when it comes after the other threads were woken and before the first one has begun."""
     counted, team = Counted(), team_of(3)
 
     def interrupted(*arguments):

@@ -1,4 +1,4 @@
-"""The CPU backend: where weights and buffers lie, for the kernels of `cpu_kernels`, which do the arithmetic."""
+"""The CPU backend: allocates buffers and describes them and the weights to `cpu_kernels`, which does the arithmetic."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cpu_kernels import abi, aot, instructions, thread_team
 from cpu_kernels.aot import address, kernel
 from rwkv_cli import machine
+from rwkv_cli.config import HEAD_SIZE
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.state import State
 from rwkv_cli.files import weight_layouts
@@ -28,27 +29,18 @@ CHUNK = 64
 """Tokens of a prompt that are read together: each weight is read once for all of them."""
 
 PROBE_BYTES = 1 << 28
-"""What is read to measure the memory: far more than caches hold."""
+"""How much is read to measure the memory: far more than caches hold."""
 
 _KINDS = {"int8": abi.INT8, "int4": abi.INT4, "fp16": abi.FLOAT16, "fp32": abi.FLOAT32}
 
-# In the order of the tables that the kernels index, see `cpu_kernels.abi`.
-_MATRICES = (
-    "att.receptance.weight att.key.weight att.value.weight att.w1 att.a1 att.v1 att.g1 att.w2 att.a2 att.v2 att.g2 "
-    "att.output.weight ffn.key.weight ffn.value.weight"
-).split()
-_VECTORS = (
-    "att.x_r att.x_k att.x_v att.x_w att.x_a att.x_g att.w0 att.a0 att.v0 att.k_k att.k_a att.r_k "
-    "att.ln_x.weight att.ln_x.bias ln1.weight ln1.bias ln2.weight ln2.bias ffn.x_k"
-).split()
-_NORMS = ("blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias")
-
+# The sizes that files and kernels have in common.
+assert (HEAD_SIZE, GROUP, TILE_ROWS, CHANNELS) == (abi.HEAD_SIZE, abi.GROUP, abi.LANES, abi.BLOCK)
 
 _jobs = itertools.count()
 
 
 class CpuBackend(Backend):
-    """Runs a model file as it lies in memory: the weights are used in place, in the layout that the file has."""
+    """Runs a model file in place: weights are used where the file is mapped, in the layout that the file has."""
 
     name = "cpu"
     n_threads: int
@@ -57,13 +49,13 @@ class CpuBackend(Backend):
     def __init__(self, model: ModelFile, n_threads: int | None = None, chunk: int = CHUNK) -> None:
         self.config = model.config
         self.chunk = chunk
-        self._model = model  # the kernels hold addresses only: this keeps the mapping alive
-        self.n_threads = n_threads or machine.default_threads()
+        self._model = model  # the kernels have addresses only: this keeps the mapping alive
+        self.n_threads: int = n_threads or machine.default_threads()
         self._runs = np.zeros(1, abi.RUN)
         self._matrices, self._vectors = self._weights()
         self._inputs = np.zeros(abi.N_INPUTS, abi.ACTIVATION)
         self._buffers: dict[str, NDArray[Any]] = {}
-        self._room = 0  # tokens that the buffers have room for
+        self._capacity = 0  # tokens that fit into the buffers
         self._lock = threading.Lock()
         self._job = next(_jobs)
         self._describe_model()
@@ -83,11 +75,11 @@ class CpuBackend(Backend):
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that decoding a token moves if no hidden unit is zero."""
+        """Bytes that decoding reads per token if no hidden unit is zero."""
         return weight_layouts.bytes_per_token(self.config, self._model.info.weight_type)
 
     def memory_reader(self) -> Callable[[], int]:
-        """A function that reads `PROBE_BYTES` of memory once, with the same threads, and gives their number."""
+        """A function that reads `PROBE_BYTES` of memory once, with the same threads, and returns their number."""
         data = np.random.default_rng(0).random(PROBE_BYTES // 4, np.float32)  # pages of zeros would share one
         sums = np.zeros((self.n_threads, abi.LANES), np.float32)
         workers, job, passes = _team(self.n_threads), next(_jobs), kernel("bandwidth.passes")
@@ -96,7 +88,7 @@ class CpuBackend(Backend):
             workers.run(passes, job, data, data.nbytes // abi.PROBE_BLOCK, sums)
             return data.nbytes
 
-        read()  # memory is there only once it was used
+        read()  # the first use of a page is slower
         return read
 
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
@@ -118,7 +110,7 @@ class CpuBackend(Backend):
         T = len(tokens)
         V = self.config.vocab_size
         with self._lock:
-            self._make_room(T, T if all_logits else 1)
+            self._reserve(T, T if all_logits else 1)
             run = self._runs[0]
             run["T"], run["all_logits"] = T, all_logits
             self._buffers["tokens"][:T] = tokens
@@ -129,27 +121,29 @@ class CpuBackend(Backend):
             return logits
 
     def _weights(self) -> tuple[NDArray[Any], Array]:
-        """The table of matrices, and all vectors of the layers [L, N_VECTORS, C]."""
+        """The table of matrices, MATRIX [L * N_MATRICES + 1], and the vectors of all layers [L, N_VECTORS, C]."""
         L, C = self.config.n_layer, self.config.n_embd
+        shapes = self.config.tensor_shapes()  # layer 0 lacks some tensors, whose places stay empty
         matrices = np.zeros(L * abi.N_MATRICES + 1, abi.MATRIX)
         vectors = np.zeros((L, abi.N_VECTORS, C), np.float32)
         for i in range(L):
-            for j, name in enumerate(_MATRICES):
-                if i > 0 or name not in ("att.v1", "att.v2"):
-                    self._describe_matrix(matrices[i * abi.N_MATRICES + j], f"blocks.{i}.{name}")
-            for j, name in enumerate(_VECTORS):
-                if i > 0 or name != "att.v0":
-                    vectors[i, j] = self._model.stored(f"blocks.{i}.{name}").reshape(-1)
+            for j, suffix in enumerate(abi.MATRICES):
+                if (name := f"blocks.{i}.{suffix}") in shapes:
+                    self._describe_matrix(matrices[i * abi.N_MATRICES + j], name)
+            for j, suffix in enumerate(abi.VECTORS):
+                if (name := f"blocks.{i}.{suffix}") in shapes:
+                    vectors[i, j] = self._model.stored(name).reshape(-1)
         self._describe_matrix(matrices[-1], "head.weight")
         return matrices, vectors
 
     def _describe_matrix(self, row: Any, name: str) -> None:
+        """Fill a record MATRIX from a stored tensor."""
         weights = self._model.stored(name)
         weight_type = weight_layouts.type_of(name, self._model.info.weight_type)
-        placing = weight_layouts.layout_of(name)
-        is_small = placing == "low_rank" and weight_type in weight_layouts.INTEGERS
+        layout = weight_layouts.layout_of(name)
+        is_small = layout == "low_rank" and weight_type in weight_layouts.INTEGERS
         row["kind"] = abi.SMALL if is_small else _KINDS[weight_type]
-        if placing == "by_input":
+        if layout == "by_input":
             row["rows"], row["cols"] = weights.shape[0] * CHANNELS, weights.shape[1]
         else:
             packed = 2 if weight_type == "int4" else 1
@@ -162,11 +156,11 @@ class CpuBackend(Backend):
             row["scales"] = address(self._model.stored(name + SCALE))
 
     def _describe_model(self) -> None:
-        """What stays the same in every pass."""
+        """Set the fields of the record RUN that stay the same in every pass."""
         run, config = self._runs[0], self.config
         run["L"], run["C"], run["F"] = config.n_layer, config.n_embd, config.n_ffn
         run["threads"] = self.n_threads
-        self._norms = np.stack([self._model.stored(name) for name in _NORMS])
+        self._norms = np.stack([self._model.stored(name) for name in abi.NORMS])
         run["norms"], run["vectors"] = address(self._norms), address(self._vectors)
         run["embedding"] = address(self._model.stored("emb.weight"))
         weight_type = weight_layouts.type_of("emb.weight", self._model.info.weight_type)
@@ -174,17 +168,18 @@ class CpuBackend(Backend):
         if weight_type == "int8":
             run["embedding_scales"] = address(self._model.stored("emb.weight" + SCALE))
 
-    def _make_room(self, T: int, logits: int) -> None:
-        """Allocate the buffers of a pass of T tokens, unless there are larger ones."""
-        if self._room < T:
-            self._room = T if T == 1 else self.chunk
-            self._allocate(self._room)
+    def _reserve(self, T: int, logits: int) -> None:
+        """Allocate buffers for a pass of T tokens and for rows of logits, unless the present ones are large enough."""
+        if self._capacity < T:
+            self._capacity = T if T == 1 else self.chunk
+            self._allocate(self._capacity)
         if "logits" not in self._buffers or logits > len(self._buffers["logits"]):
             rows = self._matrices[-1]["rows"]
             self._buffers["logits"] = np.empty((logits, rows), np.float32)
             self._runs[0]["logits"] = address(self._buffers["logits"])
 
     def _allocate(self, T: int) -> None:
+        """Allocate the buffers of `abi.RUN` and `abi.ACTIVATION` for T tokens, and set their addresses."""
         C, F = self.config.n_embd, self.config.n_ffn
         buffers: dict[str, NDArray[Any]] = {
             name: np.empty((T, C), np.float32)
@@ -192,10 +187,10 @@ class CpuBackend(Backend):
         }
         buffers["tokens"] = np.empty(T, np.int64)
         buffers["packed"] = np.empty((self.n_threads, abi.PACKED_BYTES), np.uint8)
-        buffers["h"] = np.empty((self.n_threads, T, GROUP), np.float32)
+        buffers["h"] = np.empty((self.n_threads, T, abi.BLOCK), np.float32)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
-        self._runs[0]["room"] = T
+        self._runs[0]["capacity"] = T
         for name, buffer in buffers.items():
             self._runs[0][name] = address(buffer)
         ranks = [
@@ -213,7 +208,7 @@ class CpuBackend(Backend):
 
 @functools.cache
 def _team(n_threads: int) -> thread_team.Team:
-    """The threads of this process that compute, shared by all models."""
+    """The compute threads of this process, shared by all models."""
     return thread_team.Team(n_threads)
 
 
@@ -222,5 +217,5 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_compiled() -> bool:
-    """Whether the kernels are in the cache; otherwise making a backend compiles them, for some ten seconds."""
-    return bool(aot.is_compiled("forward.passes"))
+    """Whether the kernels are in the cache; otherwise creating a backend compiles them, for some ten seconds."""
+    return aot.is_compiled("forward.passes")
