@@ -591,7 +591,7 @@ def test_commands_in_a_pipe_speak_on_stderr(rwkv):
         (("--top-p", "2"), b"", "--top-p is 2", 2),
         (("--name", "a:b"), b"", "cannot be named 'a:b'", 2),
         (("--state", "none"), b"", "unknown state none", 1),
-        (("--no-text",), b"", "--no-text is for --name", 2),
+        (("--no-text",), b"", "--no-text needs --name", 2),
         (("-m", "missing.pth"), b"", "no such file", 1),
     ],
 )

@@ -239,7 +239,7 @@ def test_a_model_and_a_state_mixed_up(rwkv, tiny):
         ("generate -p a -n 1 --save-state text.safetensors --force", "exists and is no state", 2),
         ("generate -p a -n 1 --save-state folder/x", "the folder folder does not exist", 1),
         ("generate -p a -n 1 --save-state .x", "cannot be named '.x'", 2),
-        ("generate -p a -n 1 --no-text", "--no-text, --compact and --force are for --save-state", 2),
+        ("generate -p a -n 1 --no-text", "--no-text, --compact and --force need --save-state", 2),
         ("generate -p a --state s --template world --system b", "a system text stands at the beginning", 2),
         ("state save s -p a", "the state s exists already", 2),
         ("state save t", "no prompt given", 2),
@@ -250,8 +250,8 @@ def test_a_model_and_a_state_mixed_up(rwkv, tiny):
         ("state fork s s", "are the same state", 2),
         ("state fork missing t", "unknown state missing", 1),
         ("state fork s t", "the state t exists already", 2),
-        ("state rename s t", "there is a state named t already", 2),
-        ("state rename s ./t", "only states with a name can be renamed", 2),
+        ("state rename s t", "a state named t exists", 2),
+        ("state rename s ./t", "only named states can be renamed", 2),
         ("state rename missing u", "unknown state missing", 1),
         ("state rm s", "to remove s without being asked, use --yes", 2),
         ("state rm -y s missing", "unknown state missing", 1),
@@ -262,7 +262,7 @@ def test_a_model_and_a_state_mixed_up(rwkv, tiny):
         ("state import trained.pth s", "the state s exists already", 2),
         ("state export missing x.safetensors", "unknown state missing", 1),
         ("state export s text.safetensors", "exists and is no state", 2),
-        ("state cache clean", "'[clear]'", 2),
+        ("state cache clean", "for 'clear'", 2),
         ("state nonsense", "no such command", 2),
     ],
 )
@@ -346,7 +346,7 @@ def test_ctrl_c_while_the_prompt_is_read_saves_nothing(terminal, tmp_path):
 
 def test_list(rwkv, tiny):
     empty = rwkv("state", "list")
-    assert (empty.out, "there are no states yet" in empty.err) == ("", True)
+    assert (empty.out, "no states yet" in empty.err) == ("", True)
     assert json.loads(rwkv("state", "list", "--json").out) == []
     tiny("state save b -p abc"), tiny("state save A --compact -p abc")
     (state_store.folder() / "broken.safetensors").write_bytes(b"x")
@@ -615,7 +615,7 @@ def test_nobody_waits_for_a_pipe(tiny, rwkv, tmp_path):
         assert result.code == 2
     assert "it is not replaced" in tiny("state", "save", pipe, "--prompt", "Once").sentence
     for command in (("state", "show", pipe), ("state", "load", pipe), ("state", "import", pipe, "new")):
-        assert "no regular file" in rwkv(*command).sentence
+        assert "not a regular file" in rwkv(*command).sentence
 
 
 def test_a_loaded_state_may_be_replaced(tiny):

@@ -1,8 +1,8 @@
-"""Light Markdown in text that arrives in pieces, for a terminal. What was written is never changed again.
+"""Renders simple Markdown that arrives in pieces on a terminal, without changing what was written.
 
-Headings, lists, quotations, fenced code, bold, italics and inline code. What may still become a mark is held back
-until it is one or is not: the beginning of a line, and the words between two marks, up to a bound. How the text is
-cut into pieces makes no difference, and whatever is no mark is shown as it is.
+It supports headings, lists, quotations, fenced code, bold, italics and inline code. Text that may still become markup
+is held back until that is decided: the beginning of a line, and the words between two marks, up to a limit. How the
+text is split into pieces makes no difference, and anything that is not markup is shown unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rwkv_cli.cli.terminal.wrap import Wrapper
 BOLD, DIM, ITALIC, CODE = "1", "2", "3", "36"
 
 _LONGEST_SPAN = 160
-"""Characters between two marks, which are held back until the second one comes."""
+"""Most characters between two marks; they are held back until the second mark arrives."""
 
 _LINE_MARK = re.compile(
     r"(?P<indent> {0,8})(?:(?P<heading>#{1,6}) +|(?P<bullet>[-*+]) +|(?P<number>\d{1,3}[.)]) +|(?P<quote>>) ?)"
@@ -28,19 +28,19 @@ _RUN = re.compile(r"\*{1,3}|_{1,3}|`+")
 
 
 class Stream(Protocol):
-    """Something that turns text that arrives in pieces into what a terminal is sent."""
+    """Turns text that arrives in pieces into what to write to a terminal."""
 
     def feed(self, text: str) -> str:
-        """What to write now that this text has come."""
+        """What to write after this piece."""
         ...
 
     def end(self) -> str:
-        """What was held back, once no more will come."""
+        """What was held back, at the end of the text."""
         ...
 
 
 class PlainStream:
-    """Text as it is, in one style, wrapped."""
+    """Unchanged text in one style, wrapped."""
 
     def __init__(self, width: Callable[[], int], styling: bool = True, style: str = "") -> None:
         self._out = Wrapper(width, styling)
@@ -60,15 +60,15 @@ class PlainStream:
 
 
 class MarkdownStream:
-    """Markdown, with its marks turned into styles and wrapped."""
+    """Markdown, wrapped, with styles in place of its marks."""
 
     def __init__(self, width: Callable[[], int], styling: bool = True) -> None:
         self._out = Wrapper(width, styling)
-        self._held = ""  # came and was not written
+        self._held = ""  # received, but not written yet
         self._begins_line = True
-        self._fence = ""  # what ends the code, inside of it
+        self._fence = ""  # inside a code block, what closes it
         self._style = ""  # of the whole line
-        self._before = " "  # the last character that was shown
+        self._before = " "  # the last character that was written
 
     def feed(self, text: str) -> str:
         """See `Stream`."""
@@ -94,7 +94,7 @@ class MarkdownStream:
     # ----------------------------------------------------------------------------------------------- lines
 
     def _line(self, complete: bool) -> Iterator[str]:
-        """As much of the line that is held as can be written."""
+        """As much of the line held back as can be written."""
         if self._begins_line:
             if not complete and self._may_begin():
                 return
@@ -109,20 +109,20 @@ class MarkdownStream:
         yield from pieces
 
     def _may_begin(self) -> bool:
-        """Whether more text may show that the line begins with a mark."""
+        """Whether the line may still turn out to begin with a mark."""
         if _FENCE.match(self._held):
             return len(self._held) <= _LONGEST_SPAN
         return bool(_MAYBE_LINE_MARK.fullmatch(self._held) or _MAYBE_FENCE.fullmatch(self._held))
 
     def _opening_fence(self) -> str:
-        """The fence that the line consists of, if it does; there may be a language behind it."""
+        """The fence that the line consists of, perhaps with the name of a language; "" if it does not."""
         fence = _FENCE.match(self._held)
         if not fence or len(self._held) > _LONGEST_SPAN or "`" in self._held[fence.end() :]:
             return ""
         return fence[1]
 
     def _line_mark(self) -> str:
-        """What stands for the mark at the beginning of the line."""
+        """What is shown in place of the mark at the beginning of the line."""
         mark = _LINE_MARK.match(self._held)
         if not mark:
             return ""
@@ -137,11 +137,11 @@ class MarkdownStream:
         return self._out.verbatim(mark["indent"] + shown)
 
     def _code(self, complete: bool) -> Iterator[str]:
-        """A line of code, or a fence: it is written as it comes, and only the terminal wraps it."""
+        """A line of code, or a fence: written as it arrives, and wrapped only by the terminal."""
         if self._begins_line:
             line = self._held.strip()
             if not complete and not line.strip(self._fence[0]):
-                return  # it may become the fence
+                return  # may become the closing fence
             self._begins_line = False
             self._style = CODE
             if line.startswith(self._fence) and not line.strip(self._fence[0]):
@@ -152,7 +152,7 @@ class MarkdownStream:
     # ------------------------------------------------------------------------------------- within a line
 
     def _inline(self, text: str, style: str, complete: bool) -> tuple[list[str], str]:
-        """What to write of a text, and what of it is held back unless it is `complete`."""
+        """What to write of a text, and the rest that is held back, empty if the text is `complete`."""
         written = []
         while text:
             run = _RUN.search(text)
@@ -167,29 +167,29 @@ class MarkdownStream:
             if span is not None:
                 written += self._styled_span(mark, span, style)
                 text = text[len(mark) + len(span) + len(mark) :]
-            elif complete or self._is_no_opening(text, mark) or len(text) > len(mark) + _LONGEST_SPAN:
+            elif complete or self._cannot_open(text, mark) or len(text) > len(mark) + _LONGEST_SPAN:
                 written.append(self._show(mark, style))
                 text = text[len(mark) :]
             else:
                 break
         return written, text
 
-    def _is_no_opening(self, text: str, mark: str) -> bool:
-        """Whether the mark that a text begins with cannot begin a span, whatever comes."""
+    def _cannot_open(self, text: str, mark: str) -> bool:
+        """Whether the mark at the beginning of a text cannot open a span, whatever follows."""
         following = text[len(mark) : len(mark) + 1]
         if not following or mark[0] == "`":
             return False
         return following == mark[0] or following.isspace() or self._before.isalnum()
 
     def _span(self, text: str, mark: str, complete: bool) -> str | None:
-        """What stands between the mark that a text begins with and the one that ends it; None if none does (yet)."""
-        if self._is_no_opening(text, mark):
+        """The text between the mark at the beginning and the one that closes it; None if none does (yet)."""
+        if self._cannot_open(text, mark):
             return None
         window = text[len(mark) : len(mark) + _LONGEST_SPAN + 1]
         character = re.escape(mark[0])
         for found in re.finditer(rf"(?<!{character}){character}{{{len(mark)}}}(?!{character})", window):
             following = window[found.end() : found.end() + 1]
-            # What follows has to be there to be seen: the mark could go on.
+            # Wait for the next character: it may belong to the mark.
             if not following and (not complete or found.end() > _LONGEST_SPAN):
                 return None
             span = window[: found.start()]

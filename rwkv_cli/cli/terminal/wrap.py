@@ -1,7 +1,7 @@
-"""Text that arrives in pieces, wrapped at the width of a terminal: what is written is never written again.
+"""Wraps text that arrives in pieces at the width of a terminal, without rewriting what was written.
 
-Only the last word is held back, since it may have to go to the next line. Text of a wide script may be wrapped between
-any two characters.
+Only the last word is held back, since it may have to move to the next line. Text in a wide script may be wrapped
+between any two characters.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from rich.cells import cell_len
 
 _TAB = "    "
 _JOINER = "\u200d"
-_NEVER_FIRST = frozenset("、。，．！？；：」』）】》〉…ー")  # these do not begin a line
+_NEVER_FIRST = frozenset("、。，．！？；：」』）】》〉…ー")  # must not begin a line
 _LEAST_WIDTH = 8
 
 
 class Wrapper:
-    """Gives what a terminal should be sent, line breaks and styles included."""
+    """Turns text into what to write to a terminal, line breaks and styles included."""
 
     def __init__(self, width: Callable[[], int], styling: bool = True) -> None:
-        """`width` tells how many columns there are just now; without `styling` styles are left out."""
+        """`width` returns the current number of columns; without `styling`, styles are left out."""
         self._width = width
         self._styling = styling
         self._column = 0
-        self._space = 0  # columns between what was written and the word that is held back
+        self._space = 0  # columns between the written text and the word that is held back
         self._word: list[tuple[str, str]] = []  # pieces and their styles
         self._word_width = 0
-        self.indent = ""  # before lines that are wrapped
+        self.indent = ""  # of continuation lines
 
     def text(self, text: str, style: str = "") -> str:
-        """Words and spaces without line breaks; `style` is what stands in `ESC [ ... m`."""
+        """Add words and spaces without line breaks; `style` is the parameter of `ESC [ ... m`."""
         written = []
         for character in text.replace("\t", _TAB):
             if character == " ":
@@ -40,13 +40,13 @@ class Wrapper:
             width = cell_len(character)
             if width == 2 and character not in _NEVER_FIRST and not self._is_joined():
                 written.append(self._flush())
-            elif self._word and self._word_width + width > self._room() - len(self.indent):
+            elif self._word and self._word_width + width > self._line_width() - len(self.indent):
                 written.append(self._flush())  # longer than a line
             self._add(character, style, width)
         return "".join(written)
 
     def verbatim(self, text: str, style: str = "") -> str:
-        """Text of a line that only the terminal wraps."""
+        """Add text of a line that only the terminal wraps."""
         written = self._flush() + " " * self._space + self._styled(text.replace("\t", _TAB), style)
         self._column, self._space = self._column + self._space + cell_len(text), 0
         return written
@@ -58,7 +58,7 @@ class Wrapper:
         return written
 
     def flush(self) -> str:
-        """The word that is held back, for the end of the text."""
+        """The word that is held back, at the end of the text."""
         return self._flush()
 
     def _add(self, character: str, style: str, width: int) -> None:
@@ -71,15 +71,15 @@ class Wrapper:
     def _is_joined(self) -> bool:
         return bool(self._word) and self._word[-1][0].endswith(_JOINER)
 
-    def _room(self) -> int:
-        # The last column stays free: terminals differ in what they do after it.
+    def _line_width(self) -> int:
+        # The last column stays empty: terminals differ in when they wrap after it.
         return max(self._width() - 1, _LEAST_WIDTH)
 
     def _flush(self) -> str:
         if not self._word:
             return ""
         written = ""
-        if self._column and self._column + self._space + self._word_width > self._room():
+        if self._column and self._column + self._space + self._word_width > self._line_width():
             written = "\n" + self.indent
             self._column = len(self.indent)
         else:
