@@ -143,19 +143,24 @@ class Sampler:
         Raises RwkvError if the model computed something else than numbers, and UsageError if the settings
         leave no token or name one that the model does not have.
         """
+        choice = self.choose(logits)
+        self.accept(choice.token)
+        return choice
+
+    def choose(self, logits: Logits) -> Choice:
+        """Choose from the logits; `accept` is to follow, which raises if this gives a reason in place of a token."""
         own = _Softmax(logits)
         if not math.isfinite(own.peak):
-            _check_token(NOT_A_NUMBER)
+            return Choice(NOT_A_NUMBER, 0.0)
         adjusted = self._adjust(logits)
         softmax = own if adjusted is logits else _Softmax(adjusted)
         if not math.isfinite(softmax.peak):
-            _check_token(NOTHING_LEFT)
+            return Choice(NOTHING_LEFT, 0.0)
         token = int(adjusted.argmax()) if self.settings.greedy else self._draw(softmax)
-        self.accept(token)
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
     def request(self, vocab_size: int) -> SampleRequest | None:
-        """What a device needs to choose in place of `sample`; `accept` is to follow. None if the settings need ranking.
+        """What a device needs to choose in place of `choose`; `accept` is to follow. None if the settings need ranking.
 
         Raises UsageError if the settings name a token outside the vocabulary.
         """
@@ -169,7 +174,7 @@ class Sampler:
         return SampleRequest(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)
 
     def accept(self, token: int) -> None:
-        """Record a token that was not chosen here. Raises like `sample` if a device gave a reason in its place."""
+        """Record a token that was chosen. Raises like `sample` for a reason in its place."""
         _check_token(token)
         self._counts.decay()
         if not self._exempt(token):

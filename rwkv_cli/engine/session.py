@@ -105,6 +105,7 @@ class Session:
             token, self.pending, self._logits = self.pending, None, None
             self.n_tokens += 1
             choice, self._logits = self.backend.choose(token, self.state, self.sampler)
+            self.sampler.accept(choice.token)
         self.pending = choice.token
         return choice
 

@@ -72,9 +72,9 @@ class Backend(ABC):
         """The logits [T, V] after each token."""
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
-        """Read a token and choose the next one as `sampler` would, which records it. Raises like `Sampler.sample`."""
+        """Read a token and choose the next one as `sampler.choose` would; `sampler.accept` is to follow."""
         logits = self.forward([token], state)
-        return Chosen(sampler.sample(logits), lambda: logits)
+        return Chosen(sampler.choose(logits), lambda: logits)
 
     def batch(self, slots: int) -> Batch:
         """Room for this many sequences. Raises UsageError for none, DeviceError if there is too little memory."""

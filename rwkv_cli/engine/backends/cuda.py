@@ -176,7 +176,6 @@ class CudaBackend(Backend):
             (choice,) = self._sampler.collect()
             logits = _DeferredLogits(self._fetch_logits, self._lock)
             self._deferred_ref = weakref.ref(logits)
-        sampler.accept(choice.token)
         return Chosen(choice, logits)
 
     def evict(self, state: State) -> None:
