@@ -129,7 +129,8 @@ class Probe:
     TIMES = 8
 
     def __init__(self, threads: int) -> None:
-        from cpu_kernels import abi, aot, thread_team
+        from cpu_kernels import abi
+        from cpu_kernels.runtime import aot, thread_team
 
         self._kernel = aot.kernel("bandwidth.passes")
         self._n_blocks = self.BYTES // abi.PROBE_BLOCK

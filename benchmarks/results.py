@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cpu_kernels import instructions
+from cpu_kernels.runtime import instructions
 from rwkv_cli import machine, paths
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ GROUP = 64
 """Values that share a scale when they are quantized: columns of a matrix, channels of an activation."""
 
 BLOCK = 64
-"""Output rows of an item of work, and output channels of a row of `ffn.value`, see `cpu_kernels.sparse_ffn`."""
+"""Output rows of an item of work, and output channels of a row of `ffn.value`, see `products.sparse_ffn`."""
 
 # What the kernels take for granted about these sizes.
 assert HEAD_SIZE == 4 * LANES, "`wkv7.step` holds a row of a head's state in four vectors"
@@ -31,7 +31,7 @@ assert BLOCK == 4 * LANES, "`sparse_ffn` holds the output channels of a block in
 assert BLOCK == GROUP, "`layers.hidden_units` quantizes the block of hidden units that it has computed"
 
 PACKED_BYTES = BLOCK * GROUP
-"""Scratch memory of a thread, for `cpu_kernels.sparse_ffn.dense_rows`."""
+"""Scratch memory of a thread, for `cpu_kernels.products.sparse_ffn.dense_rows`."""
 
 PROBE_BLOCK = 1 << 18
 """Bytes of an item of work of `cpu_kernels.bandwidth`."""
@@ -50,7 +50,7 @@ MATRIX = np.dtype(
         ("scales", np.int64),  # for integers, the address of bfloat16 [R/16, ceil(K/64), 16]
     ]
 )
-"""A matrix [R, K]: its type, shape and memory. See `cpu_kernels.matrix` for the layouts."""
+"""A matrix [R, K]: its type, shape and memory. See `cpu_kernels.products.matrix` for the layouts."""
 
 ACTIVATION = np.dtype(
     [

@@ -40,8 +40,8 @@ _loop = team_loop(n_items, do_item)
 
 
 def passes(address, n_blocks, sums, team, job, thread):
-    """Read n_blocks blocks of PROBE_BLOCK bytes once; a kernel for `cpu_kernels.thread_team.Team.run`.
+    """Read n_blocks blocks of PROBE_BLOCK bytes once; a kernel for `cpu_kernels.runtime.thread_team.Team.run`.
 
-    sums: float32 [threads, 16], to which each thread adds what it reads. An entry point, see `cpu_kernels.aot`.
+    sums: float32 [threads, 16], to which each thread adds what it reads. An entry point, see `cpu_kernels.runtime.aot`.
     """
     _loop(1, n_blocks, team, job, thread, address, n_blocks, sums)  # claims one block at a time

@@ -1,7 +1,7 @@
 """The forward pass of a chunk of tokens: a sequence of phases, each a list of independent items of work.
 
 See `cpu_kernels.layers` for the items and for the names `run`, `matrices` and `inputs`, `cpu_kernels.work_queue` and
-`cpu_kernels.thread_team` for how threads share them.
+`cpu_kernels.runtime.thread_team` for how threads share them.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ _loop = team_loop(n_items, do_item)
 
 
 def passes(runs, matrices, inputs, team, job, thread):
-    """The forward pass that a record RUN describes; a kernel for `cpu_kernels.thread_team.Team.run`.
+    """The forward pass that a record RUN describes; a kernel for `cpu_kernels.runtime.thread_team.Team.run`.
 
     It reads the tokens of the record and leaves the logits and the new state. All arguments but the last two are
     addresses: runs: RUN [1]; matrices: MATRIX [L * N_MATRICES + 1], the head last; inputs: ACTIVATION [N_INPUTS]. An
-    entry point, see `cpu_kernels.aot`.
+    entry point, see `cpu_kernels.runtime.aot`.
     """
     run = _runs_at(runs)[0]
     n_phases, n_parts = run.L * LAYER_PHASES + OTHER_PHASES, SHARES * run.threads

@@ -60,11 +60,11 @@ from cpu_kernels.abi import (
     W2,
     X_R,
 )
-from cpu_kernels.dot_int import SCALE_BYTES
 from cpu_kernels.elementwise import FLOAT
-from cpu_kernels.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
+from cpu_kernels.products.dot_int import SCALE_BYTES
+from cpu_kernels.products.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
+from cpu_kernels.products.sparse_ffn import dense_rows, find_active_f32, find_active_i8, sparse_rows
 from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
-from cpu_kernels.sparse_ffn import dense_rows, find_active_f32, find_active_i8, sparse_rows
 
 TILES = BLOCK // LANES  # of a block of rows
 HEAD_TILES = HEAD_SIZE // LANES

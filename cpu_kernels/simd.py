@@ -18,7 +18,7 @@ from numba import from_dtype, types
 from numba.extending import intrinsic, models, overload, register_model
 
 from cpu_kernels.abi import LANES
-from cpu_kernels.instructions import call
+from cpu_kernels.runtime.instructions import call
 
 _features = llvm.get_host_cpu_features()
 HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))

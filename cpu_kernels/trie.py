@@ -5,7 +5,7 @@ linear probing: a row of `edges` (int32 [S, 2], S a power of two, at most half f
 or (EMPTY, anything). `tokens` (int32 [nodes]) holds the id whose byte string ends at a node, or 0 if none does: id 0 is
 the end of a document and has no byte string.
 
-The entry points, see `cpu_kernels.aot`, are `build`, `pack` and `longest_matches`; arrays are given by their
+The entry points, see `cpu_kernels.runtime.aot`, are `build`, `pack` and `longest_matches`; arrays are given by their
 addresses, `edges` followed by S.
 """
 

@@ -2,7 +2,7 @@
 
 The next item to do is a *ticket* in the shared counters of the team, and a thread claims items by advancing the ticket
 with compare-and-swap. `team_loop` makes the loop that every kernel for a team runs: see `cpu_kernels.bandwidth` for the
-shortest one, `cpu_kernels.thread_team` for the layout of the counters, and for the threads.
+shortest one, `cpu_kernels.runtime.thread_team` for the layout of the counters, and for the threads.
 """
 
 import sys
@@ -10,9 +10,9 @@ import sys
 from llvmlite import ir
 from numba import njit, types
 
-from cpu_kernels.instructions import call
+from cpu_kernels.runtime.instructions import call
+from cpu_kernels.runtime.thread_team import CLOSED, DONE, FIELD, JOB, PASS, PHASE, TICKET
 from cpu_kernels.simd import intrinsic_of, pointer
-from cpu_kernels.thread_team import CLOSED, DONE, FIELD, JOB, PASS, PHASE, TICKET
 
 _i64 = ir.IntType(64)
 

@@ -223,7 +223,7 @@ class WorldTokenizer:
     @cached_property
     def _trie(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The edges and tokens of `cpu_kernels.trie`."""
-        from cpu_kernels.aot import kernel
+        from cpu_kernels.runtime.aot import kernel
 
         data, offsets = np.frombuffer(self._vocabulary.data, np.uint8), self._vocabulary.offsets
         edges, tokens = _empty_edges(len(data)), np.zeros(len(data) + 1, np.int32)
@@ -234,7 +234,7 @@ class WorldTokenizer:
 
     def encode_bytes(self, data: bytes) -> NDArray[np.int32]:
         """The ids [T] of any bytes."""
-        from cpu_kernels.aot import kernel
+        from cpu_kernels.runtime.aot import kernel
 
         (edges, tokens), text = self._trie, np.frombuffer(data, np.uint8)
         found = np.empty(len(text), np.int32)

@@ -24,7 +24,7 @@ from helpers.writers import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpu_kernels import instructions
+from cpu_kernels.runtime import instructions
 from rwkv_cli.engine.backends import cpu
 from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend

@@ -15,9 +15,9 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from cpu_kernels import aot, cache
 from cpu_kernels.abi import EMPTY
-from cpu_kernels.aot import ENTRY_POINTS, kernel
+from cpu_kernels.runtime import aot, cache
+from cpu_kernels.runtime.aot import ENTRY_POINTS, kernel
 
 SMALL = "trie.pack"
 """An entry point that compiles fast."""
@@ -25,7 +25,7 @@ SMALL = "trie.pack"
 PACK = """
 import sys
 import numpy as np
-from cpu_kernels.aot import kernel
+from cpu_kernels.runtime.aot import kernel
 packed, edges = np.full((2, 4, 2), -1, np.int32)
 edges[1] = 97, 1
 kernel("trie.pack")(packed, 4, edges, 4)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llvmlite import ir
 from numba import njit, types
 
-from cpu_kernels import instructions
+from cpu_kernels.runtime import instructions
 from cpu_kernels.simd import I8, I32, intrinsic_of, load_i8, pointer
 
 QUADS, BYTES = 16, 64

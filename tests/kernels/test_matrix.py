@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from cpu_kernels import abi, matrix, sparse_ffn
-from cpu_kernels.sparse_ffn import FEW
+from cpu_kernels import abi
+from cpu_kernels.products import matrix, sparse_ffn
+from cpu_kernels.products.sparse_ffn import FEW
 from rwkv_cli.files.weight_layouts import GROUP, INTEGERS, SCALE, WEIGHT_TYPES, restore, store
 
 TILE = 16

@@ -21,8 +21,8 @@ from helpers.kernel_check import address
 from numba import njit
 
 from cpu_kernels.abi import LANES, PROBE_BLOCK
-from cpu_kernels.aot import kernel
-from cpu_kernels.thread_team import PASS, TICKET, Team
+from cpu_kernels.runtime.aot import kernel
+from cpu_kernels.runtime.thread_team import PASS, TICKET, Team
 from cpu_kernels.work_queue import SHARES, team_loop
 
 THREADS = 3  # among which the items are shared

@@ -47,8 +47,8 @@ def backend_facts(device: str, path: Path) -> Facts:
     facts: Facts = {"device": selection.device, "reason": selection.reason}
     facts["cuda"] = f"cannot run: {problem}" if problem else "can run"
     try:
-        from cpu_kernels import instructions
-        from cpu_kernels.aot import is_compiled
+        from cpu_kernels.runtime import instructions
+        from cpu_kernels.runtime.aot import is_compiled
     except (ImportError, ValueError) as error:
         return facts | {"cpu_kernels": f"cannot run: {error}"}
     return facts | {

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_kernels import abi, aot, instructions, thread_team
-from cpu_kernels.aot import address, kernel
+from cpu_kernels import abi
+from cpu_kernels.runtime import aot, instructions, thread_team
+from cpu_kernels.runtime.aot import address, kernel
 from rwkv_cli import machine
 from rwkv_cli.config import HEAD_SIZE
 from rwkv_cli.engine.backends.base import Backend
@@ -22,6 +23,7 @@ from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import CHANNELS, GROUP, SCALE, TILE_ROWS
 from rwkv_cli.reporting import Progress
+from rwkv_cli.tensors import MATRICES, NORMS, VECTORS
 
 Array = NDArray[np.float32]
 
@@ -33,7 +35,8 @@ PROBE_BYTES = 1 << 28
 
 _KINDS = {"int8": abi.INT8, "int4": abi.INT4, "fp16": abi.FLOAT16, "fp32": abi.FLOAT32}
 
-# The sizes that files and kernels have in common.
+# The table of tensors, and the sizes, that files and kernels have in common.
+assert (MATRICES, VECTORS, NORMS) == (abi.MATRICES, abi.VECTORS, abi.NORMS)
 assert (HEAD_SIZE, GROUP, TILE_ROWS, CHANNELS) == (abi.HEAD_SIZE, abi.GROUP, abi.LANES, abi.BLOCK)
 
 _jobs = itertools.count()
@@ -63,14 +66,14 @@ class CpuBackend(Backend):
 
     @property
     def description(self) -> str:
-        """What does the arithmetic."""
+        """See `Backend.description`."""
         return (
             f"Numba, {self._model.info.weight_type} weights, {instructions.CHOSEN}, {self.n_threads} threads"
         )
 
     @property
     def kernel(self) -> str:
-        """What does the arithmetic, without the weights and the threads."""
+        """See `Backend.kernel`."""
         return f"Numba, {instructions.CHOSEN}"
 
     @property
@@ -127,10 +130,10 @@ class CpuBackend(Backend):
         matrices = np.zeros(L * abi.N_MATRICES + 1, abi.MATRIX)
         vectors = np.zeros((L, abi.N_VECTORS, C), np.float32)
         for i in range(L):
-            for j, suffix in enumerate(abi.MATRICES):
+            for j, suffix in enumerate(MATRICES):
                 if (name := f"blocks.{i}.{suffix}") in shapes:
                     self._describe_matrix(matrices[i * abi.N_MATRICES + j], name)
-            for j, suffix in enumerate(abi.VECTORS):
+            for j, suffix in enumerate(VECTORS):
                 if (name := f"blocks.{i}.{suffix}") in shapes:
                     vectors[i, j] = self._model.stored(name).reshape(-1)
         self._describe_matrix(matrices[-1], "head.weight")
@@ -160,7 +163,7 @@ class CpuBackend(Backend):
         run, config = self._runs[0], self.config
         run["L"], run["C"], run["F"] = config.n_layer, config.n_embd, config.n_ffn
         run["threads"] = self.n_threads
-        self._norms = np.stack([self._model.stored(name) for name in abi.NORMS])
+        self._norms = np.stack([self._model.stored(name) for name in NORMS])
         run["norms"], run["vectors"] = address(self._norms), address(self._vectors)
         run["embedding"] = address(self._model.stored("emb.weight"))
         weight_type = weight_layouts.type_of("emb.weight", self._model.info.weight_type)

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation: entry points compiled by Numba once, cached on disk, and loaded by LLVM alone.
 
-Importing Numba takes a third of a second and 60 MB: a run that finds its machine code in `cpu_kernels.cache` does not
-import it.
+Importing Numba takes a third of a second and 60 MB: a run that finds its machine code in
+`cpu_kernels.runtime.cache` does not import it.
 
 An entry point is a function of a module of kernels, without a decorator, whose arguments are 64-bit integers: numbers,
 and the addresses of arrays. It raises nothing and allocates nothing, so that its machine code does not need Numba's
@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from cpu_kernels import cache
+from cpu_kernels.runtime import cache
 
 ENTRY_POINTS = {
     "forward.passes": 6,

@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 
 from cpu_kernels.abi import ACTIVATION, GROUP, MATRIX
-from cpu_kernels.dot_int import SCALES
 from cpu_kernels.elementwise import FLOAT
+from cpu_kernels.products.dot_int import SCALES
 from cpu_kernels.simd import LANES, fma, get_f32, load, load_bf16, load_f16, load_i8_as_f32, splat, store
 
 _f = np.float32

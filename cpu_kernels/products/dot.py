@@ -1,6 +1,6 @@
-"""The integer dot product of four bytes, as functions for Numba: see `cpu_kernels.instructions`."""
+"""The integer dot product of four bytes, as functions for Numba: see `cpu_kernels.runtime.instructions`."""
 
-from cpu_kernels.instructions import CHOSEN, INSTRUCTIONS
+from cpu_kernels.runtime.instructions import CHOSEN, INSTRUCTIONS
 from cpu_kernels.simd import I8, I32, intrinsic_of
 
 WEIGHT_OFFSET = INSTRUCTIONS[CHOSEN].weight_offset

@@ -22,7 +22,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import platformdirs
 
-from cpu_kernels.instructions import CHOSEN
+from cpu_kernels.runtime.instructions import CHOSEN
 
 KEPT_VERSIONS = 8
 
@@ -34,7 +34,7 @@ def _version() -> str:
     features = llvm.get_host_cpu_features().flatten()
     parts = (CHOSEN, llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
     digest = hashlib.sha256("\n".join(parts).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 

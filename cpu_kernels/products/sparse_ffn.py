@@ -13,12 +13,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cpu_kernels import dot_int
 from cpu_kernels.abi import ACTIVATION, BLOCK, GROUP, MATRIX
-from cpu_kernels.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
-from cpu_kernels.dot_int import INT4_OFFSET, INT8_GROUP, QUAD, SCALE_BYTES, SCALES
 from cpu_kernels.elementwise import FLOAT, VECTOR
-from cpu_kernels.matrix import FLOAT16, INT8, is_integer, weight_bytes
+from cpu_kernels.products import dot_int
+from cpu_kernels.products.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
+from cpu_kernels.products.dot_int import INT4_OFFSET, INT8_GROUP, QUAD, SCALE_BYTES, SCALES
+from cpu_kernels.products.matrix import FLOAT16, INT8, is_integer, weight_bytes
 from cpu_kernels.simd import (
     LANES,
     fma,

@@ -1,6 +1,7 @@
 """The integer dot product of four bytes, by each CPU's own instruction: the one place that knows about CPUs.
 
-`cpu_kernels.dot` makes it a function for Numba; this module does not need Numba, so that `rwkv info` starts fast.
+`cpu_kernels.products.dot` makes it a function for Numba; this module does not need Numba, so that `rwkv info` starts
+fast.
 
 The operation is  dot4(acc, w, x)[i] = acc[i] + sum over j of (w[4i + j] + WEIGHT_OFFSET) * x[4i + j],  for sixteen
 lanes i, with w and x from -127 to 127. The offset is for CPUs whose instruction takes its first factor unsigned; the

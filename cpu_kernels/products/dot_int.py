@@ -19,8 +19,8 @@ import numpy as np
 from numba import njit
 
 from cpu_kernels.abi import ACTIVATION, CACHE_LINE, GROUP, MATRIX
-from cpu_kernels.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
 from cpu_kernels.elementwise import FLOAT, VECTOR
+from cpu_kernels.products.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
 from cpu_kernels.simd import (
     LANES,
     fma,

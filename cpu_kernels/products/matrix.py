@@ -2,7 +2,7 @@
 
 A tile stores its rows interleaved, so that one vector holds 16 rows and no sum over lanes is ever needed:
 
-    int8      [K/4, 16, 4] bytes, see `cpu_kernels.dot_int`; bfloat16 scales [K/64, 16]
+    int8      [K/4, 16, 4] bytes, see `cpu_kernels.products.dot_int`; bfloat16 scales [K/64, 16]
     int4      [K/8, 16, 4] bytes of two weights; the same scales
     float16   [K, 16]
     float32   [K, 16]
@@ -10,7 +10,7 @@ A tile stores its rows interleaved, so that one vector holds 16 rows and no sum 
               rank is low, and keeps them exact
 
 Each kernel has a variant for one token (decode) and one for four (prefill), which reads a weight once for all of them.
-ffn.value is stored by input instead: see `cpu_kernels.sparse_ffn`.
+ffn.value is stored by input instead: see `cpu_kernels.products.sparse_ffn`.
 
 Throughout the kernels, `m` is a record MATRIX and `act` a record ACTIVATION, see `cpu_kernels.abi`; parameters without
 a type are int64: addresses, distances in bytes, and numbers of tiles and tokens.
@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from numba import njit
 
-from cpu_kernels import dot_float, dot_int
 from cpu_kernels.abi import ACTIVATION, FLOAT16, FLOAT32, INT4, INT8, MATRIX
 from cpu_kernels.elementwise import VECTOR
+from cpu_kernels.products import dot_float, dot_int
 
 _int8, _int4, _float16, _float32 = dot_int.int8, dot_int.int4, dot_float.float16, dot_float.float32
 _small_x1, _small_x4 = dot_float.small.x1, dot_float.small.x4
