@@ -45,7 +45,7 @@ class Generation(Iterator[Step]):
     ) -> None:
         """`prompt` follows what the session has read, and may be empty if it has. Raises UsageError."""
         self.session = session
-        self.prompt = prompt
+        self.prompt, self.stop = prompt, tuple(stop)
         end = tokenizer.end_of_document if tokenizer else 0
         self._loop = TokenLoop(session, prompt, end, max_tokens, reader)
         self._stream = TextStream(tokenizer, stop)

@@ -1,6 +1,6 @@
 """Prompt formats and stop rules, as data.
 
-A template formats a conversation: an optional system text, an opening exchange, then turns of `user` and
+A template formats a conversation: an optional system prompt, an opening exchange, then turns of `user` and
 `answer` joined by `turn_end`. Placeholders are replaced literally, so braces in a user's text mean nothing.
 The formats are those of the model cards of RWKV-7 World and RWKV-7 G1.
 """
@@ -33,10 +33,10 @@ class Template:
     name: str
     description: str
     begin: bool = False  # the sequence starts with the end-of-document token
-    opening: str = ""  # an exchange before the first turn, after the system text
+    opening: str = ""  # an exchange before the first turn, after the system prompt
     system: str | None = None  # around {system}; None if the format does not support one
     user: str = "{prompt}"  # around {prompt}, the user's text
-    user_after_system: str | None = None  # the same after a system text, if it differs there
+    user_after_system: str | None = None  # the same after a system prompt, if it differs there
     answer: str = ""  # what the model's answer follows
     turn_end: str = ""  # between an answer and the next turn
     thinking: Mapping[str, Thinking] = field(default_factory=dict)  # by mode
@@ -49,7 +49,7 @@ class Template:
         """The text before the first answer.
 
         think is a mode of `thinking`; None adds nothing and starts no thought. Raises UsageError for a
-        system text or a mode that the format does not support.
+        system prompt or a mode that the format does not support.
         """
         text = "" if system is None else self._system_text(system)
         return text + self.opening + self.turn(prompt, after_system=system is not None, think=think)
@@ -65,7 +65,7 @@ class Template:
 
     def _system_text(self, system: str) -> str:
         if self.system is None:
-            raise UsageError(f"the template {self.name} has no place for a system text")
+            raise UsageError(f"the template {self.name} has no place for a system prompt")
         return self.system.replace("{system}", self._cleaned(system))
 
     def _thinking(self, mode: str) -> Thinking:
@@ -167,7 +167,7 @@ TEMPLATES: dict[str, Template] = {
         ),
         Template(
             name="instruct",
-            description="an instruction; with a system text, that is the instruction, the prompt its input",
+            description="an instruction; with a system prompt, that is the instruction, the prompt its input",
             system="Instruction: {system}\n\n",
             user="Instruction: {prompt}\n\n",
             user_after_system="Input: {prompt}\n\n",

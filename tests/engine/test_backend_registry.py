@@ -93,7 +93,7 @@ def test_a_name_that_nothing_has():
         lambda name: registry.select(name, "int8"),
         lambda name: registry.create(name, None),
     ):
-        with pytest.raises(UsageError, match="choose among auto, cuda, cpu, reference"):
+        with pytest.raises(UsageError, match="one of auto, cuda, cpu, reference"):
             function("abacus")
 
 

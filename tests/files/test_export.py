@@ -171,11 +171,11 @@ def test_what_was_rounded_is_said(rwkv, tmp_path):
         (("in.pth", "out.bin"), "does not imply a format"),
         (("in.pth", "out.pth", "--type", "q8_0"), "choose one of bf16, fp16, fp32"),
         (("in.pth", "out.gguf", "--type", "bf16"), "choose one of fp16, q8_0, fp32"),
-        (("in.pth", "in.pth", "--force"), "is or holds the model itself"),
-        (("in.pth", ".", "--format", "hf", "--force"), "is or holds the model itself"),
+        (("in.pth", "in.pth", "--force"), "is or contains the model itself"),
+        (("in.pth", ".", "--format", "hf", "--force"), "is or contains the model itself"),
         (("in.pth", "none/out.pth"), "the folder none does not exist"),
-        (("in.pth", "folder", "--format", "pth", "--force"), "no file that could be replaced"),
-        (("in.pth", "file.txt", "--format", "hf", "--force"), "no folder that could be replaced"),
+        (("in.pth", "folder", "--format", "pth", "--force"), "is not a file, so it cannot be replaced"),
+        (("in.pth", "file.txt", "--format", "hf", "--force"), "is not a folder, so it cannot be replaced"),
     ],
 )
 def test_what_cannot_be(rwkv, tmp_path, monkeypatch, arguments, said):

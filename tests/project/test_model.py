@@ -104,7 +104,7 @@ def test_a_model_file_by_its_path(tiny, device, kind):
 
 
 def test_a_device_that_nothing_has(tiny):
-    with pytest.raises(UsageError, match="unknown device 'abacus': choose among auto, cuda, cpu, reference"):
+    with pytest.raises(UsageError, match="device is 'abacus': it must be one of auto, cuda, cpu, reference"):
         load(tiny.path, "abacus")
 
 
@@ -454,7 +454,7 @@ def test_a_template_lays_the_prompt_out(gosling):
     asked = gosling.generate("Why?", template="world", system="Be kind.")
     assert gosling.tokenizer.decode(asked.prompt) == TEMPLATES["world"].render("Why?", "Be kind.")
     assert "\n\n" in asked.stop
-    with pytest.raises(UsageError, match="no place for a system text"):
+    with pytest.raises(UsageError, match="no place for a system prompt"):
         gosling.generate("Once", system="Be kind.")
     with pytest.raises(UsageError, match="unknown template 'storry'"):
         gosling.generate("Once", template="storry")

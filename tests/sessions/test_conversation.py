@@ -251,7 +251,7 @@ def test_reset():
     conversation.reset()
     say(conversation.ask("two"))
     assert conversation.text.startswith("User: two")
-    with pytest.raises(UsageError, match="no place for a system text"):
+    with pytest.raises(UsageError, match="no place for a system prompt"):
         chat("one").reset("Be brief.")
 
 

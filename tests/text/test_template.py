@@ -57,7 +57,7 @@ def test_system_text(name: str, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["raw", "story", "dialogue", "qa"])
 def test_system_text_where_there_is_no_place_for_it(name: str) -> None:
-    with pytest.raises(UsageError, match=f"the template {name} has no place for a system text"):
+    with pytest.raises(UsageError, match=f"the template {name} has no place for a system prompt"):
         get_template(name).render("Why?", system="Be kind.")
 
 

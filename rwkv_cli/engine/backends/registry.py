@@ -104,7 +104,7 @@ DEVICES = (AUTO, *BACKENDS)
 def check(device: str) -> None:
     """Raise UsageError for the name of an unknown device."""
     if device not in DEVICES:
-        raise UsageError(f"unknown {{device}} {device!r}: choose among {', '.join(DEVICES)}")
+        raise UsageError(f"{{device}} is {device!r}: it must be one of {', '.join(DEVICES)}")
 
 
 def select(device: str, weight_type: WeightType, weight_bytes: int = 0) -> Selection:
