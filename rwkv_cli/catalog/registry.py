@@ -95,7 +95,7 @@ def locate(path_or_name: str | Path | None) -> Path:
             return paths.EMBEDDED_MODEL
         return _pulled(reference.of_entry(entry), entry.name)
     if path.name != wanted or path.suffix[1:].isalpha():  # a name may end in ".1b"
-        raise CheckpointError(f"no such file: {wanted}")
+        raise CheckpointError(f"there is no file {wanted}")
     raise _unknown(wanted)
 
 

@@ -99,7 +99,7 @@ class AutosavedConversation:
         """
         if target is None:
             if self.path is None:
-                raise UsageError("the conversation has no {name} yet: give one")
+                raise UsageError("the conversation has no name yet")
             self._write(self.path)
             return self.path
         path = state_store.resolve(target)

@@ -75,7 +75,7 @@ def _model_of(saved: SavedState, default: str | None) -> str:
             return other
     raise StateError(
         f"the model of this state, {saved.model.name}, is no longer at {location or 'a known location'}: "
-        "pass {model}"
+        "give its new path with {model}"
     )
 
 

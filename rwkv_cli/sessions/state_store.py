@@ -66,7 +66,7 @@ def find(name_or_path: str) -> Path:
             raise StateError(f"{path} is not a regular file")
         return path
     if path.parent != folder():
-        raise StateError(f"no such state file: {path}")
+        raise StateError(f"there is no state file {path}")
     hint = did_you_mean(name_or_path, names()) or ": `rwkv state list` lists the states"
     raise StateError(f"unknown state {name_or_path}{hint}")
 

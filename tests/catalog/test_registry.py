@@ -119,10 +119,10 @@ def test_a_name_like_no_other_gets_examples():
 
 @pytest.mark.parametrize("path", ["model.pth", "folder/model", "/no/where", "./gosling"])
 def test_what_looks_like_a_path_is_a_missing_file(path):
-    with pytest.raises(CheckpointError, match=f"no such file: {path}"):
+    with pytest.raises(CheckpointError, match=f"there is no file {path}"):
         locate(path)
     if "/" not in path or path.startswith("/"):
-        with pytest.raises(CheckpointError, match=f"no such file: {path}"):
+        with pytest.raises(CheckpointError, match=f"there is no file {path}"):
             locate(Path(path))
 
 

@@ -190,7 +190,7 @@ def test_the_terminal_shows_prompt_text_and_speed(terminal, tiny_model):
     arguments = ("generate", "-m", tiny_model, "-p", "go on: ", "-n", "3", *say(ord("x") + 1))
     with terminal(*arguments) as it:
         assert it.finish() == 0
-        assert it.shown.startswith("\x1b[1mgo on: \x1b[0mxxx\r\n\x1b[2m3 tokens (--max-tokens), ")
+        assert it.shown.startswith("\x1b[1mgo on: \x1b[0mxxx\r\n\x1b[2m3 tokens; stopped at the limit (-n), ")
     with terminal(*arguments, NO_COLOR="1") as it:
         assert it.finish() == 0
         assert it.shown.startswith("go on: xxx\r\n3 tokens")
@@ -325,7 +325,7 @@ def foreign_vocabulary(folder):
 
 BROKEN_MODELS = {
     "no such file": (lambda folder: folder / "missing.pth", "no such file"),
-    "folder without a model": (lambda folder: folder, "holds no model"),
+    "folder without a model": (lambda folder: folder, "does not contain a model"),
     "empty file": (empty_file, "is empty"),
     "truncated pth": (lambda folder: broken(write_pth(folder / "a.pth", random_weights())), "truncated"),
     "truncated gguf": (lambda folder: broken(write_gguf(folder / "a.gguf", random_weights())), ""),

@@ -104,7 +104,7 @@ def test_a_file_that_exists_is_replaced_only_by_force(rwkv, folder):
         (("my.gguf", "--type", "int3"), 2, "'int3' is not one of 'int8', 'int4', 'fp16', 'fp32'"),
         (("my.gguf", "--template", "wrold"), 2, "did you mean world?"),
         (("gosling",), 2, "is a model file of type int8 already"),
-        (("missing.pth",), 1, "no such file: missing.pth"),
+        (("missing.pth",), 1, "there is no file missing.pth"),
         (("gozling",), 2, "did you mean gosling?"),
         (("g1-0.1b",), 1, "is not on this machine"),
         (("empty",), 1, "is empty"),

@@ -199,11 +199,11 @@ def test_a_model_that_is_gone(rwkv, tmp_path, byte_vocabulary):
     rwkv("state", "save", "s", "-p", "abc", "-m", path)
     moved = path.rename(tmp_path / "moved.safetensors")
     gone = rwkv("generate", "--state", "s", "-p", "d").sentence
-    assert gone == f"the model of this state, random, is not at {path} any more: give its place with --model"
+    assert gone == f"the model of this state, random, is no longer at {path}: give its new path with --model"
     assert rwkv("generate", "--state", "s", "-p", "d", "-n", 1, "-m", moved).code == 0
     write_file(path, random_weights(seed=4), tokenizer=byte_vocabulary)  # another one in its place
-    assert "the state was made with the model random" in rwkv("generate", "--state", "s", "-p", "d").sentence
-    assert "and this is gosling.pth" in rwkv("generate", "--state", "s", "-p", "d", "-m", "gosling").sentence
+    assert "this state belongs to random" in rwkv("generate", "--state", "s", "-p", "d").sentence
+    assert "not to gosling.pth" in rwkv("generate", "--state", "s", "-p", "d", "-m", "gosling").sentence
 
 
 def test_a_state_calls_no_other_machine(rwkv, tiny):
@@ -213,15 +213,15 @@ def test_a_state_calls_no_other_machine(rwkv, tiny):
     for location in ("//evil/share/model.pth", "\\\\evil\\share\\model.pth", "../model.pth", ""):
         object.__setattr__(saved.model, "location", location)
         state_file.save(path, saved)
-        assert "give its place with --model" in rwkv("generate", "--state", "s", "-p", "d").sentence
+        assert "give its new path with --model" in rwkv("generate", "--state", "s", "-p", "d").sentence
 
 
 def test_a_model_and_a_state_mixed_up(rwkv, tiny):
     tiny("state save s -p abc")
-    assert "is a saved state and not a model: give it to --state" in (
+    assert "is a saved state and not a model: use it as --state" in (
         rwkv("generate", "-p", "a", "-m", state_store.find("s")).sentence
     )
-    assert "it is a model file; give it to --model" in (
+    assert "it is a model file: pass it with --model" in (
         rwkv("generate", "-p", "a", "--state", EMBEDDED_MODEL).sentence
     )
 
@@ -233,14 +233,14 @@ def test_a_model_and_a_state_mixed_up(rwkv, tiny):
     ("arguments", "said", "code"),
     [
         ("generate -p a --state missing", "unknown state missing", 1),
-        ("generate -p a --state ./missing", "no such state file: missing", 1),
+        ("generate -p a --state ./missing", "there is no state file missing", 1),
         ("generate -p a -n 1 --save-state s", "the state s exists already: use --force", 2),
         ("generate -p a -n 1 --save-state text.safetensors", "exists and is not a state: it is not replaced", 2),
         ("generate -p a -n 1 --save-state text.safetensors --force", "exists and is not a state", 2),
         ("generate -p a -n 1 --save-state folder/x", "the folder folder does not exist", 1),
         ("generate -p a -n 1 --save-state .x", "cannot be named '.x'", 2),
         ("generate -p a -n 1 --no-text", "--no-text, --compact and --force need --save-state", 2),
-        ("generate -p a --state s --template world --system b", "a system prompt stands at the beginning", 2),
+        ("generate -p a --state s --template world --system b", "a system prompt comes first", 2),
         ("state save s -p a", "the state s exists already", 2),
         ("state save t", "no prompt given", 2),
         ("state save t -p", "requires an argument", 2),
@@ -505,7 +505,7 @@ def test_a_trained_state_with_a_nan(rwkv, tiny_model, tmp_path):
     tensors = trained()
     tensors["blocks.1.att.time_state"][0, 0, 0] = np.nan
     file = write_torch(tmp_path / "trained.pth", tensors, "f32")
-    assert "holds a NaN" in rwkv("state", "import", file, "tuned", "-m", tiny_model).sentence
+    assert "contains NaN or infinity" in rwkv("state", "import", file, "tuned", "-m", tiny_model).sentence
 
 
 def test_the_cache_command(rwkv, tmp_path, monkeypatch):

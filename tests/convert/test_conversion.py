@@ -31,10 +31,10 @@ def files(tmp_path, monkeypatch):
 def test_from_every_type_to_every_type(rwkv, files, before, after):
     result = rwkv("quantize", f"m-{before}.safetensors", "out", "--type", after)
     if before == after:
-        assert "already: give another --type" in result.sentence
+        assert "already: choose another --type" in result.sentence
         return
     assert result.code == 0
-    assert ("rounded a second time" in result.err) == (before in ("int8", "int4"))
+    assert ("rounds a second time" in result.err) == (before in ("int8", "int4"))
     old, new = ModelFile(files / f"m-{before}.safetensors"), ModelFile(files / "out")
     assert new.info.weight_type == after
     assert (new.info.template, new.info.sampling) == (old.info.template, old.info.sampling)

@@ -59,7 +59,7 @@ def test_with_one(gpu):
     gpu()
     assert registry.select("auto", "int8").device == "cuda"
     for device in ("cuda", "cpu", "reference"):
-        assert registry.select(device, "int8") == (device, "chosen with --device")
+        assert registry.select(device, "int8") == (device, "chosen by name")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_name_that_nothing_has():
     for function in (
         registry.check,
         lambda name: registry.select(name, "int8"),
-        lambda name: registry.create(name, None),
+        lambda name: registry.open_backend(name, None),
     ):
         with pytest.raises(UsageError, match="one of auto, cuda, cpu, reference"):
             function("abacus")
@@ -105,13 +105,13 @@ def test_cuda_that_cannot_run_is_a_sentence(rwkv, tiny_model):
 def test_fp32_on_cuda_is_a_sentence(gpu, tmp_path):
     gpu()
     with pytest.raises(DeviceError, match="no kernels for fp32"):
-        registry.create("cuda", write_and_open(tmp_path / "x", random_weights(), "fp32"))
+        registry.open_backend("cuda", write_and_open(tmp_path / "x", random_weights(), "fp32"))
 
 
 @pytest.mark.usefixtures("failing")
 def test_auto_goes_on_with_the_cpu_where_the_gpu_fails(gpu, tiny_model):
     gpu()
-    created = registry.create("auto", ModelFile(tiny_model))
+    created = registry.open_backend("auto", ModelFile(tiny_model))
     assert (created.backend.name, created.selection) == ("cpu", ("cpu", "NVIDIA H100 has too little memory"))
     heard = Heard()
     assert load(tiny_model, reporter=heard).backend.name == "cpu"
@@ -143,7 +143,7 @@ def test_the_gpu_is_used_and_says_what_it_compiles(gpu, tiny_model, monkeypatch)
         return Fake()
 
     monkeypatch.setattr(cuda, "open_cuda", open_cuda)
-    created = registry.create("auto", ModelFile(tiny_model), compiling=compiling)
+    created = registry.open_backend("auto", ModelFile(tiny_model), compiling=compiling)
     assert (created.backend.name, created.selection.device, created.failure) == ("cuda", "cuda", None)
     assert heard == ["GPU", tiny_model]
 

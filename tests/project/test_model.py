@@ -182,7 +182,7 @@ def test_a_damaged_tokenizer_is_refused_in_one_sentence(tmp_path):
 
 
 def test_a_folder_and_a_file_of_something_else(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match="does not contain a model"):
         load(tmp_path)
     (tmp_path / "x.txt").write_text("Once upon a time")
     with pytest.raises(CheckpointError, match="not a recognised model file"):

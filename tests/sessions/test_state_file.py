@@ -357,7 +357,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     for path, said in (
         (missing, "there is no state file"),
         (other, "it is a safetensors file of another program"),
-        (EMBEDDED_MODEL, "it is a model file, to be passed as model"),
+        (EMBEDDED_MODEL, "it is a model file: pass it with model"),
         (pth, "rwkv state import"),
         (tmp_path / "empty", "too short"),
         (tmp_path, "is a directory"),
@@ -368,7 +368,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
 
 def test_a_state_is_no_model(path):
     state_file.save(path, some_state())
-    with pytest.raises(CheckpointError, match="is a saved state and not a model: give it to --state"):
+    with pytest.raises(CheckpointError, match="is a saved state and not a model: use it as state"):
         rwkv_cli.load(path)
     with pytest.raises(ModelFileError):
         ModelFile(path)
@@ -380,13 +380,13 @@ def test_a_state_is_no_model(path):
 def test_another_model_is_refused_by_name(gosling):
     saved = some_state()
     with pytest.raises(
-        StateError, match=r"this state belongs to some\.pth; pass model \(this is gosling\.pth\)"
+        StateError, match=r"this state belongs to some\.pth, not to gosling\.pth: pass its own model with model"
     ):
         state_file.fit(saved, gosling)
     own = identify(gosling)
     saved.model = dataclasses.replace(own, weights="b" * 64)
     with pytest.raises(
-        StateError, match=rf"gosling\.pth \(bbbbbbbb\); .* gosling\.pth \({own.weights[:8]}\)"
+        StateError, match=rf"gosling\.pth \(bbbbbbbb\), not to gosling\.pth \({own.weights[:8]}\)"
     ):
         state_file.fit(saved, gosling)
 

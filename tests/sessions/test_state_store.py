@@ -128,7 +128,7 @@ def test_what_is_not_there():
     keep("my-book")
     with pytest.raises(StateError, match=r"unknown state my_book; did you mean my-book\?"):
         state_store.find("my_book")
-    with pytest.raises(StateError, match=r"no such state file: x"):
+    with pytest.raises(StateError, match=r"there is no state file x"):
         state_store.find("./x")
 
 

@@ -70,6 +70,8 @@ def _help(chat: Chat, _: str) -> None:
 
 def _save(chat: Chat, target: str) -> None:
     had_name = chat.session.path is not None
+    if not (target or had_name):
+        raise UsageError("the conversation has no name yet: /save NAME")
     path = chat.session.save(target or None)
     also = ", and after every answer from now on" if chat.session.path == path and not had_name else ""
     chat.view.say(f"saved {_shown(path)}{also}")

@@ -102,7 +102,7 @@ def fit(saved: SavedState, model: Model) -> str | None:
     if own.weights != wanted.weights:
         same = own.name == wanted.name
         theirs, ours = (f"{each.name} ({each.weights[:8]})" if same else each.name for each in (wanted, own))
-        raise StateError(f"this state belongs to {theirs}; pass {{model}} (this is {ours})")
+        raise StateError(f"this state belongs to {theirs}, not to {ours}: pass its own model with {{model}}")
     if own.tokenizer != wanted.tokenizer:
         raise StateError(
             f"the state was made with {own.name} and another tokenizer than it has here: its tokens mean something else"
@@ -231,10 +231,10 @@ def _check_kind(metadata: Metadata) -> None:
 def _other_kind(path: Path) -> str | None:
     """Half a sentence about a file that people may take for a state."""
     if _head(path, 64)[8:].startswith(_MODEL_BEGINNING):
-        return "it is a model file, to be passed as {model}"
+        return "it is a model file: pass it with {model}"
     magic = _head(path, 4)
     if magic == b"GGUF":
-        return "it is a published model, to be passed as {model}"
+        return "it is a published model: pass it with {model}"
     if magic == b"PK\x03\x04":
         return "it is a PyTorch file; if it is a state that was trained, use rwkv state import"
     return None
