@@ -592,7 +592,7 @@ def test_commands_in_a_pipe_speak_on_stderr(rwkv):
         (("--name", "a:b"), b"", "cannot be named 'a:b'", 2),
         (("--state", "none"), b"", "unknown state none", 1),
         (("--no-text",), b"", "--no-text needs --name", 2),
-        (("-m", "missing.pth"), b"", "no such file", 1),
+        (("-m", "missing.pth"), b"", "there is no file", 1),
     ],
 )
 def test_what_cannot_be_right_is_one_sentence(rwkv, tmp_path, monkeypatch, arguments, stdin, said, code):

@@ -324,7 +324,7 @@ def foreign_vocabulary(folder):
 
 
 BROKEN_MODELS = {
-    "no such file": (lambda folder: folder / "missing.pth", "no such file"),
+    "no such file": (lambda folder: folder / "missing.pth", "there is no file"),
     "folder without a model": (lambda folder: folder, "does not contain a model"),
     "empty file": (empty_file, "is empty"),
     "truncated pth": (lambda folder: broken(write_pth(folder / "a.pth", random_weights())), "truncated"),
