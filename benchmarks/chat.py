@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A scripted chat of many turns: neither memory nor the time for a token may grow.
+"""Chat for many scripted turns and check that neither memory nor the time per token grows.
 
     python benchmarks/chat.py
     python benchmarks/chat.py --model 0.1b-int8.safetensors --turns 1000
 
-The resident size grows until the snapshots for /undo have taken their share, 128 MB unless --budget says otherwise,
-and holds from then on. The verdict is on that: from the second tenth of the turns to the last one, the resident size
-may grow by 8 MB, and a token at the end may take a tenth longer than one of a new conversation. Since a machine's speed
-changes from minute to minute, those two take turns. Linux only.
+The resident size (RSS) grows until the snapshots for /undo fill their budget, 128 MB unless --budget says otherwise,
+and has to stay constant from then on: from the second tenth of the turns to the last one it may grow by 8 MB. The time
+per token at the end may be a tenth longer than in a new conversation. Since a machine's speed drifts from minute to
+minute, the two conversations alternate. Linux only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rwkv_cli.sessions.snapshots import BUDGET
 
 MORE_BYTES, MORE_TIME = 8_000_000, 0.1
 SAMPLES = 200
-ROUNDS = 10  # in which the long conversation and a new one take turns
+ROUNDS = 10  # in which the long conversation and a new one alternate
 
 MESSAGES = (
     "Hello!",
@@ -49,14 +49,14 @@ MESSAGES = (
 
 
 def main() -> None:
-    """Chat, then write a picture and the samples, and print the verdict."""
-    options = _options()
+    """Chat, then write the samples and the report."""
+    options = _parser().parse_args()
     before = resident()
     try:
         model = rwkv_cli.load(options.model, threads=options.threads)
         conversation = Conversation(model, max_tokens=60, budget=options.budget, seed=1)
         samples = watch(conversation, options.turns)
-        tokens, undo = conversation.session.n_tokens, undo_times(conversation)
+        tokens, undo = conversation.snapshot.n_tokens, undo_times(conversation)
         late = against_new_ones(conversation)
     except RwkvError as error:
         raise SystemExit(f"error: {error}") from None
@@ -74,15 +74,14 @@ def main() -> None:
         **undo,
         "samples": samples,
     }
-    folder = results.folder(options.results)
-    results.write_json(folder / f"chat-{model.path.stem}.json", facts)
-    results.write_text(folder / f"chat-{model.path.stem}.md", report(facts))
-    draw_samples(folder / f"chat-{model.path.stem}.png", facts, "turns")
+    path = results.folder(options.results) / f"chat-{model.path.stem}.json"
+    results.write_json(path, facts)
+    write_report(path, facts)
     print(report(facts), end="")
 
 
 def watch(conversation: Conversation, n_turns: int) -> list[dict[str, float]]:
-    """Have so many messages answered; sample memory and milliseconds a token at even distances."""
+    """Have `n_turns` messages answered; sample memory and milliseconds per token at regular intervals."""
     every, samples = max(1, n_turns // SAMPLES), []
     messages = itertools.cycle(MESSAGES)
     for turn in range(every, n_turns + 1, every):
@@ -92,7 +91,7 @@ def watch(conversation: Conversation, n_turns: int) -> list[dict[str, float]]:
 
 
 def talk(conversation: Conversation, messages: Sequence[str]) -> float:
-    """Have some messages answered: milliseconds a token."""
+    """Have messages answered: milliseconds per token."""
     seconds, tokens = 0.0, 0
     for message in messages:
         answer = conversation.ask(message)
@@ -104,7 +103,7 @@ def talk(conversation: Conversation, messages: Sequence[str]) -> float:
 
 
 def against_new_ones(conversation: Conversation) -> list[tuple[float, float]]:
-    """Milliseconds a token of this conversation and of a new one, in turns."""
+    """Milliseconds per token of this conversation and of new ones, alternating."""
     pairs = []
     for seed in range(ROUNDS):
         new = Conversation(conversation.model, max_tokens=conversation.max_tokens, seed=seed)
@@ -113,7 +112,7 @@ def against_new_ones(conversation: Conversation) -> list[tuple[float, float]]:
 
 
 def verdict(samples: Sequence[Mapping[str, float]], late: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Memory in the second tenth of the turns and in the last one; time at the end, next to new conversations."""
+    """RSS in the second and in the last tenth of the turns; time per token at the end and in new conversations."""
     tenth = max(1, len(samples) // 10)
     second, last = samples[tenth : 2 * tenth] or samples[:1], samples[-tenth:]
     sizes = [median(sample["resident"] for sample in part) for part in (second, last)]
@@ -129,7 +128,7 @@ def verdict(samples: Sequence[Mapping[str, float]], late: Sequence[tuple[float, 
 
 
 def undo_times(conversation: Conversation) -> dict[str, Any]:
-    """Milliseconds that it takes to go back by so many turns, each from the end."""
+    """Milliseconds of `/undo N` for several N, each from the end of the conversation."""
     taken = {}
     for turns in (1, 10, 100, 500):
         if turns < len(conversation.turns):
@@ -140,20 +139,26 @@ def undo_times(conversation: Conversation) -> dict[str, Any]:
     return {"undo_milliseconds": taken}
 
 
-def report(facts: Mapping[str, Any]) -> str:
-    """The verdict, and what it rests on, in Markdown."""
+def write_report(path: Path, facts: results.Facts) -> None:
+    """Write the table and the picture beside the results at `path`."""
+    results.write_text(path.with_suffix(".md"), report(facts))
+    draw_samples(path.with_suffix(".png"), facts, "turns")
+
+
+def report(facts: results.Facts) -> str:
+    """The verdict and its figures, in Markdown."""
     size_before, size_after = facts["resident_second_and_last_tenth"]
     at_end, of_new = facts["milliseconds_at_the_end"], facts["milliseconds_of_new_conversations"]
     lines = [
-        f"{facts['model']}, {facts['turns']:,} turns, {facts['tokens']:,} tokens: memory and time "
-        f"{'hold' if facts['kept'] else '**grow**'}.",
+        f"{facts['model']}, {facts['turns']:,} turns, {facts['tokens']:,} tokens: memory and time per token "
+        f"{'stay constant' if facts['kept'] else '**grow**'}.",
         "",
         "| | |",
         "|---|---:|",
-        f"| resident, second and last tenth of the turns | {mb(size_before)}, {mb(size_after)} |",
-        f"| a token with sampling, at the end and in new conversations, in turns | {at_end:.3f} ms, {of_new:.3f} ms |",
-        f"| the one relative to the other, median of {ROUNDS} rounds | {100 * facts['ratio']:.1f} % |",
-        f"| peak resident size | {mb(facts['peak_bytes'])} |",
+        f"| RSS, second and last tenth of the turns | {mb(size_before)}, {mb(size_after)} |",
+        f"| time per token with sampling, at the end and in new conversations | {at_end:.3f} ms, {of_new:.3f} ms |",
+        f"| ratio of these, median of {ROUNDS} alternating rounds | {100 * facts['ratio']:.1f} % |",
+        f"| peak resident size (RSS) | {mb(facts['peak_bytes'])} |",
         f"| snapshots for /undo: {facts['snapshots']}, at most {mb(facts['budget_bytes'])} "
         f"| {mb(facts['snapshot_bytes'])} |",
         f"| state | {mb(facts['state_bytes'])} |",
@@ -167,16 +172,11 @@ def report(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a model file; without it, the embedded model")
-    parser.add_argument("--turns", type=int, default=1000, help="messages that are answered")
+def _parser() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__, "--model", "--threads")
+    parser.add_argument("--turns", type=int, default=1000, help="messages to answer")
     parser.add_argument("--budget", type=int, default=BUDGET, help="bytes for snapshots")
-    parser.add_argument("--threads", type=int, help="one for each core, if not given")
-    parser.add_argument("--results", type=Path, help="the folder of results")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How long it takes from the command to the first token, and where the time goes.
+"""How long it takes from the command to the first token, step by step.
 
     python benchmarks/cold_start.py
     python benchmarks/cold_start.py --model 0.1b-int8.safetensors --repeat 11
 
-The kernels have been compiled before and the files were read before: this is the second time that someone uses the
-program. All figures are medians of several runs, in milliseconds.
+Kernels are already compiled and files are in the page cache, as when a user runs the program for the second time. All
+figures are medians of several runs, in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import sysconfig
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import results
 
@@ -62,7 +61,7 @@ PHASES = {
         from rwkv_cli.sampling_settings import SamplingSettings
         Sampler(SamplingSettings()).sample(logits)""",
 }
-"""What `rwkv generate` does, in its order, one after another in one process."""
+"""The steps of `rwkv generate`, in order, in one process."""
 
 START, END = "interpreter: start", "interpreter: end"
 
@@ -81,8 +80,8 @@ print(json.dumps([began, seconds, time.time()]))
 
 
 def main() -> None:
-    """Measure, write a table and print it."""
-    options = _options()
+    """Measure, and write the tables."""
+    options = _parser().parse_args()
     try:
         model = registry.locate(options.model)
     except RwkvError as error:
@@ -93,13 +92,18 @@ def main() -> None:
         "phases": _medians(lambda: _phases(model), options.repeat),
         "imports": _medians(lambda: _imports(model), options.repeat),
     }
-    folder = results.folder(options.results)
-    results.write_json(folder / f"cold-start-{model.stem}.json", facts)
-    results.write_text(folder / f"cold-start-{model.stem}.md", report(facts))
+    path = results.folder(options.results) / f"cold-start-{model.stem}.json"
+    results.write_json(path, facts)
+    write_report(path, facts)
     print(report(facts), end="")
 
 
-def report(facts: Mapping[str, Any]) -> str:
+def write_report(path: Path, facts: results.Facts) -> None:
+    """Write the tables beside the results at `path`."""
+    results.write_text(path.with_suffix(".md"), report(facts))
+
+
+def report(facts: results.Facts) -> str:
     """Three tables, in Markdown."""
     largest = sorted(facts["imports"].items(), key=lambda item: -item[1])[:MOST_IMPORTS]
     total = sum(facts["phases"].values())
@@ -108,7 +112,7 @@ def report(facts: Mapping[str, Any]) -> str:
             [
                 f"Cold start with {facts['model']}, medians of {facts['repeat']} runs. {results.sentence(facts)}.",
                 _table("command", facts["commands"].items()),
-                _table("phase, each after the ones above it", [*facts["phases"].items(), ("sum", total)]),
+                _table("phase, in order", [*facts["phases"].items(), ("sum", total)]),
                 _table("imports of `rwkv generate`, by package", largest),
             ]
         )
@@ -116,7 +120,7 @@ def report(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _table(title: str, rows: Any) -> str:
+def _table(title: str, rows: Iterable[tuple[str, float]]) -> str:
     return "\n".join(
         [f"| {title} | ms |", "|---|---:|", *(f"| {name} | {1000 * s:.1f} |" for name, s in rows)]
     )
@@ -135,7 +139,7 @@ def _commands(model: Path) -> dict[str, float]:
 
 
 def _phases(model: Path) -> dict[str, float]:
-    """The steps of `rwkv generate`, timed inside a fresh process, and what the process itself takes."""
+    """The steps of `rwkv generate`, timed inside a fresh process, and the start and end of the process itself."""
     phases = {name: textwrap.dedent(code) for name, code in PHASES.items()}
     before = time.time()
     _, done = _run([sys.executable, "-c", CHILD, json.dumps([phases, str(model), PROMPT])])
@@ -145,7 +149,7 @@ def _phases(model: Path) -> dict[str, float]:
 
 
 def _imports(model: Path) -> dict[str, float]:
-    """Package -> the time that `rwkv generate` spends in importing its modules."""
+    """Package -> seconds that `rwkv generate` spends importing its modules."""
     _, done = _run([sys.executable, "-X", "importtime", "-m", "rwkv_cli", *_generate(model)])
     seconds: defaultdict[str, float] = defaultdict(float)
     for microseconds, module in re.findall(
@@ -163,7 +167,7 @@ def _generate(model: Path) -> list[str]:
 
 
 def _run(command: Sequence[str | Path]) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """A command to its end: seconds, and what it wrote. Python may keep compiled modules, as it usually does."""
+    """Run a command: seconds, and what it wrote. Python may cache bytecode, as it does by default."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
@@ -174,20 +178,16 @@ def _run(command: Sequence[str | Path]) -> tuple[float, subprocess.CompletedProc
 
 
 def _medians(measure: Callable[[], dict[str, float]], repeat: int) -> dict[str, float]:
-    """The median of each figure, after a run that does not count."""
+    """The median of each figure, after a warm-up run."""
     measure()
     runs = [measure() for _ in range(repeat)]
     return {name: median(run.get(name, 0.0) for run in runs) for name in runs[0]}
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a model file; without it, the embedded model")
+def _parser() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__, "--model")
     parser.add_argument("--repeat", type=int, default=7, help="runs")
-    parser.add_argument("--results", type=Path, help="the folder of results")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

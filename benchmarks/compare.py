@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Compare the speed of rwkv-cli, llama.cpp and the package `rwkv` on the same weights, with the limit of the memory.
+"""Compare rwkv-cli, llama.cpp and the package `rwkv` on the same weights, and with the memory bandwidth.
 
     python benchmarks/compare.py
     python benchmarks/compare.py --sizes 0.1b --repeat 5
 
-Every program lives in a process of its own, and only one works at a time. A round visits each of them for one prompt
-and some tokens, and measures right after each visit how fast memory is read. Ratios are formed within a round. A round
-in which something else kept the processors busy does not count: programs that share their work out in advance suffer
-most from that.
+Every program has its own process, and only one works at a time. A round visits each of them for one prompt and some
+tokens, and measures the read bandwidth right after each visit. Ratios are computed within a round. Rounds in which
+other processes used the CPU are discarded: programs that divide their work in advance would suffer most.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from programs import ENTRIES
 from worker import PROBE, Worker, WorkerError
 
 PAUSE = 0.05
-"""Seconds between two programs, in which the threads of the first stop looking for work."""
+"""Seconds between two programs, in which the threads of the first stop spinning."""
 
 SLOW = ("rwkv fp32", "rwkv bf16")
-"""Left out of the larger sizes unless they are asked for: a round would take minutes."""
+"""Skipped for the larger sizes unless requested: a round would take minutes."""
 
 
 def main() -> None:
-    """Measure the sizes that the command line asks for, one after another."""
-    options = _options()
+    """Measure the sizes on the command line, one after another."""
+    options = _parser().parse_args()
     folder = results.folder(options.results)
     for size in options.sizes:
         synthetic.build(options.folder, size)
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def measure(size: str, names: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one size, with facts about the programs and what was left out."""
+    """All rounds of one size, with facts about the programs, and why some are missing."""
     facts: dict[str, Any] = results.circumstances() | {
         "size": size,
         "state_bytes": synthetic.SHAPES[size].state_bytes,
@@ -55,7 +54,7 @@ def measure(size: str, names: Sequence[str], options: argparse.Namespace) -> dic
         "prefill_tokens": options.prefill,
         "decode_tokens": options.decode,
         "most_others": options.most_others,
-        "left_out": {name: "not asked for" for name in ENTRIES if name not in names},
+        "left_out": {name: "not requested" for name in ENTRIES if name not in names},
     }
     with contextlib.ExitStack() as stack:
         workers = {}
@@ -64,7 +63,7 @@ def measure(size: str, names: Sequence[str], options: argparse.Namespace) -> dic
             try:
                 worker = Worker(name, options.folder, size, options.threads)
             except WorkerError as error:
-                _say(size, f"{name} is left out: {error}")
+                _say(size, f"skipping {name}: {error}")
                 facts["left_out"][name] = str(error)
                 continue
             stack.callback(worker.close)
@@ -74,7 +73,7 @@ def measure(size: str, names: Sequence[str], options: argparse.Namespace) -> dic
 
 
 def _rounds(size: str, workers: Mapping[str, Worker], options: argparse.Namespace) -> dict[str, Any]:
-    """As many quiet rounds as wanted, and the others; gives up after three times as many."""
+    """`repeat` undisturbed rounds, and the disturbed ones; gives up after three times as many in total."""
     quiet: list[dict[str, Any]] = []
     disturbed: list[dict[str, Any]] = []
     while len(quiet) < options.repeat and len(quiet) + len(disturbed) < 3 * options.repeat:
@@ -88,14 +87,14 @@ def _rounds(size: str, workers: Mapping[str, Worker], options: argparse.Namespac
 def _round(
     number: int, workers: Mapping[str, Worker], options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    """A visit to each program, each round in another order, so that nobody always follows the same neighbour."""
+    """A visit to each program, in another order every round, so that none always follows the same one."""
     names = [name for name in workers if name != PROBE]
     random.Random(number).shuffle(names)
     return {name: _visit(name, workers, options) for name in names}
 
 
 def _visit(name: str, workers: Mapping[str, Worker], options: argparse.Namespace) -> dict[str, float]:
-    """Tokens a second of a program, bytes a second of the memory right after, and how much others computed."""
+    """Tokens per second of a program, bytes per second read right after, and cores used by other processes."""
     neighbours = Neighbours([worker.pid for worker in workers.values()])
     time.sleep(PAUSE)
     prefill = workers[name].ask(f"prefill {options.prefill}")["seconds"]
@@ -125,40 +124,20 @@ def _say(size: str, text: str) -> None:
     print(f"{size}: {text}", file=sys.stderr, flush=True)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=results.CHECKPOINTS, help="of the checkpoints")
-    parser.add_argument("--results", type=Path, help="the folder of results")
-    parser.add_argument("--sizes", type=_sizes, default=list(synthetic.SHAPES), help="0.1b,0.4b,1.5b")
-    parser.add_argument("--programs", type=_programs, help=f"some of: {','.join(ENTRIES)}")
-    parser.add_argument("--repeat", type=int, default=15, help="rounds of each size")
+def _parser() -> argparse.ArgumentParser:
+    sizes, programs = ",".join(synthetic.SHAPES), ",".join(ENTRIES)
+    parser = results.parser(__doc__)
+    parser.add_argument("--folder", type=Path, default=results.CHECKPOINTS, help="folder of the checkpoints")
+    parser.add_argument("--sizes", type=results.some_of(synthetic.SHAPES), default=sizes, help=sizes)
+    parser.add_argument("--programs", type=results.some_of(ENTRIES), help=f"some of {programs}")
+    parser.add_argument("--repeat", type=int, default=15, help="rounds per size")
     parser.add_argument(
-        "--most-others",
-        type=float,
-        default=0.1,
-        help="processors that all else may use in a round that counts",
+        "--most-others", type=float, default=0.1, help="cores that other processes may use in a round"
     )
-    parser.add_argument("--threads", type=int, default=2, help="of each program")
-    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt")
-    parser.add_argument("--decode", type=int, default=64, help="tokens that are then read one by one")
-    return parser.parse_args()
-
-
-def _sizes(text: str) -> list[str]:
-    return _parts(text, synthetic.SHAPES)
-
-
-def _programs(text: str) -> list[str]:
-    return _parts(text, ENTRIES)
-
-
-def _parts(text: str, known: Any) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in known]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of: {', '.join(known)}")
-    return names
+    parser.add_argument("--threads", type=int, default=2, help="threads of each program")
+    parser.add_argument("--prefill", type=int, default=512, help="prompt length in tokens")
+    parser.add_argument("--decode", type=int, default=64, help="tokens to read after it, one by one")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""How fast the CUDA backend is on this GPU, next to what its memory and its tensor cores could do.
+"""How fast the CUDA backend is on this GPU, relative to its memory bandwidth and its tensor cores.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --sizes 0.1b,1.5b --types fp16,int4
     python benchmarks/gpu.py --package
 
-Models of the published shapes with random weights, made in memory. Decoding is the graph of one token, over and over,
-weights and state resident; prefill is one sequence; a batch is one token each of many sequences, with the logits of all
-of them, and then with the choice of their next tokens, as `rwkv generate --batch` does it. The limit of decoding is the
-memory: bytes that a token must move, times tokens a second, over the bandwidth of a large copy on the same GPU in the
-same run. With --package, the package `rwkv` of PyPI decodes models of the same shapes in float16, if it is installed,
-with a PyTorch that has CUDA.
+Models have the published shapes and random weights, and are created in memory. Decoding replays the graph of one token,
+with weights and state resident; prefill is one sequence; a batch is one token each of many sequences, first with the
+logits of all of them, then with the choice of their next tokens, as in `rwkv generate --batch`. Decoding is bound by
+memory: bytes that a token must move, times tokens per second, relative to the bandwidth of a large copy on the same GPU
+in the same run. With --package, the package `rwkv` of PyPI decodes models of the same shapes in float16; it has to be
+installed, with a PyTorch that supports CUDA.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import results
@@ -33,18 +31,23 @@ from numpy.typing import NDArray
 from synthetic import SHAPES, VOCAB_SIZE
 
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.backends.registry import why_not_cuda
 from rwkv_cli.engine.gpu.batch import GpuBatch
 from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
-from rwkv_cli.engine.gpu.device import Gpu
+from rwkv_cli.engine.gpu.device_protocol import Device
 from rwkv_cli.engine.gpu.launch_plan import Product
 from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import WIDTHS, Weights
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.model_file import ModelFile, ModelInfo
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.sampling_settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from rwkv_cli.engine.gpu.device import Gpu
 
 MODELS = SHAPES | {
     "2.9b": ModelConfig(32, 2560, 10240, VOCAB_SIZE, rank_w=96, rank_a=96, rank_v=64, rank_g=320),
@@ -54,36 +57,43 @@ BATCHES = 1, 8, 64, 512
 BATCHED = "2.9b", "fp16"
 PROMPT, CHUNK = 4096, 4096
 COPIED = 2 << 30  # bytes
-SQUARE = 8192  # of the product that shows what tensor cores do
+SQUARE = 8192  # rows and columns of the product that measures the tensor cores
 ROUNDS = 5
+
+TYPES: tuple[WeightType, ...] = ("fp16", "int8", "int4")
 
 _POOL = 1 << 26  # numbers that all weights are taken from
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "U8": np.uint8}
 
 
-class RandomModel:
-    """What `Weights` asks of a model file, without a file: pieces of a pool of random numbers of sane scale."""
+class RandomModel(ModelFile):
+    """A model without a file, whose weights are pieces of one pool of random numbers of a realistic scale."""
 
     def __init__(self, config: ModelConfig, weight_type: WeightType) -> None:
-        self.config, self.info = config, SimpleNamespace(weight_type=weight_type)
+        self.info = ModelInfo(config, weight_type, None, "raw")
         shapes = config.tensor_shapes().items()
         self._forms = {
             part: form
             for name, shape in shapes
             for part, form in weight_layouts.stored_form(name, shape, weight_type).items()
         }
-        self.names = list(self._forms)
         self._begin = 0
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all arrays of weights."""
+        return list(self._forms)
+
     def stored(self, name: str) -> NDArray[Any]:
+        """An array of weights in the layout of a model file."""
         kind, shape = self._forms[name]
-        self._begin = (self._begin + 64 * 977) % _POOL  # so that neighbours differ
+        self._begin = (self._begin + 64 * 977) % _POOL  # so that successive arrays differ
         return _pool(kind)[self._begin : self._begin + int(np.prod(shape))].reshape(shape)
 
 
 @functools.cache
 def _pool(kind: str) -> NDArray[Any]:
-    """Random numbers that the largest tensor fits in, from every beginning in the first `_POOL`."""
+    """Random numbers, as many as the largest tensor has after any start in the first `_POOL`."""
     rng = np.random.default_rng(0)
     if kind in ("I8", "U8"):
         numbers: NDArray[Any] = rng.integers(-127, 128, _POOL, np.int8).view(_NUMPY[kind])
@@ -94,8 +104,8 @@ def _pool(kind: str) -> NDArray[Any]:
     return np.tile(numbers, 1 + -(-VOCAB_SIZE * max(config.n_embd for config in MODELS.values()) // _POOL))
 
 
-def seconds(gpu: Gpu, run: Callable[[], object], times: int) -> float:
-    """The median over rounds of the time of one run, in a row of `times`."""
+def seconds(gpu: Device, run: Callable[[], object], times: int) -> float:
+    """The time of one run of `times` in a row, median over rounds."""
     run()
     gpu.synchronize()
     measured = []
@@ -108,94 +118,106 @@ def seconds(gpu: Gpu, run: Callable[[], object], times: int) -> float:
     return median(measured)
 
 
-def copy_bandwidth(gpu: Gpu) -> float:
-    """Bytes a second of a copy on the device, those read and those written."""
+def copy_bandwidth(gpu: Device) -> float:
+    """Bytes per second of a copy on the device, reads plus writes."""
     source, target = gpu.allocate(COPIED), gpu.allocate(COPIED)
     for at in range(0, COPIED, _POOL):
         gpu.upload(source.address + at, _pool("U8")[:_POOL])
     return 2 * COPIED / seconds(gpu, lambda: gpu.copy(target.address, source.address, COPIED), 5)
 
 
-def tensor_rate(gpu: Gpu) -> float:
-    """Floating-point operations a second of a large product in float16, sums in float32."""
+def tensor_rate(gpu: Device) -> float:
+    """Floating-point operations per second of a large product in float16 with float32 accumulators."""
     n = SQUARE
-    memory = [gpu.allocate(2 * n * n) for _ in range(3)]
+    weights, x, out = (gpu.allocate(2 * n * n) for _ in range(3))
     numbers = _pool("F16")[: n * n]
-    gpu.upload(memory[0].address, numbers)
-    gpu.upload(memory[1].address, numbers)
-    product = Product(*(each.address for each in memory), n, n, n, half=True)
+    gpu.upload(weights.address, numbers)
+    gpu.upload(x.address, numbers)
+    product = Product(weights.address, x.address, out.address, n, n, n, half=True)
     return 2 * n**3 / seconds(gpu, lambda: gpu.run([product]), 10)
 
 
 class Bench:
     """One model on the GPU."""
 
-    def __init__(self, gpu: Gpu, size: str, weight_type: WeightType) -> None:
-        self.config = MODELS[size]
+    def __init__(self, gpu: Device, config: ModelConfig, weight_type: WeightType) -> None:
+        self.config = config
         self._gpu = gpu
-        self.weights = Weights(gpu, RandomModel(self.config, weight_type))  # type: ignore[arg-type]
+        self.weights = Weights(gpu, RandomModel(config, weight_type))
 
     def decode(self) -> dict[str, float]:
-        """Tokens a second one by one, and the bytes of each."""
+        """Tokens per second one by one, the bytes that each must move, and those that it reads here."""
         gpu, states = self._gpu, StateSlots(self._gpu, self.config, 1)
         decoder = Decoder(gpu, self.weights, states)
         gpu.upload(decoder.token, np.array([5], np.int32))
         replay = gpu.graph(decoder.steps())
         time = seconds(gpu, replay, 100)
-        logits = np.zeros(VOCAB_SIZE, np.float32)
+        logits = np.zeros(self.config.vocab_size, np.float32)
         gpu.download(decoder.logits, logits)
         if not np.isfinite(logits).all() or not logits.std():
-            raise SystemExit("the logits are no numbers, or all the same: this measures nothing")
+            raise SystemExit("the logits are NaN or all equal, so the speed is meaningless")
         nbytes = weight_layouts.bytes_per_token(self.config, self.weights.type)
         unread = self._value_bytes() // 2  # random weights leave half of the hidden units at zero
         return {"tokens_per_second": 1 / time, "bytes": nbytes, "bytes_read": nbytes - unread}
 
     def prefill(self) -> dict[str, float]:
-        """Tokens a second of a long prompt, and the operations of its products."""
+        """Tokens per second of a long prompt, and the operations per second of its products."""
         gpu, states = self._gpu, StateSlots(self._gpu, self.config, 1)
         many = BatchedPass(gpu, self.weights, states, CHUNK)
-        _fill(gpu, many, np.zeros(CHUNK, np.int32), np.array([0, CHUNK], np.int32))
+        self._fill(many, np.zeros(CHUNK, np.int32), np.array([0, CHUNK], np.int32))
         steps = many.steps(CHUNK, 1)
         time = seconds(gpu, lambda: gpu.run(steps), 3) * PROMPT / CHUNK
-        matrices = self.config.n_params - 2 * VOCAB_SIZE * self.config.n_embd
+        matrices = self.config.n_params - 2 * self.config.vocab_size * self.config.n_embd
         return {"tokens_per_second": PROMPT / time, "flops": 2 * matrices * PROMPT / time}
 
     def batch(self, n: int) -> dict[str, float]:
-        """Tokens a second of n sequences together, a token each at a time: as passes alone, and with what chooses."""
+        """Tokens per second of n sequences in total, one token each at a time: passes alone, and with sampling."""
         return {"tokens_per_second": n / self._batched(n), "chosen": n / self._chosen(n)}
 
     def _batched(self, n: int) -> float:
         """Seconds of a pass."""
         gpu, states = self._gpu, StateSlots(self._gpu, self.config, n)
         if n == 1:
-            return seconds(gpu, gpu.graph(Decoder(gpu, self.weights, states).steps()), 10)
+            # In a variable, since the graph uses its memory: it must not be freed before.
+            decoder = Decoder(gpu, self.weights, states)
+            return seconds(gpu, gpu.graph(decoder.steps()), 10)
         many, logits = BatchedPass(gpu, self.weights, states, n), gpu.allocate(4 * n * self.weights.head.R)
-        _fill(gpu, many, np.arange(n, dtype=np.int32), np.arange(n + 1, dtype=np.int32))
+        self._fill(many, np.arange(n, dtype=np.int32), np.arange(n + 1, dtype=np.int32))
         return seconds(gpu, gpu.graph([*many.steps(n, n), *many.logits(n, logits.address)]), 10)
 
     def _chosen(self, n: int) -> float:
-        """Seconds of a pass and of the choice of the next tokens, and of the host's work."""
+        """Seconds of a pass, the choice of the next tokens, and the host's work."""
         batch = GpuBatch(self._gpu, self.weights, n)
-        tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, n).tolist()
-        parts = {batch.join(): [token] for token in tokens}
+        tokens = np.random.default_rng(0).integers(0, self.config.vocab_size, n)
+        parts = {batch.join(): [int(token)] for token in tokens}
         samplers = [Sampler(SamplingSettings(temperature=0)) for _ in tokens]
         return seconds(self._gpu, lambda: batch.choose(parts, samplers), 10)
 
     def _value_bytes(self) -> int:
+        """Bytes of all `ffn.value` matrices."""
         value = self.weights.layers[0].value
         return int(self.config.n_layer * value.R * value.K * WIDTHS[self.weights.type])
 
+    def _fill(self, many: BatchedPass, slots: NDArray[np.int32], begins: NDArray[np.int32]) -> None:
+        """Upload the inputs of a pass: random tokens, their slots, and the beginnings of sequences."""
+        tokens = np.random.default_rng(0).integers(0, self.config.vocab_size, len(slots)).astype(np.int32)
+        for address, array in ((many.tokens, tokens), (many.slots, slots), (many.begins, begins)):
+            self._gpu.upload(address, array)
+        self._gpu.synchronize()
 
-def _fill(gpu: Gpu, many: BatchedPass, slots: NDArray[np.int32], begins: NDArray[np.int32]) -> None:
-    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, len(slots)).astype(np.int32)
-    for address, array in ((many.tokens, tokens), (many.slots, slots), (many.begins, begins)):
-        gpu.upload(address, array)
-    gpu.synchronize()
+
+def open_gpu(weight_type: WeightType) -> Gpu:
+    """The GPU, with kernels for this type. Raises DeviceError if there is no usable one."""
+    if reason := why_not_cuda(weight_type):
+        raise DeviceError(reason)
+    from rwkv_cli.engine.gpu.device import Gpu
+
+    return Gpu(weight_type)
 
 
 def measure(sizes: Sequence[str], types: Sequence[WeightType], package: bool) -> dict[str, Any]:
-    """All figures."""
-    gpu = Gpu(types[0])
+    """All figures. Raises DeviceError if there is no usable GPU."""
+    gpu = open_gpu(types[0])
     found: dict[str, Any] = {
         **results.circumstances(),
         "gpu": gpu.name,
@@ -208,9 +230,9 @@ def measure(sizes: Sequence[str], types: Sequence[WeightType], package: bool) ->
         "package": {},
     }
     for weight_type in types:
-        gpu = Gpu(weight_type)
+        gpu = open_gpu(weight_type)
         for size in sizes:
-            bench = Bench(gpu, size, weight_type)
+            bench = Bench(gpu, MODELS[size], weight_type)
             name = f"{size} {weight_type}"
             found["decode"][name] = bench.decode()
             found["prefill"][name] = bench.prefill()
@@ -227,7 +249,7 @@ def measure(sizes: Sequence[str], types: Sequence[WeightType], package: bool) ->
 
 
 def package_speed(config: ModelConfig) -> float:
-    """Tokens a second that the package `rwkv` decodes one by one."""
+    """Tokens per second that the package `rwkv` decodes one by one."""
     os.environ.update(RWKV_V7_ON="1", RWKV_JIT_ON="1", RWKV_CUDA_ON="0")  # read during the import
     import torch
     from rwkv.model import RWKV
@@ -249,7 +271,7 @@ def package_speed(config: ModelConfig) -> float:
         for _ in range(count):
             logits, state = model.forward([5], state)
         if not torch.isfinite(logits).all():  # waits for the GPU
-            raise SystemExit("the package's logits are no numbers: this measures nothing")
+            raise SystemExit("the package's logits are NaN, so its speed is meaningless")
         return (time.perf_counter() - start) / count
 
     decode(10)  # TorchScript compiles
@@ -260,14 +282,34 @@ def _rounded(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:,.0f}" for name, value in values.items())
 
 
-def table(found: dict[str, Any]) -> str:
-    """The figures for people."""
+def write_report(path: Path, found: results.Facts) -> None:
+    """Write the tables beside the results at `path`."""
+    results.write_text(path.with_suffix(".md"), report(found))
+
+
+def report(found: results.Facts) -> str:
+    """The figures, in Markdown."""
+    parts = [_single(found)]
+    if found["package"]:
+        parts.append(_row_per_figure("decode in fp16, tokens/s", {"the package `rwkv`": found["package"]}))
+    if found["batch"]:
+        titles = {"tokens_per_second": "tokens/s in total", "chosen": "with the choice of the next tokens"}
+        rows = {
+            title: {n: speeds[figure] for n, speeds in found["batch"].items()}
+            for figure, title in titles.items()
+        }
+        parts.append(_row_per_figure(f"{' '.join(BATCHED)}, batch size", rows))
+    return "\n\n".join([*parts, f"Measured on {found['gpu']}, {results.sentence(found)}."]) + "\n"
+
+
+def _single(found: results.Facts) -> str:
+    """Decoding and prefill of one sequence, by model."""
     copy, tensor = found["copy_bytes_per_second"], found["tensor_flops"]
     lines = [
         f"Copies of {COPIED >> 30} GiB run at {copy / 1e9:,.0f} GB/s, products of {SQUARE:,} x {SQUARE:,} in float16 "
         f"at {tensor / 1e12:.0f} TFLOP/s.",
         "",
-        "| model | decode, tokens/s | MB a token | of the copy | without zeros | prefill of "
+        "| model | decode, tokens/s | MB per token | of the copy bandwidth | without skipped rows | prefill of "
         f"{PROMPT:,}, tokens/s | of the tensor cores |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -278,47 +320,43 @@ def table(found: dict[str, Any]) -> str:
             f"| {one['bytes_read'] * speed / copy:.0%} | {prompt['tokens_per_second']:,.0f} "
             f"| {prompt['flops'] / tensor:.0%} |"
         )
-    if found["package"]:
-        lines += [
-            "",
-            "| decode in fp16, tokens/s |" + "".join(f" {size} |" for size in found["package"]),
-            "|---|" + "---:|" * len(found["package"]),
-            "| the package `rwkv` |" + "".join(f" {speed:,.0f} |" for speed in found["package"].values()),
-        ]
-    if found["batch"]:
-        head = "".join(f" {n} |" for n in found["batch"])
-        lines += [
-            "",
-            f"| {' '.join(BATCHED)}, sequences at once |{head}",
-            "|---|" + "---:|" * len(found["batch"]),
-        ]
-        for kind, title in (
-            ("tokens_per_second", "tokens/s of all"),
-            ("chosen", "with the choice of the next"),
-        ):
-            lines.append(f"| {title} |" + "".join(f" {one[kind]:,.0f} |" for one in found["batch"].values()))
-    return "\n".join([*lines, "", f"Measured on {found['gpu']}, {results.sentence(found)}.", ""])
+    return "\n".join(lines)
+
+
+def _row_per_figure(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A table with a row per title, whose columns are the keys of its figures."""
+    columns = next(iter(rows.values()))
+    lines = [
+        f"| {title} |" + "".join(f" {column} |" for column in columns),
+        "|---|" + "---:|" * len(columns),
+        *(
+            f"| {name} |" + "".join(f" {value:,.0f} |" for value in row.values())
+            for name, row in rows.items()
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print, and leave the results in their folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", default=",".join(MODELS))
-    parser.add_argument("--types", default="fp16,int8,int4")
-    parser.add_argument("--package", action="store_true", help="measure the package rwkv as well")
-    parser.add_argument("--results", type=Path, help="the folder of results")
-    options = parser.parse_args()
+    """Measure, and write the results and the report."""
+    options = _parser().parse_args()
     try:
-        found = measure(options.sizes.split(","), options.types.split(","), options.package)
+        found = measure(options.sizes, options.types, options.package)
     except DeviceError as error:
-        raise SystemExit(f"there is nothing to measure: {error}") from None
-    name = re.sub(r"[^a-z0-9.]+", "-", found["gpu"].lower()).strip("-")
-    folder = results.folder(options.results or results.ROOT / "benchmarks" / "results" / name)
-    results.write_json(folder / "gpu.json", found)
-    results.write_text(folder / "gpu.md", table(found))
-    print(table(found))
+        raise SystemExit(f"error: {error}") from None
+    path = results.folder(options.results, machine_name=found["gpu"]) / "gpu.json"
+    results.write_json(path, found)
+    write_report(path, found)
+    print(report(found), end="")
+
+
+def _parser() -> argparse.ArgumentParser:
+    sizes, types = ",".join(MODELS), ",".join(TYPES)
+    parser = results.parser(__doc__)
+    parser.add_argument("--sizes", type=results.some_of(MODELS), default=sizes, help=f"default: {sizes}")
+    parser.add_argument("--types", type=results.some_of(TYPES), default=types, help=f"default: {types}")
+    parser.add_argument("--package", action="store_true", help="measure the package rwkv as well")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Generate a long text and watch memory and speed: neither may grow.
+"""Generate a long text and check that neither memory nor the time per token grows.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --model 0.1b-int8.safetensors --tokens 20000
 
-The verdict is on a promise: the peak resident size is at most the model file, the state and 150 MB. Linux only.
+The peak resident size (RSS) has to stay below the sum of the model file, the state and 150 MB. Linux only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ALLOWANCE = 150_000_000
 SAMPLES = 200
 
 STATUS = {"resident": "VmRSS", "peak": "VmHWM", "file": "RssFile", "anonymous": "RssAnon"}
-"""What is sampled, and how /proc calls it."""
+"""What is sampled -> its name in /proc/self/status."""
 
 
 def main() -> None:
-    """Generate, then write a picture and the samples, and print the verdict."""
-    options = _options()
+    """Generate, then write the samples and the report."""
+    options = _parser().parse_args()
     before = resident()
     try:
         model = rwkv_cli.load(options.model, threads=options.threads)
@@ -47,15 +47,14 @@ def main() -> None:
         **verdict(model, samples),
         "samples": samples,
     }
-    folder = results.folder(options.results)
-    results.write_json(folder / f"memory-{model.path.stem}.json", facts)
-    results.write_text(folder / f"memory-{model.path.stem}.md", report(facts))
-    draw_samples(folder / f"memory-{model.path.stem}.png", facts, "tokens generated")
+    path = results.folder(options.results) / f"memory-{model.path.stem}.json"
+    results.write_json(path, facts)
+    write_report(path, facts)
     print(report(facts), end="")
 
 
 def watch(model: Model, n_tokens: int) -> list[dict[str, float]]:
-    """Generate so many tokens and sample memory and milliseconds a token at even distances; never stops early."""
+    """Generate `n_tokens` tokens and sample memory and milliseconds per token at regular intervals."""
     end = model.tokenizer.end_of_document if model.tokenizer else 0
     generation = model.generate([end], max_tokens=n_tokens, seed=1, banned=frozenset([end]), temperature=1)
     every = max(1, n_tokens // SAMPLES)
@@ -70,7 +69,7 @@ def watch(model: Model, n_tokens: int) -> list[dict[str, float]]:
 
 
 def verdict(model: Model, samples: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The peak against the promise, and the growth of memory and time from the first tenth to the last."""
+    """The peak and its limit, and the growth of memory and time from the first tenth to the last."""
     file_bytes, state_bytes = model.path.stat().st_size, model.config.state_bytes
     tenth = max(1, len(samples) // 10)
     first, last = samples[:tenth], samples[-tenth:]
@@ -92,32 +91,38 @@ def verdict(model: Model, samples: Sequence[Mapping[str, float]]) -> dict[str, A
 
 
 def resident() -> dict[str, int]:
-    """Bytes of this process in memory: now, at most so far, and in two kinds."""
+    """Resident bytes of this process: now, at their peak, file-backed and anonymous."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
     return {ours: 1024 * int(kilobytes[theirs]) for ours, theirs in STATUS.items()}
 
 
-def report(facts: Mapping[str, Any]) -> str:
-    """The verdict, and what it rests on, in Markdown."""
+def write_report(path: Path, facts: results.Facts) -> None:
+    """Write the table and the picture beside the results at `path`."""
+    results.write_text(path.with_suffix(".md"), report(facts))
+    draw_samples(path.with_suffix(".png"), facts, "tokens generated")
+
+
+def report(facts: results.Facts) -> str:
+    """The verdict and its figures, in Markdown."""
     size_before, size_after = facts["resident_first_and_last_tenth"]
     time_before, time_after = facts["milliseconds_first_and_last_tenth"]
     last = facts["samples"][-1]
     lines = [
-        f"{facts['model']}, {facts['tokens']:,} tokens generated: the promise is "
-        f"{'kept' if facts['kept'] else '**broken**'}.",
+        f"{facts['model']}, {facts['tokens']:,} tokens generated: peak memory "
+        f"{'is below the limit' if facts['kept'] else '**exceeds the limit**'}.",
         "",
         "| | |",
         "|---|---:|",
-        f"| peak resident size | {mb(facts['peak_bytes'])} |",
-        f"| promised: model file, state and {mb(ALLOWANCE)} | {mb(facts['limit_bytes'])} |",
+        f"| peak resident size (RSS) | {mb(facts['peak_bytes'])} |",
+        f"| limit: model file, state and {mb(ALLOWANCE)} | {mb(facts['limit_bytes'])} |",
         f"| model file | {mb(facts['file_bytes'])} |",
         f"| state | {mb(facts['state_bytes'])} |",
-        f"| all else | {mb(facts['beyond_file_and_state_bytes'])} |",
-        f"| resident at the end, pages of files (the model, libraries) | {mb(last['file'])} |",
-        f"| resident at the end, other | {mb(last['anonymous'])} |",
-        f"| resident, first and last tenth | {mb(size_before)}, {mb(size_after)} |",
-        f"| a token with sampling, first and last tenth | {time_before:.3f} ms, {time_after:.3f} ms |",
+        f"| everything else | {mb(facts['beyond_file_and_state_bytes'])} |",
+        f"| RSS at the end, file-backed (model, libraries) | {mb(last['file'])} |",
+        f"| RSS at the end, anonymous | {mb(last['anonymous'])} |",
+        f"| RSS, first and last tenth | {mb(size_before)}, {mb(size_after)} |",
+        f"| time per token with sampling, first and last tenth | {time_before:.3f} ms, {time_after:.3f} ms |",
         "",
         f"{facts['backend']}. {results.sentence(facts)}.",
     ]
@@ -125,12 +130,12 @@ def report(facts: Mapping[str, Any]) -> str:
 
 
 def mb(n_bytes: float) -> str:
-    """A size for people."""
+    """A size for display."""
     return f"{n_bytes / 1e6:.1f} MB"
 
 
-def draw_samples(path: Path, facts: Mapping[str, Any], unit: str) -> None:
-    """Memory over the position, in two kinds, and the time of a token below; with its limit, if there is one."""
+def draw_samples(path: Path, facts: results.Facts, unit: str) -> None:
+    """RSS by kind over the position, with its limit if it has one, and the time per token below."""
     pyplot = results.pyplot()
     if pyplot is None:
         return
@@ -142,32 +147,27 @@ def draw_samples(path: Path, facts: Mapping[str, Any], unit: str) -> None:
         positions,
         kinds["file"],
         kinds["anonymous"],
-        labels=["of files (the model, libraries)", "other"],
+        labels=["file-backed (model, libraries)", "anonymous"],
         colors=[results.OURS, results.OTHERS],
     )
     limit = facts.get("limit_bytes", 0)
     if limit:
-        sizes.axhline(limit / 1e6, color=results.LIMIT, linestyle="dashed", label="file, state and 150 MB")
-    sizes.set_ylabel("resident size, MB")
+        sizes.axhline(limit / 1e6, color=results.LIMIT, linestyle="dashed", label="limit")
+    sizes.set_ylabel("RSS, MB")
     sizes.set_ylim(0, 1.5 * max(limit, facts["peak_bytes"]) / 1e6)
     sizes.legend(frameon=False, fontsize=9, loc="upper right", ncols=3)
     times.plot(positions, [sample["milliseconds"] for sample in samples], color=results.OURS)
-    times.set_ylabel("milliseconds a token")
+    times.set_ylabel("milliseconds per token")
     times.set_ylim(0)
     times.set_xlabel(unit)
     figure.suptitle(f"{facts['model']}, {facts['backend']}", fontsize=11)
     results.save_picture(figure, path)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a model file; without it, the embedded model")
-    parser.add_argument("--tokens", type=int, default=100_000, help="to generate")
-    parser.add_argument("--threads", type=int, help="one for each core, if not given")
-    parser.add_argument("--results", type=Path, help="the folder of results")
-    return parser.parse_args()
+def _parser() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__, "--model", "--threads")
+    parser.add_argument("--tokens", type=int, default=100_000, help="tokens to generate")
+    return parser
 
 
 if __name__ == "__main__":

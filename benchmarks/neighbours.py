@@ -1,4 +1,4 @@
-"""How much of the machine others used while we measured."""
+"""How much CPU time other processes used during a measurement."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from pathlib import Path
 
 
 class Neighbours:
-    """Watches from when it is made; Linux only, elsewhere nobody is seen.
+    """Measures from its creation on; Linux only, elsewhere it always says 0.
 
-    What a virtual machine did not get (steal) counts as others' use too.
+    Time that the hypervisor gave to other virtual machines (steal) counts as well.
     """
 
     def __init__(self, pids: Sequence[int]) -> None:
-        """`pids` are our processes, besides this one."""
+        """`pids` are our own processes, in addition to this one."""
         self._pids = pids
         self._start = time.monotonic()
         self._others = self._seconds()
 
     def cores(self) -> float:
-        """Processors that others kept busy since then, in the mean."""
+        """Cores that other processes kept busy since then, on average."""
         elapsed = time.monotonic() - self._start
         return round(max(0.0, self._seconds() - self._others) / elapsed, 3)
 
     def _seconds(self) -> float:
-        """Processor time of everybody else."""
+        """CPU time of all other processes."""
         try:
-            return _everybody() - sum(_process(pid) for pid in [*self._pids, os.getpid()])
+            return _machine() - sum(_process(pid) for pid in [*self._pids, os.getpid()])
         except OSError:
             return 0.0
 
 
-def _everybody() -> float:
+def _machine() -> float:
+    """CPU seconds of all processes, and steal."""
     user, nice, system, _idle, _wait, irq, soft, steal = _numbers("/proc/stat", 1, 9)
     return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _process(pid: int) -> float:
-    """User and system time; the name in the second field may hold spaces, so count from its end."""
+    """User and system seconds. The name in the second field may contain spaces, so fields are counted from its end."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

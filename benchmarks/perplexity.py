@@ -3,7 +3,7 @@
 
     python benchmarks/perplexity.py eval.bin --checkpoint gosling.pth
 
-The file holds token ids, uint16, little endian. The measure is exp of the mean loss of 24 windows of 1,024 predictions,
+The file has token ids, uint16, little endian. Perplexity is exp of the mean loss over 24 windows of 1,024 predictions,
 spread evenly over the file, each from an empty state.
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import results
@@ -34,8 +34,8 @@ KINDS = (*get_args(WeightType), REFERENCE)
 
 
 def main() -> None:
-    """Measure the weight types that the command line asks for, one after another, and write a table."""
-    options = _options()
+    """Measure the weight types on the command line, one after another, and write a table."""
+    options = _parser().parse_args()
     tokens = np.fromfile(options.tokens, "<u2").tolist()
     if len(tokens) < options.windows * (options.length + 1):
         raise SystemExit(f"{options.tokens} has {len(tokens):,} tokens, too few for these windows")
@@ -50,16 +50,16 @@ def main() -> None:
         "length": options.length,
         "perplexity": found,
     }
-    folder = results.folder(options.results)
-    results.write_json(folder / f"perplexity-{options.checkpoint.stem}.json", facts)
-    results.write_text(folder / f"perplexity-{options.checkpoint.stem}.md", report(facts))
+    path = results.folder(options.results) / f"perplexity-{options.checkpoint.stem}.json"
+    results.write_json(path, facts)
+    write_report(path, facts)
     print(report(facts), end="")
 
 
 def measure(
     path: Path, types: Sequence[str], tokens: Sequence[int], windows: int, length: int
 ) -> dict[str, float]:
-    """Weight type -> perplexity. The model files are made for this, in a temporary folder."""
+    """Weight type -> perplexity. The model files are temporary."""
     found = {}
     with open_checkpoint(path) as checkpoint, tempfile.TemporaryDirectory() as folder:
         for kind in types:
@@ -68,8 +68,13 @@ def measure(
     return found
 
 
-def report(facts: Mapping[str, Any]) -> str:
-    """A table in Markdown; the first type is what the others are compared with."""
+def write_report(path: Path, facts: results.Facts) -> None:
+    """Write the table beside the results at `path`."""
+    results.write_text(path.with_suffix(".md"), report(facts))
+
+
+def report(facts: results.Facts) -> str:
+    """A table in Markdown; the first type is the baseline."""
     found = facts["perplexity"]
     first = next(iter(found.values()))
     lines = [f"| {kind} | {value:.4f} | {value / first - 1:+.2%} |" for kind, value in found.items()]
@@ -89,7 +94,7 @@ def report(facts: Mapping[str, Any]) -> str:
 
 
 def _backend(checkpoint: Checkpoint, kind: str, target: Path) -> Backend:
-    """The CPU kernels with a weight type; or the plain formulas in NumPy, which take their time."""
+    """The CPU kernels with a weight type; or the reference backend, which is slow."""
     if kind == REFERENCE:
         return ReferenceBackend(checkpoint)
     weight_type = next(known for known in get_args(WeightType) if known == kind)
@@ -106,24 +111,16 @@ def _progress(kind: str) -> Callable[[int, int], None]:
     return show
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> argparse.ArgumentParser:
+    parser = results.parser(__doc__)
     parser.add_argument("tokens", type=Path, help="the file of tokens")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a published checkpoint")
-    parser.add_argument("--types", type=_kinds, default=["fp32", "int8", "int4"], help=", ".join(KINDS))
-    parser.add_argument("--windows", type=int, default=24, help="how many")
+    parser.add_argument(
+        "--types", type=results.some_of(KINDS), default=["fp32", "int8", "int4"], help=", ".join(KINDS)
+    )
+    parser.add_argument("--windows", type=int, default=24, help="number of windows")
     parser.add_argument("--length", type=int, default=1024, help="predictions in each")
-    parser.add_argument("--results", type=Path, help="the folder of results")
-    return parser.parse_args()
-
-
-def _kinds(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in KINDS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of: {', '.join(KINDS)}")
-    return names
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The programs that are compared, behind one protocol: read tokens, give the logits of the last one.
+"""The programs to compare, behind one protocol: read tokens, compute the logits of the last one.
 
-Imports that take long, or that may be missing, happen when a program is opened.
+Packages that are slow to import, or that may be missing, are imported when a program is opened.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Any, Protocol
 import numpy as np
 
 LONGEST = 4096
-"""Tokens that a program must be able to read between two resets."""
+"""The most tokens that a program has to read between two resets."""
 
 MICROBATCH = 512
-"""Tokens of a prompt that llama.cpp computes together."""
+"""Tokens of a prompt that llama.cpp processes together."""
 
 
 class Program(Protocol):
     """A model, loaded by one of the programs."""
 
     description: str  # the program's version, and what does its arithmetic
-    weight_bytes: int  # all weights that a token needs: not the embedding, of which it needs one row
+    weight_bytes: int  # all weights except the embedding, of which a token needs one row
 
     def reset(self) -> None:
-        """Forget all that was read."""
+        """Return to the empty state."""
         ...
 
     def forward(self, tokens: Sequence[int]) -> None:
-        """Read tokens and have the logits of the last one at hand."""
+        """Read tokens and compute the logits of the last one."""
         ...
 
 
 class RwkvCli:
-    """This project's CPU backend, with a state that is advanced in place."""
+    """This project's CPU backend, whose state is updated in place."""
 
     def __init__(self, path: Path, threads: int) -> None:
         from rwkv_cli import __version__
@@ -60,7 +60,7 @@ class RwkvCli:
 
 
 class LlamaCpp:
-    """llama.cpp, by the low-level functions of llama-cpp-python: nothing of Python's between two tokens."""
+    """llama.cpp through the low-level functions of llama-cpp-python, without its Python layer between tokens."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import llama_cpp
@@ -123,7 +123,7 @@ class RwkvPackage:
 
 
 class Probe:
-    """No program, but the limit of them all: how fast this machine reads memory."""
+    """Not a program, but the limit of all of them: the read bandwidth of this machine."""
 
     BYTES = 1 << 29
     TIMES = 8
@@ -140,7 +140,7 @@ class Probe:
         self.description = f"reads {self.BYTES >> 20} MiB {self.TIMES} times, {threads} threads"
 
     def read(self) -> int:
-        """Read; gives the number of bytes."""
+        """Read the memory several times; gives the number of bytes."""
         for _ in range(self.TIMES):
             self._team.run(self._kernel, 0, self._memory, self._n_blocks, self._sums)
         return self.BYTES * self.TIMES
@@ -148,25 +148,26 @@ class Probe:
 
 @dataclass(frozen=True)
 class Entry:
-    """A program with one of the files of a size."""
+    """A program and the file that it loads."""
 
     name: str
-    file: str  # what follows the size in its name
-    baseline: str  # the program that its speed is divided by
+    file: str  # the part of its name after the size
+    baseline: str  # the entry that its speed is divided by
     options: tuple[str, ...] = ()
 
     @property
     def is_ours(self) -> bool:
+        """Whether it is this project's program."""
         return self.name.startswith("rwkv-cli")
 
     def open(self, folder: Path, size: str, threads: int) -> Program:
-        """Load the model; raises whatever the program raises when it cannot."""
+        """Load the model. Raises the program's own exceptions."""
         classes: dict[str, Any] = {"rwkv-cli": RwkvCli, "llama.cpp": LlamaCpp, "rwkv": RwkvPackage}
         program: Program = classes[self.name.split()[0]](folder / (size + self.file), threads, *self.options)
         return program
 
 
-# Neighbours are compared with each other.
+# In the order of tables and pictures: next to what they are compared with.
 ENTRIES = {
     entry.name: entry
     for entry in (
@@ -181,7 +182,7 @@ ENTRIES = {
 
 
 def _gguf_bytes(path: Path) -> int:
-    """Layer 0 has no value residual: llama.cpp wants the tensors, and does not use them."""
+    """Bytes of the weights in use: layer 0 has no value residual, but llama.cpp requires its tensors in the file."""
     from gguf import GGUFReader
 
     unused = ("token_embd", "blk.0.time_mix_v0", "blk.0.time_mix_v1", "blk.0.time_mix_v2")

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""What a comparison says: a table and a picture, from the compare-SIZE.json files of a results folder.
+"""The table and the picture of a comparison, from the compare-SIZE.json files of a results folder.
 
     python benchmarks/report.py benchmarks/results/MACHINE
 
-`compare.py` does this at its end.
+`compare.py` writes them as well, and so does `page.py`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,41 +22,43 @@ from programs import ENTRIES
 
 @dataclass(frozen=True)
 class Row:
-    """One program and one size. A ratio or a share is the median over the rounds of what a round has."""
+    """One program at one size. Ratios and shares are medians of those within a round."""
 
     name: str
-    decode: float  # tokens a second, median
-    prefill: float
+    decode: float  # tokens per second, median
+    prefill: float  # tokens per second, median
     decode_ratio: float | None  # to the baseline
     decode_range: tuple[float, float] | None  # the quartiles of that ratio
-    prefill_ratio: float | None
-    token_bytes: int  # of all weights but the embedding, and of the state, read and written
-    bandwidth_share: float | None  # of the memory's speed, by moving these
-    limit: float | None  # tokens a second if nothing else took time
+    prefill_ratio: float | None  # to the baseline
+    token_bytes: int  # of all weights except the embedding, and of the state, read and written
+    bandwidth_share: float | None  # of the memory bandwidth, used to move these
+    limit: float | None  # tokens per second at the full bandwidth
 
 
 def write(folder: Path) -> None:
     """The table and the picture of all sizes in a results folder."""
-    measured = [_read(folder / f"compare-{size}.json") for size in synthetic.SHAPES]
-    sizes = [facts for facts in measured if facts and facts["rounds"]]
+    files = [path for size in synthetic.SHAPES if (path := folder / f"compare-{size}.json").exists()]
+    sizes = [facts for facts in map(results.read_json, files) if facts["rounds"]]
     if not sizes:
-        raise SystemExit(f"{folder} has no compare-SIZE.json with a round that counts: was the machine busy?")
+        raise SystemExit(
+            f"{folder} has no compare-SIZE.json with an undisturbed round: was the machine busy?"
+        )
     results.write_text(folder / "compare.md", "\n\n".join(map(table, sizes)) + "\n")
     _draw(folder / "compare.png", sizes)
 
 
-def rows(facts: dict[str, Any]) -> list[Row]:
+def rows(facts: results.Facts) -> list[Row]:
     """The programs that ran, in the order of `ENTRIES`."""
     return [_row(facts, name) for name in ENTRIES if name in facts["programs"]]
 
 
-def table(facts: dict[str, Any]) -> str:
+def table(facts: results.Facts) -> str:
     """One size, in Markdown."""
     lines = [
         f"### {facts['size']}",
         "",
         "| program | decode, tokens/s | to llama.cpp | quartiles | prefill, tokens/s | to llama.cpp "
-        "| MB a token | of the bandwidth |",
+        "| MB per token | of the memory bandwidth |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
         *map(_line, rows(facts)),
         "",
@@ -69,7 +70,7 @@ def table(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(facts: dict[str, Any], name: str) -> Row:
+def _row(facts: results.Facts, name: str) -> Row:
     baseline = ENTRIES[name].baseline
     token_bytes = facts["programs"][name]["weight_bytes"] + 2 * facts["state_bytes"]
     decode, prefill, read = (_all(facts, name, kind) for kind in ("decode", "prefill", "read"))
@@ -93,8 +94,8 @@ def _row(facts: dict[str, Any], name: str) -> Row:
     )
 
 
-def _all(facts: dict[str, Any], name: str, kind: str) -> list[float]:
-    """A figure of a program in every round; nothing if the program was left out."""
+def _all(facts: results.Facts, name: str, kind: str) -> list[float]:
+    """A figure of a program in every round; empty if the program did not run."""
     visits = [a_round[name] for a_round in facts["rounds"] if name in a_round]
     return [visit[kind] for visit in visits if kind in visit]
 
@@ -125,30 +126,29 @@ def _ratio(ratio: float | None) -> str:
     return f"{ratio:.2f}" if ratio else "-"
 
 
-def _explained(facts: dict[str, Any]) -> str:
+def _explained(facts: results.Facts) -> str:
+    """How often was measured, and the memory bandwidth."""
     reads = [read / 1e9 for name in facts["programs"] for read in _all(facts, name, "read")]
     text = (
         f"Rounds: {len(facts['rounds'])}; {facts['threads']} threads; {facts['prefill_tokens']} tokens at once, then "
         f"{facts['decode_tokens']} one by one. "
     )
     if disturbed := len(facts["disturbed_rounds"]):
-        text += f"{disturbed} more do not count: something else used more than {facts['most_others']} processors. "
+        text += (
+            f"{disturbed} more were discarded: other processes used more than {facts['most_others']} cores. "
+        )
     if reads:
         low, high = _quartiles(reads)
         text += f"Memory was read at {median(reads):.1f} GB/s (quartiles {low:.1f} to {high:.1f})."
     return text.strip()
 
 
-def _versions(facts: dict[str, Any]) -> str:
+def _versions(facts: results.Facts) -> str:
     found = dict.fromkeys(about["description"] for about in facts["programs"].values())
     return "; ".join(found) + "."
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-
-
-def _draw(path: Path, sizes: Sequence[dict[str, Any]]) -> None:
+def _draw(path: Path, sizes: Sequence[results.Facts]) -> None:
     """A row for decoding and one for prompts, a column for each size."""
     pyplot = results.pyplot()
     if pyplot is None:
@@ -163,7 +163,7 @@ def _draw(path: Path, sizes: Sequence[dict[str, Any]]) -> None:
         column[0].set_title(f"{facts['size']}, one token at a time", fontsize=11)
         column[1].set_title(f"{facts['size']}, prompt of {facts['prefill_tokens']}", fontsize=11)
     for axes in all_axes[:, 0]:
-        axes.set_ylabel("tokens a second")
+        axes.set_ylabel("tokens per second")
     facts = sizes[0]
     figure.suptitle(f"{facts['cpu']}, {facts['threads']} threads, kernel {facts['kernel']}", fontsize=12)
     results.save_picture(figure, path)
@@ -177,12 +177,12 @@ def _draw_bars(axes: Any, shown: Sequence[Row], kind: str) -> None:
     for i, (row, speed, ratio) in enumerate(zip(shown, speeds, ratios, strict=True)):
         compared = ratio and ENTRIES[row.name].baseline != row.name
         text = f"{speed:,.0f}" + (f"\n× {ratio:.2f}" if compared else "")
-        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # or the limit runs through the text
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # hides the limit behind the text
         axes.annotate(
             text, (i, speed), (0, 5), textcoords="offset points", ha="center", fontsize=9, bbox=behind
         )
         if kind == "decode" and row.limit:
-            label = "limit of the memory" if i == 0 else None
+            label = "memory bandwidth" if i == 0 else None
             axes.hlines(row.limit, i - 0.42, i + 0.42, colors=results.LIMIT, linestyles="dashed", label=label)
     highest = max([*speeds, *(row.limit or 0 for row in shown if kind == "decode")])
     axes.set_ylim(0, 1.18 * highest)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Checkpoints of the published sizes with random weights, in the formats of all the programs that are compared.
+"""Checkpoints of the published shapes with random weights, in the formats of all programs that are compared.
 
     python benchmarks/synthetic.py FOLDER 0.1b 0.4b
 
-Random weights take the same time as trained ones, but for the hidden units of the channel mix: half of them are zero
-here, and many more in a trained model, whose zeros `rwkv` does not read. No program gains anything from half.
+Random weights take the same time as trained ones, with one exception: half of the hidden units of the channel mix are
+zero here, and many more in a trained model, where `rwkv` skips their rows. Half is too few for any program to gain.
 
-The GGUF files hold what llama.cpp's own converter and quantizer make of an F16 model: big matrices quantized, the
-low-rank maps in F16, those of the decay and all vectors in F32. Only the output matrix differs, which the quantizer
-keeps in Q6_K when the others become Q4_0; here it is Q4_0 too, which is faster.
+The GGUF files have the types that llama.cpp's own converter and quantizer choose for an F16 model: big matrices
+quantized, the low-rank maps in F16, those of the decay and all vectors in F32. Only the output matrix differs, which
+the quantizer keeps in Q6_K when the others become Q4_0; here it is Q4_0 too, which is faster.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ SHAPES = {
 }
 WEIGHT_TYPES: tuple[WeightType, ...] = ("int8", "int4")
 GGUF_TYPES = ("Q8_0", "Q4_0")
-BYTES_A_WEIGHT = 6  # of all files together, with room to spare
+BYTES_PER_WEIGHT = 6  # of all files together, with some margin
 
 _LOW_RANK = re.compile(r"time_mix_[avg][12]\.weight$")
 _LOW_RANK_DECAY = re.compile(r"time_mix_w[12]\.weight$")
 
 
 def build(folder: Path, size: str) -> None:
-    """Write what is missing of `size` into `folder`: a .pth, a model file of each type, a GGUF file of each type."""
+    """Write the missing files of `size` into `folder`: a .pth, a model file of each type, a GGUF file of each type."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{size}.pth"
     foreign = [checkpoint, *(folder / f"{size}-{kind}.gguf" for kind in GGUF_TYPES)]
     if not all(file.exists() for file in foreign):
-        _require_room(folder, SHAPES[size])
+        _check_free_space(folder, SHAPES[size])
         _say(f"building the {size} checkpoints in {folder}, once")
         _write_foreign(foreign, SHAPES[size])
     for weight_type in WEIGHT_TYPES:
@@ -66,7 +66,7 @@ def build(folder: Path, size: str) -> None:
 
 
 def _write_foreign(files: list[Path], config: ModelConfig) -> None:
-    """The .pth and the GGUF files; each appears under its name when it is whole."""
+    """The .pth and the GGUF files; each gets its name once it is complete."""
     weights = random_weights(config, seed=1)
     parts = [file.with_suffix(".part") for file in files]
     write_pth(parts[0], weights)
@@ -77,7 +77,7 @@ def _write_foreign(files: list[Path], config: ModelConfig) -> None:
 
 
 def _write_gguf(path: Path, weights: Tensors, config: ModelConfig, kind: str) -> None:
-    """One tensor at a time: all are announced first."""
+    """A GGUF file, written one tensor at a time after a header that lists all of them."""
     writer = gguf.GGUFWriter(path, "rwkv7")
     add_sizes(writer, config)
     add_tokenizer(writer, TokenizerSpec("world"), VOCAB_SIZE)
@@ -108,8 +108,9 @@ def _as_type(tensor: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> ND
     return stored
 
 
-def _require_room(folder: Path, config: ModelConfig) -> None:
-    needed, free = BYTES_A_WEIGHT * config.n_params, shutil.disk_usage(folder).free
+def _check_free_space(folder: Path, config: ModelConfig) -> None:
+    """Exit if the files would not fit on the disk."""
+    needed, free = BYTES_PER_WEIGHT * config.n_params, shutil.disk_usage(folder).free
     if free < needed:
         raise SystemExit(f"{folder} has {free / 1e9:.1f} GB free and the files need {needed / 1e9:.1f} GB")
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A program in a process of its own, which lives through the whole comparison and works only when it is told to.
+"""A program in its own process, which stays alive for the whole comparison and is idle between commands.
 
-Both ends of the pipe are here. A command is a line, "prefill 512", "decode 64" or "read"; the answer is a line of
-JSON. What a program prints goes to a log, which says why it failed, if it did.
+Both ends of the pipe are here. A command is a line, "prefill 512", "decode 64" or "read"; the answer is a line of JSON.
+The program's own output goes to a log, whose last line is the reason if it fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from programs import ENTRIES, Probe, Program
@@ -24,16 +24,16 @@ from programs import ENTRIES, Probe, Program
 PROBE = "memory"
 WARM_UP = {"prefill": 512, "decode": 16}
 PATIENCE = 600
-"""Seconds to wait for an answer; a program that takes longer hangs, and is ended."""
-WARM_UPS = 2  # TorchScript compiles for good the second time
+"""Seconds to wait for an answer; a program that takes longer is killed."""
+WARM_UPS = 2  # TorchScript's optimized code is ready after the second
 
 
 class WorkerError(Exception):
-    """The program could not start, or died; the text says why."""
+    """The program could not start, or it died; the message is the reason."""
 
 
 class Worker:
-    """Starts a process with a program and talks to it."""
+    """Runs a program in a process and sends it commands."""
 
     def __init__(self, name: str, folder: Path, size: str, threads: int) -> None:
         """Raises WorkerError when the program cannot run here."""
@@ -52,7 +52,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process id."""
         return self._process.pid
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Worker:
             self._process.stdin.write(command + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer says why
+            pass  # reading the answer finds the reason
         return self._answer()
 
     def close(self) -> None:
@@ -83,13 +83,13 @@ class Worker:
         code = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
-        raise WorkerError(lines[-1] if code > 0 and lines else f"it was ended by signal {-code}")
+        raise WorkerError(lines[-1] if code > 0 and lines else f"killed by signal {-code}")
 
 
 def serve(name: str, folder: Path, size: str, threads: int) -> None:
-    """Load the program, warm it up, and answer commands until there are no more."""
+    """Load the program, warm it up, and answer commands until the pipe is closed."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what programs print
+    os.dup2(2, 1)  # the program's own output
     if name == PROBE:
         _serve_probe(Probe(threads), answers)
         return
@@ -103,7 +103,7 @@ def serve(name: str, folder: Path, size: str, threads: int) -> None:
         _send(answers, {"seconds": _run(program, command, int(count))})
 
 
-def _serve_probe(probe: Probe, answers: Any) -> None:
+def _serve_probe(probe: Probe, answers: TextIO) -> None:
     probe.read()
     _send(answers, {"description": probe.description})
     for _ in sys.stdin:
@@ -113,7 +113,7 @@ def _serve_probe(probe: Probe, answers: Any) -> None:
 
 
 def _run(program: Program, command: str, n_tokens: int) -> float:
-    """Seconds of "prefill", from an empty state, or "decode", from where the program is."""
+    """Seconds of "prefill", from an empty state, or of "decode", from the current one."""
     tokens = _some_tokens(n_tokens)
     if command == "prefill":
         program.reset()
@@ -125,11 +125,11 @@ def _run(program: Program, command: str, n_tokens: int) -> float:
 
 
 def _some_tokens(n_tokens: int) -> list[int]:
-    """The same for every program."""
-    return list(np.random.default_rng(n_tokens).integers(1, 60_000, n_tokens).tolist())
+    """Random tokens, the same for every program."""
+    return [int(token) for token in np.random.default_rng(n_tokens).integers(1, 60_000, n_tokens)]
 
 
-def _send(answers: Any, answer: dict[str, Any]) -> None:
+def _send(answers: TextIO, answer: dict[str, Any]) -> None:
     answers.write(json.dumps(answer) + "\n")
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import typer
 
 from rwkv_cli.cli import help_pages
+from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.main import app
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
@@ -48,12 +49,12 @@ class Section(NamedTuple):
 
     names: tuple[str, ...]
     group: str
-    command: Any
-    context: Any
+    command: Command | Group
+    context: Any  # click's, whose class Typer keeps private
 
     @property
     def heading(self) -> str:
-        """Its title, and what a link to it names."""
+        """Its title, which links to it repeat."""
         return " ".join(("rwkv", *self.names))
 
     def __str__(self) -> str:
@@ -61,28 +62,38 @@ class Section(NamedTuple):
         return f"### {self.heading}\n\n```text\n{text}\n```\n"
 
 
-def sections(root: Any) -> Iterator[Section]:
-    """All commands, in the order of `rwkv --help`, each followed by those inside it."""
+def sections(root: Group) -> Iterator[Section]:
+    """All commands, in the order of `rwkv --help`, each followed by its subcommands."""
     context = root.make_context("rwkv", [], resilient_parsing=True)
     yield Section((), "The program", root, context)
     by_group: dict[str, list[str]] = {}
-    for name, command in root.commands.items():
-        by_group.setdefault(command.rich_help_panel, []).append(name)
+    for name, command in _subcommands(root).items():
+        by_group.setdefault(command.rich_help_panel or "", []).append(name)
     for group, names in by_group.items():
         for name in names:
-            yield from _with_inner((name,), group, root.commands[name], context)
+            yield from _with_subcommands((name,), group, _subcommands(root)[name], context)
 
 
-def _with_inner(names: tuple[str, ...], group: str, command: Any, parent: Any) -> Iterator[Section]:
+def _with_subcommands(
+    names: tuple[str, ...], group: str, command: Command | Group, parent: Any
+) -> Iterator[Section]:
     context = command.make_context(names[-1], [], parent=parent, resilient_parsing=True)
     yield Section(names, group, command, context)
-    for name, inner in getattr(command, "commands", {}).items():
-        yield from _with_inner((*names, name), group, inner, context)
+    if isinstance(command, Group):
+        for name, inner in _subcommands(command).items():
+            yield from _with_subcommands((*names, name), group, inner, context)
+
+
+def _subcommands(group: Group) -> dict[str, Command | Group]:
+    """By name; all commands of the program have the classes of `help_pages`."""
+    return cast("dict[str, Command | Group]", group.commands)
 
 
 def page() -> str:
     """The whole page."""
-    found = list(sections(typer.main.get_command(app)))
+    root = typer.main.get_command(app)
+    assert isinstance(root, Group)
+    found = list(sections(root))
     groups = dict.fromkeys(each.group for each in found)
     parts, index = [], []
     for group in groups:

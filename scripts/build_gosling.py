@@ -3,7 +3,7 @@
 
     python scripts/build_gosling.py gosling.pth
 
-The tokenizer.json of the model has to lie beside gosling.pth. The result is rwkv_cli/data/gosling.safetensors; the
+The model's tokenizer.json has to be in the folder of gosling.pth. The result is rwkv_cli/data/gosling.safetensors; the
 same checkpoint always gives the same bytes.
 """
 
@@ -25,9 +25,9 @@ def sha256(path: Path) -> str:
 
 
 def check(path: Path, expected: str) -> None:
-    """Stop unless the file is the one that is meant."""
+    """Exit unless the file has the expected SHA-256."""
     if sha256(path) != expected:
-        raise SystemExit(f"{path} is another file than expected: its sha256 should be {expected}")
+        raise SystemExit(f"{path} is not the expected file, whose SHA-256 is {expected}")
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="gosling.pth, its tokenizer.json beside it")
-    parser.add_argument("--output", type=Path, default=paths.EMBEDDED_MODEL, help="where the result goes")
+    parser.add_argument("checkpoint", type=Path, help="gosling.pth, with tokenizer.json in the same folder")
+    parser.add_argument("--output", type=Path, default=paths.EMBEDDED_MODEL, help="the model file to write")
     arguments = parser.parse_args()
     check(arguments.checkpoint, CHECKPOINT_SHA256)
     check(arguments.checkpoint.with_name("tokenizer.json"), TOKENIZER_SHA256)

@@ -15,12 +15,14 @@ TARGET = Path(__file__).parent.parent / "rwkv_cli" / "data" / "world_vocabulary.
 
 
 def main() -> None:
-    """Read the text named on the command line, check it and write the packed form."""
+    """Read the text named on the command line, check it, and write the packed form."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "text", type=Path, help="the vocabulary: a line is id, Python literal, length in bytes"
+        "text",
+        type=Path,
+        help="the vocabulary: each line has an id, a Python literal and its length in bytes",
     )
     vocabulary = WorldVocabulary.from_text(parser.parse_args().text.read_bytes())
     packed = vocabulary.to_bytes()

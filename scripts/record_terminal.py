@@ -32,9 +32,9 @@ from rich.text import Text
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "chat.svg"
 TITLE = "rwkv"
 
-COLUMNS, ROWS = 80, 100  # so many rows that nothing scrolls
-QUIET = 1.5  # seconds without output after which a command waits for the next line
-PATIENCE = 120.0  # seconds until a command that shows nothing has failed
+COLUMNS, ROWS = 80, 100  # enough rows that nothing scrolls
+QUIET = 1.5  # seconds without output, after which the next line is typed
+PATIENCE = 120.0  # timeout in seconds of a command that shows nothing
 
 SHELL = "\x1b[1;32m$\x1b[0m "
 
@@ -76,9 +76,9 @@ class Terminal:
 
     x: int = 0
     y: int = 0
-    style: str = ""  # the numbers of SGR sequences that are in force
+    style: str = ""  # the numbers of the SGR sequences in effect
     cells: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)  # (y, x) -> character, style
-    questions: int = 0  # for the position of the cursor, not answered yet
+    questions: int = 0  # unanswered requests for the cursor position
 
     def write(self, output: str) -> None:
         """Show what a program wrote."""
@@ -125,7 +125,7 @@ class Terminal:
         self.cells = {place: cell for place, cell in self.cells.items() if not is_gone(*place)}
 
     def line(self, y: int) -> str:
-        """A line, with SGR sequences for its styles."""
+        """One line, with SGR sequences for its styles."""
         length = max((x + 1 for row, x in self.cells if row == y), default=0)
         styled, now = "", ""
         for x in range(length):
@@ -170,7 +170,7 @@ def play(scene: Scene, terminal: Terminal, environment: Mapping[str, str]) -> No
 
 
 def _show_output(master: int, terminal: Terminal, quiet: float) -> None:
-    """Show what a program writes until it says nothing for a while, or ends."""
+    """Show what a program writes until it pauses for `quiet` seconds, or ends."""
     deadline, has_shown = time.monotonic() + PATIENCE, False
     while time.monotonic() < deadline:
         ready, _, _ = select.select([master], [], [], quiet)
@@ -196,7 +196,7 @@ def _show_output(master: int, terminal: Terminal, quiet: float) -> None:
 
 
 def draw(terminal: Terminal) -> str:
-    """The terminal as SVG, in the fonts of whoever looks at it: nothing is fetched."""
+    """The terminal as SVG, in the viewer's own fonts: nothing is fetched."""
     console = Console(
         record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )

@@ -1,16 +1,19 @@
 """What tests share: Hypothesis without time limits, a tiny model, and ways to run the command line."""
 
+from __future__ import annotations
+
 import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # its threads and those of the kernels would wait for each other
+# Before NumPy is imported: its threads and those of the kernels would wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from helpers.models import write_file
@@ -21,8 +24,11 @@ from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
-# A busy machine is no failure. The examples are the same every time, so that a failure is the change's and not the
-# dice's; with RWKV_RANDOM_TESTS set they are new ones.
+if TYPE_CHECKING:
+    from helpers.hub_server import Hub
+
+# No deadline: a busy machine is not a failure. Examples are the same in every run, so that a failure comes from a
+# change and not from chance; with RWKV_RANDOM_TESTS set they are new ones.
 settings.register_profile("rwkv", deadline=None, derandomize="RWKV_RANDOM_TESTS" not in os.environ)
 settings.load_profile("rwkv")
 
@@ -30,22 +36,22 @@ RWKV = (sys.executable, "-m", "rwkv_cli")
 
 
 @pytest.fixture(scope="session")
-def byte_vocabulary():
-    """A vocabulary in which every byte is a token, its own value and one; 0 ends a document."""
+def byte_vocabulary() -> TokenizerSpec:
+    """A vocabulary in which every byte is a token, its value plus 1; 0 ends a document."""
     lines = (f"{byte + 1} {bytes([byte])!r} 1\n" for byte in range(256))
     return TokenizerSpec("world", "".join(lines).encode())
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, byte_vocabulary):
-    """The path of a model file that says random bytes."""
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_vocabulary: TokenizerSpec) -> Path:
+    """The path of a model file that generates random bytes."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     return write_file(path, random_weights(), tokenizer=byte_vocabulary)
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch, tmp_path_factory):
-    """The variables of whoever runs the tests that change what commands do; no models and states but their own."""
+def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The user's environment variables do not change what commands do; models and states are the test's own."""
     for name in ("RWKV_MODEL", "RWKV_DEBUG", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path_factory.mktemp("data")))
@@ -54,10 +60,10 @@ def no_variables(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch):
-    """Commands compute on the CPU, whatever this machine has."""
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands compute on the CPU, even on a machine with a GPU."""
 
-    def gpus():
+    def gpus() -> tuple[probe.GpuFacts, ...]:
         raise DeviceError(probe.NO_GPU)
 
     monkeypatch.setattr(probe, "gpus", gpus)
@@ -66,15 +72,15 @@ def no_gpu(monkeypatch):
 
 @dataclass
 class Result:
-    """What one command line did."""
+    """What one command did: its exit code and output."""
 
     code: int
     out: str
     err: str
 
     @property
-    def sentence(self):
-        """The one line on stderr that says why it failed."""
+    def sentence(self) -> str:
+        """The one line on stderr that says why it failed, without "rwkv: "."""
         assert self.out == ""
         assert self.err.startswith("rwkv: ")
         assert self.err.count("\n") == 1
@@ -83,14 +89,30 @@ class Result:
         return self.err.removeprefix("rwkv: ").strip()
 
 
+class Rwkv(Protocol):
+    """Runs one command in this process; `stdin` is piped into it, None stands for a terminal."""
+
+    def __call__(self, *arguments: object, stdin: bytes | None = None) -> Result: ...
+
+
+class Stdin(io.TextIOWrapper):
+    """A text to read, from a pipe or from what looks like a terminal."""
+
+    def __init__(self, data: bytes, is_terminal: bool) -> None:
+        super().__init__(io.BytesIO(data))
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
 @pytest.fixture
-def rwkv(capfd, monkeypatch):
-    """Run one command line in this process; `stdin` is what is piped into it, a terminal without."""
+def rwkv(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Rwkv:
+    """`rwkv(...)` runs a command: see `Rwkv`."""
     from rwkv_cli.cli.main import run
 
-    def call(*arguments, stdin=None):
-        stream = io.TextIOWrapper(io.BytesIO(stdin or b""))
-        stream.isatty = lambda: stdin is None
+    def call(*arguments: object, stdin: bytes | None = None) -> Result:
+        stream = Stdin(stdin or b"", is_terminal=stdin is None)
         monkeypatch.setattr("sys.stdin", stream)
         capfd.readouterr()
         code = run([str(argument) for argument in arguments])
@@ -100,45 +122,45 @@ def rwkv(capfd, monkeypatch):
 
 
 class Terminal:
-    """A command on a terminal of its own, and what it has shown."""
+    """A command on a pseudo-terminal, and what it has shown."""
 
-    def __init__(self, process, master):
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
         self.process = process
         self._master = master
         self.shown = ""
 
-    def read_until(self, text):
-        """Read until `text` is shown; fails when the command ends before."""
+    def read_until(self, text: str) -> None:
+        """Read until `text` is shown; fails if the command ends before that."""
         while text not in self.shown:
             assert self._read(), f"no {text!r} in {self.shown!r}"
 
-    def send(self, keys):
-        """Type."""
+    def send(self, keys: str) -> None:
+        """Type these characters."""
         os.write(self._master, keys.encode())
 
-    def finish(self):
-        """Read to the end: the exit code."""
+    def finish(self) -> int:
+        """Read to the end; gives the exit code."""
         while self._read():
             pass
         return self.process.wait(60)
 
-    def _read(self):
+    def _read(self) -> bool:
+        """Read some output; false at the end."""
         try:
             data = os.read(self._master, 65536)
-        except OSError:  # Linux, when nobody has the terminal open any more
+        except OSError:  # Linux, once no process has the terminal open
             return False
         self.shown += data.decode(errors="replace")
         return bool(data)
 
 
 @pytest.fixture
-def terminal():
-    """`with terminal(...) as it:` runs a command on a pseudo-terminal."""
+def terminal() -> Callable[..., AbstractContextManager[Terminal]]:
+    """`with terminal(*arguments, **environment) as it:` runs a command on a pseudo-terminal."""
     pty = pytest.importorskip("pty")
 
     @contextmanager
-    def start(*arguments, command=RWKV, **environment) -> Iterator[Terminal]:
-        {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "RWKV_MODEL")}
+    def start(*arguments: object, command: Sequence[str] = RWKV, **environment: str) -> Iterator[Terminal]:
         master, slave = pty.openpty()
         process = subprocess.Popen(
             [*command, *map(str, arguments)],
@@ -160,8 +182,8 @@ def terminal():
 
 
 @pytest.fixture
-def local_hub(tmp_path, monkeypatch):
-    """A hub on this machine, instead of the one in the world; all folders are new and empty."""
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine in place of the public one; all folders are new and empty."""
     from helpers.hub_server import Hub
     from huggingface_hub import constants
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Record what the independent `rwkv` package of PyPI computes, for `test_reference.py`.
+"""Record what the independent `rwkv` package of PyPI computes, for `tests/engine/test_reference.py`.
 
     pip install -e .[test,peers]
     python tests/make_golden.py
 
-Run it again when the embedded model, `engine.SHAPES` or `writers.random_weights` changes. For every model it leaves
-tests/golden/NAME.npz with logits after some of the tokens and with parts of the final state. Weights are not stored:
-the random ones come from their seed, gosling's out of the embedded model file.
+Run it again when the embedded model, `helpers.models.SHAPES` or `helpers.writers.random_weights` changes. For every
+model it writes tests/golden/NAME.npz with logits after some of the tokens and with parts of the final state. Weights
+are not stored: the random ones come from their seed, those of gosling from the embedded model file.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Peer:
 
 
 def as_state(parts: list[Any]) -> State:
-    """The package's state, three tensors a layer, as ours."""
+    """The package's state, three tensors per layer, as ours."""
     arrays = [part.numpy() for part in parts]
     return State(np.stack(arrays[0::3]), np.stack(arrays[1::3]), np.stack(arrays[2::3]))
 
 
 def excerpt(logits: Array, state: State) -> dict[str, Array]:
-    """What is kept: logits after some tokens, a quarter of a large vocabulary, and every eighth of the state."""
+    """What is recorded: logits after some tokens, a quarter of a large vocabulary, and a sample of the state."""
     columns = 1 if logits.shape[1] < 1000 else 4
     return {
         "logits": logits[[0, 1, 2, 15, 16, -1], ::columns],
@@ -72,10 +72,12 @@ def excerpt(logits: Array, state: State) -> dict[str, Array]:
     }
 
 
-def _record(name: str, path: Path, tokens: Sequence[int]) -> None:
-    logits, state = Peer(path).forward(tokens)
-    np.savez_compressed(GOLDEN / f"{name}.npz", tokens=np.array(tokens), **excerpt(logits, as_state(state)))
-    print(f"{name}: {(GOLDEN / f'{name}.npz').stat().st_size:,} bytes")
+def _record(name: str, checkpoint: Path, tokens: Sequence[int]) -> None:
+    logits, state = Peer(checkpoint).forward(tokens)
+    path = GOLDEN / f"{name}.npz"
+    parts = excerpt(logits, as_state(state))
+    np.savez_compressed(path, tokens=np.array(tokens), **parts)  # type: ignore[arg-type]  # none is "allow_pickle"
+    print(f"{name}: {path.stat().st_size:,} bytes")
 
 
 def _main() -> None:

@@ -235,7 +235,11 @@ def test_a_model_and_a_state_mixed_up(rwkv, tiny):
         ("generate -p a --state missing", "unknown state missing", 1),
         ("generate -p a --state ./missing", "there is no state file missing", 1),
         ("generate -p a -n 1 --save-state s", "the state s exists already: use --force", 2),
-        ("generate -p a -n 1 --save-state text.safetensors", "exists and is not a state: it is not replaced", 2),
+        (
+            "generate -p a -n 1 --save-state text.safetensors",
+            "exists and is not a state: it is not replaced",
+            2,
+        ),
         ("generate -p a -n 1 --save-state text.safetensors --force", "exists and is not a state", 2),
         ("generate -p a -n 1 --save-state folder/x", "the folder folder does not exist", 1),
         ("generate -p a -n 1 --save-state .x", "cannot be named '.x'", 2),

@@ -161,7 +161,7 @@ def test_from_a_checkpoint_to_a_model_file_and_back(rwkv, tmp_path, monkeypatch,
 def test_what_was_rounded_is_said(rwkv, tmp_path):
     result = rwkv("export", "gosling", tmp_path / "gosling.gguf", "--type", "q8_0")
     assert result.code == 0
-    assert "is int8: exporting it does not restore what quantization rounded" in result.err
+    assert "is int8: exporting does not undo the rounding" in result.err
     assert open_checkpoint(tmp_path / "gosling.gguf").tokenizer
 
 
@@ -174,7 +174,10 @@ def test_what_was_rounded_is_said(rwkv, tmp_path):
         (("in.pth", "in.pth", "--force"), "is or contains the model itself"),
         (("in.pth", ".", "--format", "hf", "--force"), "is or contains the model itself"),
         (("in.pth", "none/out.pth"), "the folder none does not exist"),
-        (("in.pth", "folder", "--format", "pth", "--force"), "is not a regular file, so it cannot be replaced"),
+        (
+            ("in.pth", "folder", "--format", "pth", "--force"),
+            "is not a regular file, so it cannot be replaced",
+        ),
         (("in.pth", "file.txt", "--format", "hf", "--force"), "is not a folder, so it cannot be replaced"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What several tests share: models in memory and in files, plain twins of kernels, a hub on this machine."""
+"""Shared by tests: models in memory and in files, plain twins of kernels, an emulated GPU, a hub on this machine."""

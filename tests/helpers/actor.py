@@ -1,12 +1,21 @@
 """A model without weights that says a script, and a vocabulary of bytes."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.state import State
+from rwkv_cli.reporting import Progress
+from rwkv_cli.text.tokenizer import TokenizerSpec
+
+Array = NDArray[np.float32]
 
 END = 0
-
 
 CONFIG = ModelConfig(n_layer=1, n_embd=64, n_ffn=64, vocab_size=257, rank_w=1, rank_a=1, rank_v=0, rank_g=1)
 
@@ -17,17 +26,23 @@ class ByteTokenizer:
     end_of_document = END
     vocab_size = 257
     name = "bytes"
-    spec = None
+    spec = TokenizerSpec("world")
 
-    def encode(self, text):
-        return [byte + 1 for byte in text.encode()]
+    def encode(self, text: str) -> list[int]:
+        """A token per byte of UTF-8."""
+        return spoken(text)
 
-    def token_bytes(self, token):
+    def token_bytes(self, token: int) -> bytes:
+        """The byte, or nothing for the end of a document."""
         return bytes([token - 1]) if token else b""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text, with U+FFFD where bytes are not UTF-8."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
 
 class Actor(Backend):
-    """A backend whose model says a script, a token a pass, with the probability 1/2, and the end for ever after.
+    """A backend whose model says a script, a token per pass, with the probability 1/2, and then only the end.
 
     It counts the tokens that it read in the state, as a model would change it.
     """
@@ -35,11 +50,12 @@ class Actor(Backend):
     name = kernel = "actor"
     config = CONFIG
 
-    def __init__(self, script):
+    def __init__(self, script: Sequence[int]) -> None:
         self.script = script
-        self.passes = []  # the tokens of each
+        self.passes: list[list[int]] = []  # the tokens of each
 
-    def forward(self, tokens, state, progress=None):
+    def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
+        """See `Backend.forward`."""
         self.passes.append(list(tokens))
         state.wkv += len(tokens)
         if progress:
@@ -50,10 +66,11 @@ class Actor(Backend):
         logits[self.script[said] if said < len(self.script) else END] = np.log(1 / 2)
         return logits
 
-    def forward_all(self, tokens, state):
+    def forward_all(self, tokens: Sequence[int], state: State) -> Array:
+        """See `Backend.forward_all`."""
         return np.stack([self.forward([token], state) for token in tokens])
 
 
-def spoken(text):
+def spoken(text: str | bytes) -> list[int]:
     """The tokens of a text or of bytes."""
     return [byte + 1 for byte in (text if isinstance(text, bytes) else text.encode())]

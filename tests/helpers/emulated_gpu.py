@@ -7,28 +7,35 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from rwkv_cli.engine.gpu import batched_pass, device_sampler, kernel_sources, weights
+from rwkv_cli.engine.gpu.device_protocol import ALIGNMENT, aligned
 from rwkv_cli.engine.gpu.launch_plan import Launch, Product, Step
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+Kernel = Callable[["ctypes.Array[ctypes.c_longlong]", "ctypes.Array[ctypes.c_uint]", int], None]
+"""A function of the arguments, the three sizes of the grid, and the number of threads per block."""
+
 _DYNAMIC = re.compile(r"extern __shared__ __align__\(16\) (\w+) (\w+)\[\];")
-_NAN = 0xFF
+_NAN = 0xFF  # of every byte: NaN in any floating-point type
+
 _one_at_a_time = threading.Lock()  # the emulator keeps its threads in static variables
 
 
 @contextmanager
 def few_threads() -> Iterator[None]:
-    """Launch few threads where any number will do: each takes time to emulate."""
+    """Launch few threads where the number is arbitrary: each takes time to emulate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "_COPY_BLOCKS", 4)
         patch.setattr(batched_pass, "MANY_BLOCKS", 4)
@@ -36,8 +43,8 @@ def few_threads() -> Iterator[None]:
         yield
 
 
-def build(weight_type: str, folder: Path) -> dict[str, ctypes._CFuncPtr]:
-    """Every kernel, as a function of (arguments, grid, threads)."""
+def build(weight_type: str, folder: Path) -> dict[str, Kernel]:
+    """Every kernel by name, compiled in `folder` for one type of weights."""
     names = kernel_sources.operations()
     with ThreadPoolExecutor() as pool:
         libraries = dict(
@@ -68,22 +75,21 @@ def _build(name: str, weight_type: str, folder: Path) -> ctypes.CDLL:
 
 
 class Bytes:
-    """Memory, filled with NaN."""
+    """Memory, filled with NaN, so that reading what was never written shows."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        room = np.full(nbytes + 256, _NAN, np.uint8)
-        self.address = -(-room.ctypes.data // 256) * 256
-        self._room = room
+        self._memory = np.full(nbytes + ALIGNMENT, _NAN, np.uint8)
+        self.address = aligned(self._memory.ctypes.data)
 
 
 class EmulatedGpu:
-    """Stands in for `rwkv_cli.engine.gpu.device.Gpu`: implements `device_protocol.Device`."""
+    """Replaces `rwkv_cli.engine.gpu.device.Gpu`: see `device_protocol.Device` for its methods."""
 
     name = "emulated"
     shared_memory = 96 << 10
 
-    def __init__(self, kernels: dict[str, ctypes._CFuncPtr], multiprocessors: int = 3) -> None:
+    def __init__(self, kernels: Mapping[str, Kernel], multiprocessors: int = 3) -> None:
         self._kernels, self.multiprocessors = kernels, multiprocessors
 
     def free_memory(self) -> int:
@@ -95,11 +101,11 @@ class EmulatedGpu:
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         return np.zeros(nbytes, np.uint8)
 
-    def upload(self, address: int, array: NDArray) -> None:
+    def upload(self, address: int, array: NDArray[Any]) -> None:
         assert array.flags.c_contiguous
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
-    def download(self, address: int, array: NDArray) -> None:
+    def download(self, address: int, array: NDArray[Any]) -> None:
         assert array.flags.c_contiguous
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
@@ -121,7 +127,7 @@ class EmulatedGpu:
                 self._launch(step)
             elif isinstance(step, Product):
                 _multiply(step)
-            else:  # branches are independent: any order must do
+            else:  # branches are independent: any order must be right
                 self.run([one for branch in reversed(step.branches) for one in branch])
 
     def graph(self, steps: Sequence[Step]) -> Callable[[], None]:
@@ -134,9 +140,12 @@ class EmulatedGpu:
             self._kernels[launch.kernel](arguments, grid, launch.block)
 
 
-def _view(address: int, rows: int, columns: int, stride: int, dtype: type) -> NDArray:
+def _view(
+    address: int, rows: int, columns: int, stride: int, dtype: type[np.float16 | np.float32]
+) -> NDArray[np.float16 | np.float32]:
+    """A matrix in memory, writable; `stride` is from one row to the next, in elements."""
     size = ((rows - 1) * stride + columns) * np.dtype(dtype).itemsize
-    flat = np.frombuffer((ctypes.c_char * size).from_address(address), dtype)
+    flat = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype)
     return np.lib.stride_tricks.as_strided(flat, (rows, columns), (stride * flat.itemsize, flat.itemsize))
 
 

@@ -3,6 +3,7 @@
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError
 
+FOUND: tuple[probe.GpuFacts, ...]
 try:
     FOUND = probe.gpus()
 except DeviceError:

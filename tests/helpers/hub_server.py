@@ -1,7 +1,7 @@
 """A server that speaks the protocol of the Hugging Face hub, and fails in the ways that networks do.
 
 The hub answers HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE and /api/models/OWNER/REPO. Large files are redirected
-to a second server, as to its storage, which knows ranges; small ones are sent at once. With `xet`, large files are also
+to a second server, the storage, which supports ranges; small ones are sent at once. With `xet`, large files are also
 in a Xet storage, which is a folder. `faults` are used up, one by each response with content; `refusals`, one by each
 request for metadata.
 """
@@ -25,37 +25,37 @@ COMMIT = "a" * 40
 
 @dataclass
 class Fault:
-    """What goes wrong with one response; nothing unless it is said."""
+    """What goes wrong with one response; by default nothing."""
 
     cut_after: int | None = None  # bytes of the body, then the connection breaks
     status: int | None = None  # instead of a body
     headers: dict[str, str] = field(default_factory=dict)
-    corrupt: bool = False  # the first byte is another one
-    extend: bytes = b""  # behind the body
+    corrupt: bool = False  # the first byte is flipped
+    extend: bytes = b""  # appended to the body
     trickle: float = 0.0  # seconds between pieces of 1000 bytes
     stall: float = 0.0  # seconds before the body
-    no_ranges: bool = False  # all of it is sent, whatever was asked
-    wrong_range: bool = False  # another part is sent than was asked for
-    then: Callable[[], None] | None = None  # done after the response
+    no_ranges: bool = False  # the Range header is ignored
+    wrong_range: bool = False  # Content-Range names another part than was asked for
+    then: Callable[[], None] | None = None  # called after the response
 
 
 class Hub:
-    """Repositories and how to fail."""
+    """Repositories, and how to fail: change the attributes of a running hub."""
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
-        self.plain: dict[str, bytes] = {}  # at /plain/NAME, of a server that is no hub
+        self.plain: dict[str, bytes] = {}  # at /plain/NAME, as of a server that is not a hub
         self.commit = COMMIT
-        self.token: str | None = None  # that is asked for
+        self.token: str | None = None  # required for access
         self.faults: deque[Fault] = deque()
         self.refusals: deque[Fault] = deque()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sent = 0  # bytes of bodies
         self.with_checksums = True
-        self.with_lengths = True  # or the end of a connection is all that says how long a file is
+        self.with_lengths = True  # without, only the end of the connection ends a file
         self.head_is_refused = False
         self.xet: Path | None = None  # the folder of the Xet storage, if there is one
-        self.xet_hashes: dict[bytes, str] = {}  # of what is in it
+        self.xet_hashes: dict[bytes, str] = {}  # by content
         self.xet_is_down = False
         self.lock = threading.Lock()
         self.hub = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, _HubHandler))
@@ -66,20 +66,23 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
+        """The address of the hub."""
         return f"http://127.0.0.1:{self.hub.server_port}"
 
     @property
     def storage_address(self) -> str:
+        """The address of the server that large files are redirected to."""
         return f"http://127.0.0.1:{self.storage.server_port}"
 
     def close(self) -> None:
+        """Stop both servers."""
         for server in (self.hub, self.storage):
             server.shutdown()
             server.server_close()
 
     def store_in_xet(self, data: bytes) -> None:
         """Put a file into the Xet storage."""
-        import hf_xet
+        import hf_xet  # type: ignore[import-untyped]  # it ships without types
 
         with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{self.xet}") as commit:
             upload = commit.start_upload_bytes(data)
@@ -102,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # whoever asked has gone
+        with contextlib.suppress(ConnectionError):  # the client has gone
             super().handle()
 
     def do_HEAD(self) -> None:
@@ -120,10 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def answer(self, path: str) -> None:
+        """Answer a request for a decoded path, without its query."""
         raise NotImplementedError
 
     def refused(self, queue: deque[Fault]) -> bool:
-        """Take the next fault of metadata, and answer if it says so."""
+        """Take the next fault; whether it has answered the request."""
         fault = queue.popleft() if queue else Fault()
         time.sleep(fault.stall)
         if fault.status:
@@ -131,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         return fault.status is not None
 
     def reply(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        """Send a whole response, without faults."""
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -152,7 +157,6 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.corrupt:
             data = bytes([data[0] ^ 1]) + data[1:]
-            start = start if start else 0
         body = data[start:] + fault.extend
         headers = {
             "Content-Length": str(len(body)),
@@ -178,6 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault.then()
 
     def _start(self, etag: str | None, fault: Fault) -> tuple[int, int]:
+        """The first byte to send, and the status: 206 for a range, 200 for the whole file."""
         asked = self.headers.get("Range", "")
         condition = self.headers.get("If-Range")
         if not asked.startswith("bytes=") or fault.no_ranges or (condition and condition != etag):
@@ -215,7 +220,7 @@ class _HubHandler(_Handler):
         if path.startswith("/api/models/"):
             self._describe("/".join(path.split("/")[3:5]))
             return
-        if "/resolve/" not in path:  # what else programs for the hub ask
+        if "/resolve/" not in path:  # other parts of the hub's API
             self.reply(404, {})
             return
         owner, name, _, _revision, *parts = path.strip("/").split("/")
@@ -230,7 +235,7 @@ class _HubHandler(_Handler):
 
     def _resolve(self, repository: str, file: str, data: bytes) -> None:
         headers = {"X-Repo-Commit": self.hub.commit}
-        if len(data) < 5000:  # git keeps it
+        if len(data) < 5000:  # stored in git, not LFS: its etag is the hash of a blob
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             self.content(data, f'"{blob}"', headers)
             return

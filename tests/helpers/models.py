@@ -35,7 +35,7 @@ SHAPES = {
     "four-layers": _config(4, 256, 1024, 509, (48, 24, 40, 72)),
     "narrow-ffn": _config(2, 128, 64, 65, (64, 64, 32, 128)),
 }
-"""Shapes that the published ones do not cover: no formula gives their sizes, and few are multiples of 16."""
+"""Shapes unlike the published ones: no formula gives their sizes, and few are multiples of 16."""
 
 SMALLEST = _config(2, 64, 64, 2, (1, 1, 1, 1))
 
@@ -76,17 +76,17 @@ def write_file(
 
 
 def write_and_open(path: Path, tensors: Tensors, weight_type: WeightType = "int8") -> ModelFile:
-    """The same, opened."""
+    """The file of `write_file`, opened."""
     return ModelFile(write_file(path, tensors, weight_type))
 
 
 def some_tokens(config: ModelConfig, length: int, seed: int = 0) -> list[int]:
     """Random tokens of a model's vocabulary."""
-    return np.random.default_rng(seed).integers(0, config.vocab_size, length).tolist()
+    return [int(token) for token in np.random.default_rng(seed).integers(0, config.vocab_size, length)]
 
 
 def difference(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """max |a - b| as a part of the scale, max |b|; nan if either has one."""
+    """max |a - b| / max |b|; NaN if either has one."""
     assert a.shape == b.shape
     return float(np.abs(a - b).max() / np.abs(b).max())
 
@@ -103,7 +103,7 @@ def assert_same_state(a: State, b: State) -> None:
 
 
 def byte_tokenizer() -> TokenizerSpec:
-    """One token for every byte, behind id 0, the end of a document: 257 in all."""
+    """One token per byte, after id 0, the end of a document: 257 in all."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,4 +1,4 @@
-"""Plain twins of what is fast or clever elsewhere: loops and formulas that can be checked by reading them."""
+"""Plain twins of fast or clever code: loops and formulas that can be checked by reading them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def quantize_group(values: list[float]) -> tuple[list[int], float]:
 
 
 def bf16_not_below(x: float, zeros: int = 0) -> float:
-    """The least bfloat16 that is not below a float32 x >= 0: eight bits of precision or fewer, counted up."""
+    """The least bfloat16 that is not below a float32 x >= 0, found by counting up.
+
+    The last `zeros` bits of its significand are zero.
+    """
     step = 0x10000 << zeros
     bits = int(np.float32(x).view(np.uint32)) // step * step
     while np.uint32(bits).view(np.float32) < x:
@@ -33,12 +36,12 @@ def bf16_not_below(x: float, zeros: int = 0) -> float:
 
 
 def position_in_tiles(row: int, column: int, columns: int, c: int) -> int:
-    """Where an element lies in the layout "tiles" [R/16, K/c, 16, c], counted from the front."""
+    """The flat index of an element in the layout "tiles" [R/16, K/c, 16, c]."""
     return ((row // 16 * (columns // c) + column // c) * 16 + row % 16) * c + column % c
 
 
 def position_by_input(row: int, column: int, columns: int) -> int:
-    """Where an element lies in the layout "by_input" [R/64, K, 64], counted from the front."""
+    """The flat index of an element in the layout "by_input" [R/64, K, 64]."""
     return (row // 64 * columns + column) * 64 + row % 64
 
 
@@ -47,18 +50,20 @@ def round_to_int8(x: Array) -> Array:
     groups = x.reshape(-1, GROUP)
     largest = np.abs(groups).max(axis=1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    return (np.rint(groups * inverse) * (largest / np.float32(127))).reshape(-1)
+    rounded: Array = np.rint(groups * inverse) * (largest / np.float32(127))
+    return rounded.reshape(-1)
 
 
-class _IntegerMatrix(np.ndarray):
-    """A matrix that rounds what it is multiplied with."""
+class _IntegerMatrix(np.ndarray[tuple[int, ...], np.dtype[np.float32]]):
+    """A matrix that rounds the vectors that it is multiplied by."""
 
-    def __matmul__(self, x: Array) -> Array:
-        return np.asarray(self) @ round_to_int8(x)
+    def __matmul__(self, x: Array) -> Array:  # type: ignore[override]  # only this one of NumPy's overloads is used
+        product: Array = np.asarray(self) @ round_to_int8(x)
+        return product
 
 
 class Int8Reference(ReferenceBackend):
-    """The reference with the rounding of the int8 kernels: of what goes into all matrices but the low-rank ones."""
+    """The reference with the rounding of the int8 kernels: of the inputs of all matrices except the low-rank ones."""
 
     def __init__(self, source: WeightSource) -> None:
         super().__init__(source)

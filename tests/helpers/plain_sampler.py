@@ -1,34 +1,33 @@
-"""A plain sampler in float64 that sorts everything, and cases to compare others with."""
+"""A plain sampler in float64 that sorts everything, and cases to compare other samplers with it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rwkv_cli.engine.sampling import Sampler, SamplerMemory
 from rwkv_cli.sampling_settings import SamplingSettings
 
-
-def float32(values: Any) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32)
-
-
 Counts = Mapping[int, float]
-
+"""Token -> how often it was used."""
 
 NO_COUNTS: Counts = MappingProxyType({})
+
+
+def float32(values: ArrayLike) -> NDArray[np.float32]:
+    """The values as an array of float32."""
+    return np.asarray(values, np.float32)
 
 
 def naive_distribution(
     logits: NDArray[np.float32], settings: SamplingSettings, counts: Counts = NO_COUNTS
 ) -> tuple[NDArray[np.float64], float]:
-    """(probability of every token [V], how near a sum of them comes to top-p).
+    """The probability of every token [V], and the smallest distance of a cumulative sum from top-p.
 
-    The rules one after the other, on fully sorted float64 probabilities. Where a sum meets top-p to the last
-    digits, rounding decides about the next token, and there is no right answer.
+    The rules one after another, on fully sorted float64 probabilities. Where a sum equals top-p up to rounding, it is
+    rounding that decides whether the next token is kept, and neither answer is wrong.
     """
     logits = logits.copy()
     for token, count in counts.items():
@@ -54,34 +53,36 @@ def naive_distribution(
 
 
 class FixedRandom:
-    """A generator that gives the same number each time."""
+    """A random generator that always gives the same number."""
 
     def __init__(self, number: float) -> None:
         self.number = number
 
     def random(self) -> float:
+        """The number."""
         return self.number
 
 
 def sampler_with(settings: SamplingSettings, number: float, counts: Counts = NO_COUNTS) -> Sampler:
+    """A sampler that has counted tokens, and whose random number is known."""
     sampler = Sampler(settings, memory=SamplerMemory(counts, None))
-    sampler.rng = FixedRandom(number)  # type: ignore[assignment]
+    sampler.rng = FixedRandom(number)  # type: ignore[assignment]  # has all of a generator that a sampler uses
     return sampler
 
 
 def steps(low: int, high: int) -> st.SearchStrategy[float]:
-    """Numbers of a grid: they are equal or far apart, so that no rule hangs on the last digits of one."""
+    """Numbers on a grid: equal or far apart, so that no rule depends on rounding."""
     return st.integers(low * 1024, high * 1024).map(lambda step: step / 1024)
 
 
 def some_logits(most: int) -> st.SearchStrategy[NDArray[np.float32]]:
-    """Of at most so many tokens, with ties."""
+    """Logits of 2 to `most` tokens, with ties."""
     return st.lists(st.integers(-12, 12) | steps(-12, 12), min_size=2, max_size=most).map(float32)
 
 
 @st.composite
 def cases(draw: st.DrawFn, most: int = 8) -> tuple[NDArray[np.float32], SamplingSettings, dict[int, float]]:
-    """Logits with ties, settings and counts of tokens seen."""
+    """Logits with ties, settings, and counts of the tokens used so far."""
     logits = draw(some_logits(most))
     tokens = st.integers(0, len(logits) - 1)
     settings = SamplingSettings(

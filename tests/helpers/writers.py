@@ -1,7 +1,7 @@
 """Small random models in every published format, for tests.
 
-The writers are independent of the readers under test: the `.pth` is put together opcode by opcode as torch
-lays it out, and GGUF comes from the `gguf` package with llama.cpp's names.
+The writers are independent of the readers under test: the `.pth` is assembled opcode by opcode in the layout of torch,
+and GGUF comes from the `gguf` package with llama.cpp's names.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _TORCH_STORAGES = {
     "f32": "FloatStorage",
     "f64": "DoubleStorage",
 }
-_VECTOR = re.compile(r".*\.(x_[rwkvag]|[wav]0|k_k|k_a)")  # what the official files hold as [1, 1, C]
+_VECTOR = re.compile(r".*\.(x_[rwkvag]|[wav]0|k_k|k_a)")  # stored as [1, 1, C] in the official files
 _LOW_RANK = re.compile(r".*\.att\.[wavg][12]")
 
 
 def random_weights(config: ModelConfig = TINY, seed: int = 0) -> Tensors:
-    """Official name -> float32 tensor, of the size that trained models have, exact in bf16 and in f16."""
+    """Official name -> float32 tensor, of the magnitudes of trained models, exact in bf16 and in f16."""
     rng = np.random.default_rng(seed)
     return {
         name: exact_in_half(_random_tensor(rng, name, shape))
@@ -51,7 +51,7 @@ def _random_tensor(rng: np.random.Generator, name: str, shape: Sequence[int]) ->
     if ".ln" in name or name.startswith("ln_"):
         return (1 if last == "weight" else 0) + 0.1 * normal
     if last.startswith("x_"):
-        return rng.uniform(0.05, 0.95, shape)  # token shifts: a share of the token before
+        return rng.uniform(0.05, 0.95, shape)  # token shift: the weight of the previous token
     centre_and_width = {
         "w0": (-2, 2),  # decays from slow to fast
         "a0": (0, 0.5),
@@ -62,15 +62,15 @@ def _random_tensor(rng: np.random.Generator, name: str, shape: Sequence[int]) ->
     }
     if last in centre_and_width:
         centre, width = centre_and_width[last]
-        return centre + width * normal
+        return np.asarray(centre + width * normal)
     if name == "emb.weight":
         return normal
     fan_in = shape[0] if _LOW_RANK.fullmatch(name) else shape[1]
-    return normal * (1.5 if name == "head.weight" else 0.8) / np.sqrt(fan_in)
+    return np.asarray(normal * (1.5 if name == "head.weight" else 0.8) / np.sqrt(fan_in))
 
 
 def exact_in_half(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Rounded to bf16, and kept away from zero so that f16 has the eight bits too."""
+    """Rounded to bf16, and kept away from zero, so that f16 has all eight bits of the significand too."""
     values = np.asarray(values, np.float32)
     smallest = np.float32(2.0**-16)
     values = np.where(np.abs(values) < smallest, np.copysign(smallest, values), values)
@@ -116,7 +116,7 @@ def write_pth(
 
 
 def write_torch(path: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: str = "bf16") -> Path:
-    """What `torch.save` makes of a dict of tensors."""
+    """The file that `torch.save` writes for a dict of tensors."""
     storages = [encoded(tensor, dtype) for tensor in tensors.values()]
     return write_torch_archive(path, state_dict_pickle(tensors, dtype), storages)
 
@@ -260,7 +260,8 @@ def write_hf(
     if shards == 1:
         write_safetensors(folder / "model.safetensors", named, dtype)
         return folder
-    names, weight_map = sorted(named), {}
+    names = sorted(named)
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = {name: named[name] for name in names[shard::shards]}
@@ -271,7 +272,7 @@ def write_hf(
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: str = "bf16") -> Path:
-    """A safetensors file, laid out by hand: the official library has no bf16 without torch."""
+    """A safetensors file, written by hand: the official library has no bf16 without torch."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, tensor in tensors.items():
@@ -308,7 +309,7 @@ _GGUF_PARTS = [
 def gguf_tensors(tensors: Tensors, suffix: str = ".weight") -> Tensors:
     """llama.cpp's names and orientations, with its dummy value residual of layer 0.
 
-    `suffix` ends the names of tensors that are no weights of a layer in the official files.
+    `suffix` ends the names of tensors that do not end in .weight or .bias in the official files.
     """
     result: Tensors = {}
     for name, tensor in tensors.items():
@@ -339,10 +340,10 @@ def write_gguf(
     suffix: str = ".weight",
     **keys: int | float,
 ) -> Path:
-    """A GGUF file; the big matrices are quantized, everything else is F32, as llama.cpp has it.
+    """A GGUF file; the big matrices are quantized, everything else is F32, as in llama.cpp's own files.
 
-    `tokenizer` holds "model" and "tokens" and, where wanted, "merges", "types", "pre". `keys` replaces
-    numbers under `architecture.`, with two underlines for a point.
+    `tokenizer` has "model" and "tokens" and optionally "merges", "types", "pre". `keys` replace numbers under
+    `architecture.`, with two underscores for a dot.
     """
     config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
     numbers: dict[str, int | float] = {

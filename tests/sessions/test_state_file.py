@@ -380,7 +380,8 @@ def test_a_state_is_no_model(path):
 def test_another_model_is_refused_by_name(gosling):
     saved = some_state()
     with pytest.raises(
-        StateError, match=r"this state belongs to some\.pth, not to gosling\.pth: pass its own model with model"
+        StateError,
+        match=r"this state belongs to some\.pth, not to gosling\.pth: pass its own model with model",
     ):
         state_file.fit(saved, gosling)
     own = identify(gosling)

@@ -55,7 +55,9 @@ def export(
     name = str(info.source.get("name", opened.path.stem))
     with TerminalReporter(quiet or json) as reporter:
         if opened.is_quantized:
-            reporter.note(f"{opened.path.name} is {opened.dtype}: exporting it does not restore what quantization rounded")
+            reporter.note(
+                f"{opened.path.name} is {opened.dtype}: exporting does not undo the rounding"
+            )
         job = exports.ExportJob(opened.weights, name, info.tokenizer, written_type, reporter.exporting)
         exports.write(chosen, target, job)
     files = sorted(target.iterdir()) if target.is_dir() else [target]

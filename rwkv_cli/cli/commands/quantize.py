@@ -97,7 +97,9 @@ def quantize(
         _check(opened, target, weight_type, layout, force)
         tokens = quantization_loss.tokens_of(opened, text) if text is not None else None
         if opened.is_quantized:
-            reporter.note(f"{path.name} is {opened.dtype}: converting it rounds a second time, which costs accuracy")
+            reporter.note(
+                f"{path.name} is {opened.dtype}: converting it rounds a second time, which costs accuracy"
+            )
         conversion.convert(opened, target, weight_type, reporter, layout.name if layout else None)
         loss = quantization_loss.compare(opened, target, tokens, reporter) if tokens else None
     if json:
