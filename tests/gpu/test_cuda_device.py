@@ -132,6 +132,7 @@ def test_tokens_are_chosen_as_on_the_host(backends, options):
     token = 1
     for _ in range(300):
         chosen = cuda.choose(token, states[0], there)
+        there.accept(chosen.choice.token)
         expected = here.sample(cuda.forward([token], states[1]))
         assert chosen.choice.token == expected.token
         assert chosen.choice.logprob == pytest.approx(expected.logprob, abs=1e-5)
