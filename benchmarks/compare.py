@@ -23,9 +23,8 @@ from typing import Any
 import report
 import results
 import synthetic
-from neighbours import Neighbours
 from programs import ENTRIES
-from worker import PROBE, Worker, WorkerError
+from worker import PROBE, Neighbours, Worker, WorkerError
 
 PAUSE = 0.05
 """Seconds between two programs, in which the threads of the first stop spinning."""

@@ -6,6 +6,7 @@ runtime/     what runs the kernels, in plain Python: compilation, its cache, thr
 Compiled by Numba, each module using those above it:
 
 simd         vectors as Numba values
+records      tables of records as Numba values
 work_queue   how threads share the items of a phase
 elementwise  norms, token shift, activation functions, quantization to int8
 products/    dot products of int8, int4 and float weights, and what is made of them

@@ -28,7 +28,7 @@ from cpu_kernels.abi import (
     RUN,
 )
 from cpu_kernels.layers import at, n_low_rank_tiles, n_wanted, output_rows
-from cpu_kernels.simd import table
+from cpu_kernels.records import table
 from cpu_kernels.work_queue import SHARES, team_loop
 
 # The kinds of phases: one at the beginning of a pass, seven per layer, two at the end.

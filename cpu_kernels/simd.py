@@ -14,7 +14,7 @@ import operator
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import from_dtype, types
+from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
 from cpu_kernels.abi import LANES
@@ -382,40 +382,3 @@ def interleave(builder, address, stride):
 
     low, high = (builder.bitcast(zip_lanes(rows[i], rows[i + 1]), wide) for i in (0, 2))
     return builder.bitcast(zip_lanes(low, high), I8.llvm)
-
-
-# --- records --------------------------------------------------------------------------------------------------------
-
-
-class _Table(types.Type):
-    """The address of an array of records, as a Numba type."""
-
-    def __init__(self, record):
-        super().__init__(name=f"Table({record})")
-
-
-@register_model(_Table)
-class _TableModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, _i64)
-
-
-def table(dtype):
-    """A function that makes a table of records of an address: `table(dtype)(address)[i]` is record i, by reference."""
-    record = from_dtype(dtype)
-    kind = _Table(record)
-
-    @intrinsic_of(kind, types.int64)
-    def table_at(_builder, address):
-        return address
-
-    @intrinsic_of(record, kind, types.int64)
-    def record_of(builder, address, i):
-        offset = builder.mul(i, _i64(dtype.itemsize))
-        return pointer(builder, builder.add(address, offset), ir.ArrayType(_i8, dtype.itemsize))
-
-    @overload(operator.getitem)
-    def typed(table, i):
-        return (lambda table, i: record_of(table, i)) if table is kind else None
-
-    return table_at

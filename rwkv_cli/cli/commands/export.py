@@ -55,9 +55,7 @@ def export(
     name = str(info.source.get("name", opened.path.stem))
     with TerminalReporter(quiet or json) as reporter:
         if opened.is_quantized:
-            reporter.note(
-                f"{opened.path.name} is {opened.dtype}: exporting does not undo the rounding"
-            )
+            reporter.note(f"{opened.path.name} is {opened.dtype}: exporting does not undo the rounding")
         job = exports.ExportJob(opened.weights, name, info.tokenizer, written_type, reporter.exporting)
         exports.write(chosen, target, job)
     files = sorted(target.iterdir()) if target.is_dir() else [target]
