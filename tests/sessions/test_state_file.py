@@ -501,6 +501,7 @@ from helpers.saved import some_state
 from rwkv_cli.sessions import state_file
 
 path, done = Path(sys.argv[1]), 0
+some_state(0)  # NumPy imports its random numbers when they are first used
 for kill in range(100):
     reader, writer = os.pipe()
     child = os.fork()
