@@ -1,10 +1,10 @@
-"""How fast a model runs: tokens a second, and how near decoding comes to the speed of the memory.
+"""How fast a model runs: tokens per second, and how close decoding comes to the memory bandwidth.
 
-To choose a token, a model reads its weights once, and nothing else takes as long: `bytes * tokens/s` is a speed of
-reading, to be compared with the fastest that the memory gives. The two are measured in turns, since a machine's speed
+To decode a token, a model reads its weights once, and nothing else takes as long: `bytes * tokens/s` is a bandwidth,
+to be compared with the highest that the memory gives. The two are measured in turns, since a machine's speed
 drifts; each decode run is compared with the memory just before and just after it.
 
-Functions take a clock, which gives seconds, so that tests need no time. Speeds are in tokens a second.
+Functions take a clock, which gives seconds, so that tests need no time. Speeds are in tokens per second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SEED = 0  # of the tokens
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. Raises UsageError for numbers that cannot be."""
+    """What to measure. Raises UsageError for invalid numbers."""
 
     prefill: Sequence[int] = (512,)  # lengths of prompts
     decode: int = 128  # tokens of a run
@@ -170,13 +170,13 @@ def memory_speed(read: Callable[[], int], clock: Clock) -> float:
 
 
 def shares(results: Results, bytes_per_token: int) -> list[float]:
-    """How much of the memory's speed each decode run has reached: 1 where it reads all bytes, and waits for nothing."""
+    """The share of the memory bandwidth that each decode run reached: 1 if it read all bytes and waited for nothing."""
     runs = zip(results.decode, results.memory, results.memory[1:], strict=False)  # the last may lack its end
     return [bytes_per_token * speed / ((before + after) / 2) for speed, before, after in runs]
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean, standard deviation (of the sample: None for a single value), least and greatest."""
+    """Mean, standard deviation (of the sample: None for a single value), minimum and maximum."""
     return {
         "mean": statistics.fmean(values),
         "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,

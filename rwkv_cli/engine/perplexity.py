@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.state import State
 
-AT_ONCE = 64
+CHUNK = 64
 """Tokens whose logits are held at the same time."""
 
 
 def negative_log_likelihoods(backend: Backend, tokens: Sequence[int]) -> NDArray[np.float64]:
     """-ln p of each token but the first, given all before it, from an empty state: float64 [T - 1]."""
     state, losses = State.zeros(backend.config), []
-    for start in range(0, len(tokens) - 1, AT_ONCE):
-        stop = min(start + AT_ONCE, len(tokens) - 1)
+    for start in range(0, len(tokens) - 1, CHUNK):
+        stop = min(start + CHUNK, len(tokens) - 1)
         logits = backend.forward_all(tokens[start:stop], state).astype(np.float64)
         targets = np.asarray(tokens[start + 1 : stop + 1])
         peak = logits.max(axis=1)
@@ -34,7 +34,7 @@ def perplexity(
     length: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """exp of the mean loss of `length` predictions in each of `windows` evenly spread pieces, each from no state."""
+    """exp of the mean loss of `length` predictions in each of `windows` evenly spread pieces, read from empty states."""
     losses = []
     for j in range(windows):
         start = j * (len(tokens) // windows)

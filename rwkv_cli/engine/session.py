@@ -29,7 +29,7 @@ NOTHING_READ = "the prompt is empty: give some text to continue"
 class Snapshot:
     """A session, frozen: a place in a text from which a model continues without reading anything again.
 
-    Nobody changes a snapshot or what it refers to; a session starts from a copy of the state.
+    A snapshot and what it refers to never change; a session starts from a copy of the state.
     """
 
     state: State

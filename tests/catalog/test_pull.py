@@ -213,7 +213,7 @@ def test_the_command(rwkv):
     assert result.out.startswith("tiny-int8, ")
     assert "checked by the sha256 that the hub gives; " in result.out
     assert "downloading hf:owner/repo/rwkv7-g1-tiny.pth (" in result.err
-    assert "is here already" in rwkv("pull", "tiny").out
+    assert "is already installed" in rwkv("pull", "tiny").out
     assert rwkv("pull", "tiny", "--quiet") == Result(0, "", "")
     facts = json.loads(rwkv("pull", "tiny", "--force", "--keep", "--json").out)
     assert facts["new"] is True

@@ -7,7 +7,7 @@ from helpers.writers import TINY
 
 from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend
-from rwkv_cli.engine.perplexity import AT_ONCE, negative_log_likelihoods, perplexity
+from rwkv_cli.engine.perplexity import CHUNK, negative_log_likelihoods, perplexity
 from rwkv_cli.engine.state import State
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.paths import EMBEDDED_MODEL
@@ -38,7 +38,7 @@ class Uniform:
         return logits
 
 
-@pytest.mark.parametrize("length", [2, 3, AT_ONCE, AT_ONCE + 1, AT_ONCE + 2, 3 * AT_ONCE])
+@pytest.mark.parametrize("length", [2, 3, CHUNK, CHUNK + 1, CHUNK + 2, 3 * CHUNK])
 def test_equal_chances_have_the_perplexity_of_the_vocabulary(length):
     losses = negative_log_likelihoods(Uniform(), some_tokens(TINY, length))
     np.testing.assert_allclose(losses, np.full(length - 1, np.log(TINY.vocab_size)))
@@ -51,7 +51,7 @@ def test_each_prediction_is_of_the_next_token():
 
 
 def test_losses_are_those_of_the_definition():
-    backend, tokens = ReferenceBackend(Weights(fine_weights(TINY))), some_tokens(TINY, 2 * AT_ONCE)
+    backend, tokens = ReferenceBackend(Weights(fine_weights(TINY))), some_tokens(TINY, 2 * CHUNK)
     logits = backend.forward_all(tokens, State.zeros(TINY)).astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = [-np.log(probabilities[t, tokens[t + 1]]) for t in range(len(tokens) - 1)]

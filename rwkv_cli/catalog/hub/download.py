@@ -39,7 +39,7 @@ class Fetched:
     path: Path  # of its file or folder
     files: tuple[Path, ...]
     downloaded: int  # bytes, this time
-    is_ours: bool  # in our folder, where nobody else needs it; otherwise in the shared cache
+    is_ours: bool  # in our folder, where no other program needs it; otherwise in the shared cache
 
     @property
     def checked_by(self) -> str | None:

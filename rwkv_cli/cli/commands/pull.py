@@ -104,7 +104,7 @@ def _show(pulled: Pulled) -> None:
 
     size, path = format_size(pulled.stored.bytes), ui.printable(str(pulled.stored.path))
     if not pulled.is_new:
-        typer.echo(f"{pulled.stored.name} is here already, {size}; {path}")
+        typer.echo(f"{pulled.stored.name} is already installed, {size}; {path}")
         return
     checked = (
         f"checked by {pulled.checked_by}"

@@ -117,7 +117,7 @@ def chosen(name: str, action: str) -> Stored:
         there = [each for each in model_store.listed() if each.name.rpartition("-")[0] == pulled_as]
         if len(there) > 1:
             raise UsageError(
-                f"{name} is here in several types: choose {' or '.join(each.name for each in there)}"
+                f"{name} is installed in several types: choose {' or '.join(each.name for each in there)}"
             )
         found = there[0] if there else None
     return found or model_store.get(name.lower())

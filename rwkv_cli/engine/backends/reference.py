@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.config import LAYER_NORM_EPS
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.state import State
 from rwkv_cli.files.weight_source import WeightSource
@@ -19,7 +20,6 @@ from rwkv_cli.reporting import Progress
 
 Array = NDArray[np.float32]
 
-LAYER_NORM_EPS = 1e-5
 GROUP_NORM_EPS = 64e-5  # of the norm of each head's output, ln_x
 NORMALISE_FLOOR = 1e-12  # the least norm by which a key is divided
 DECAY_SCALE = math.exp(-0.5)  # bounds the decay: exp(-exp(-1/2)) = 0.545 <= w <= 1
