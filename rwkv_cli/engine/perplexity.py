@@ -34,7 +34,7 @@ def perplexity(
     length: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """exp of the mean loss of `length` predictions in each of `windows` evenly spread pieces, read from empty states."""
+    """exp of the mean loss of `length` predictions in each of `windows` evenly spread pieces, from empty states."""
     losses = []
     for j in range(windows):
         start = j * (len(tokens) // windows)
