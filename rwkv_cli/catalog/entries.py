@@ -126,28 +126,28 @@ def is_url(text: str) -> bool:
         return False
 
 
-def _string(check: Callable[[str], bool], demand: str) -> Callable[[Any], str | None]:
+def _string(check: Callable[[str], bool], demand: str) -> Callable[[object], str | None]:
     """A check of a field: None for a valid value, otherwise what it must be."""
     return lambda value: None if isinstance(value, str) and check(value) else demand
 
 
-def _count(value: Any) -> str | None:
+def _count(value: object) -> str | None:
     return None if type(value) is int and 0 < value < _LARGEST else "a whole number above 0"
 
 
-def _aliases(value: Any) -> str | None:
+def _aliases(value: object) -> str | None:
     sound = isinstance(value, list) and all(isinstance(item, str) and is_name(item) for item in value)
     return None if sound else 'a list of names, such as ["small"]'
 
 
-def _template(value: Any) -> str | None:
+def _template(value: object) -> str | None:
     from rwkv_cli.text.template import TEMPLATES
 
     known = isinstance(value, str) and value in TEMPLATES
     return None if known else f"one of {', '.join(TEMPLATES)}"
 
 
-def _sampling(value: Any) -> str | None:
+def _sampling(value: object) -> str | None:
     from rwkv_cli.sampling_settings import parse_defaults
 
     demand = "a table of sampling settings, such as { temperature = 1.0, top_p = 0.5 }"
@@ -164,7 +164,7 @@ def _text(value: str) -> bool:
     return 0 < len(value) <= 500 and value.isprintable()
 
 
-_FIELDS: Mapping[str, Callable[[Any], str | None]] = {
+_FIELDS: Mapping[str, Callable[[object], str | None]] = {
     "description": _string(_text, "a line of text"),
     "repository": _string(is_repository, "owner/name of a repository"),
     "file": _string(is_relative_file, "the name of a file in the repository"),

@@ -298,7 +298,7 @@ def as_setting(field: str, value: str | None = None) -> str:
     return name if value is None else f"/set {name} {value}"
 
 
-def refuse_with(option: str, others: Mapping[str, Any]) -> None:
+def refuse_with(option: str, others: Mapping[str, object]) -> None:
     """Raise UsageError if any of the others was given, that is, is not None: they cannot be combined with `option`."""
     for other, value in others.items():
         if value is not None:

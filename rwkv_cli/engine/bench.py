@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -175,8 +175,52 @@ def shares(results: Results, bytes_per_token: int) -> list[float]:
     return [bytes_per_token * speed / ((before + after) / 2) for speed, before, after in runs]
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean, standard deviation (of the sample: None for a single value), minimum and maximum."""
+class Spread(TypedDict):
+    """Of some values; the standard deviation is that of the sample, None for a single value."""
+
+    mean: float
+    standard_deviation: float | None
+    min: float
+    max: float
+
+
+class SpeedSummary(TypedDict):
+    """Of runs over so many tokens."""
+
+    tokens: int
+    repeats: int
+    tokens_per_second: Spread
+
+
+class MemorySummary(TypedDict):
+    """How close decoding comes to the memory bandwidth."""
+
+    bytes_per_token: int
+    bytes_per_second: Spread
+    share_of_dense_limit: float
+
+
+class LongSummary(TypedDict):
+    """Of a long run: speeds by position."""
+
+    tokens: int | None
+    stretches: list[dict[str, float]]
+    first_again: dict[str, float] | None
+    last_relative_to_first_again: float | None
+
+
+class Summary(TypedDict):
+    """All results as JSON values; what was not measured is None."""
+
+    prefill: list[SpeedSummary]
+    decode: SpeedSummary | None
+    memory: MemorySummary | None
+    long: LongSummary | None
+    interrupted: bool
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation, minimum and maximum."""
     return {
         "mean": statistics.fmean(values),
         "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
@@ -185,7 +229,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def summary(backend: Backend, plan: Plan, results: Results) -> dict[str, Any]:
+def summary(backend: Backend, plan: Plan, results: Results) -> Summary:
     """All results as JSON values; what was not measured is None."""
     bytes_per_token = backend.bytes_per_token
     reached = shares(results, bytes_per_token) if bytes_per_token else []
@@ -210,7 +254,7 @@ def summary(backend: Backend, plan: Plan, results: Results) -> dict[str, Any]:
             "bytes_per_second": spread(results.memory),
             "share_of_dense_limit": statistics.median(reached),
         }
-        if reached
+        if bytes_per_token and reached
         else None,
         "long": {
             "tokens": plan.long,

@@ -208,7 +208,7 @@ def release_pages(view: NDArray[Any]) -> None:
 
     They are read from the file again if they are needed again. Does nothing for other arrays.
     """
-    base: Any = view
+    base: object = view
     while base is not None and not isinstance(base, (mmap.mmap, memoryview)):
         base = getattr(base, "base", None)
     if isinstance(base, memoryview):
@@ -266,7 +266,7 @@ def _layout(
         dtype, shape = tensors[name]
         entries[name] = _Entry(dtype, tuple(shape), position, position + sizes[name])
         position += sizes[name]
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, entry in entries.items():
         offsets = [entry.begin, entry.end]
         header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
@@ -277,8 +277,8 @@ def _layout(
     return len(text).to_bytes(8, "little") + text, entries
 
 
-def _parse_header(data: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_header(data: bytes) -> dict[str, object]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(pairs)
         if len(result) != len(pairs):
             raise KeyError("twice")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -86,7 +86,7 @@ def pull(
         _show(pulled)
 
 
-def _facts(pulled: Pulled) -> dict[str, Any]:
+def _facts(pulled: Pulled) -> dict[str, object]:
     return {
         "name": pulled.stored.name,
         "path": str(pulled.stored.path),

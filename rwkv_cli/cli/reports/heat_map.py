@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import storage_error
 
 if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
     from rich.console import Console
     from rich.text import Text
 
@@ -163,7 +164,7 @@ def _drawn(values: Array, title: str) -> bytes:
     return file.getvalue()
 
 
-def _draw_axes(draw: Any, L: int, H: int) -> None:
+def _draw_axes(draw: ImageDraw, L: int, H: int) -> None:
     bottom = _TOP + H * _CELL
     for layer in _ticks(L):
         draw.text((_LEFT + layer * _CELL, bottom + 2), str(layer), fill=_INK)
@@ -177,7 +178,7 @@ def _ticks(count: int) -> Sequence[int]:
     return range(0, count, 4 if count > 8 else 1)
 
 
-def _draw_scale(draw: Any, span: tuple[float, float], y: int) -> None:
+def _draw_scale(draw: ImageDraw, span: tuple[float, float], y: int) -> None:
     for x in range(_BAR):
         draw.line((_LEFT + x, y, _LEFT + x, y + 8), fill=_colour(x / (_BAR - 1)))
     draw.text((_LEFT, y + 10), f"{span[0]:.3g}", fill=_INK)

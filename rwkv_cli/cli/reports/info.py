@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rwkv_cli import machine
 from rwkv_cli.cli.terminal import ui
@@ -17,7 +16,7 @@ from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.reporting import format_size
 from rwkv_cli.text.tokenizer import load_tokenizer
 
-Facts = dict[str, Any]
+Facts = dict[str, object]
 
 
 def facts(path: Path, device: str) -> dict[str, Facts]:
@@ -114,7 +113,7 @@ def _label(name: str) -> str:
     return " ".join(word.upper() if word in ("cpu", "gpu", "cuda") else word for word in words)
 
 
-def _text(name: str, value: Any) -> str:
+def _text(name: str, value: object) -> str:
     """Format a value for display; "" if it is not known."""
     if value is None:
         return "none" if name == "tokenizer" else ""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict, final
 
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference, registry
@@ -22,13 +21,44 @@ INTACT, UNKNOWN = "intact", "readable, but without a digest to verify it with"
 GOOD = (INTACT, UNKNOWN)
 
 
-def stored() -> list[dict[str, Any]]:
+@final
+class StoredRow(TypedDict, total=False):
+    """A model in the store; for a damaged one, `error` says what is wrong."""
+
+    name: Required[str]
+    weight_type: Required[str | None]
+    file_bytes: Required[int]
+    parameters: Required[int | None]
+    origin: str | None
+    error: str
+    last_used: str | None
+    path: str
+
+
+@final
+class KnownRow(TypedDict):
+    """A model in the registry; `path` is None where it is not installed."""
+
+    name: str
+    aliases: list[str]
+    description: str
+    parameters: int | None
+    bytes: int | None
+    sha256: str | None
+    template: str | None
+    sampling: dict[str, float]
+    license: str | None
+    origin: str | None
+    path: str | None
+
+
+def stored() -> list[StoredRow]:
     """A row for every model in the store."""
     return [_stored_row(each) for each in model_store.listed()]
 
 
-def _stored_row(each: Stored) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _stored_row(each: Stored) -> StoredRow:
+    row: StoredRow = {
         "name": each.name,
         "weight_type": None,
         "file_bytes": each.bytes,
@@ -36,7 +66,7 @@ def _stored_row(each: Stored) -> dict[str, Any]:
     }
     try:
         info = ModelFile(each.path).info
-        row |= {"weight_type": info.weight_type, "parameters": info.config.n_params}
+        row["weight_type"], row["parameters"] = info.weight_type, info.config.n_params
         row["origin"] = info.source.get("origin")
     except ModelFileError as error:
         row["error"] = error.worded(as_flag)
@@ -45,28 +75,31 @@ def _stored_row(each: Stored) -> dict[str, Any]:
     return row
 
 
-def known() -> list[dict[str, Any]]:
+def known() -> list[KnownRow]:
     """A row for every model in the registry, in its order."""
     return [_known_row(name) for name in dict.fromkeys(entry.name for entry in registry.entries().values())]
 
 
-def _known_row(name: str) -> dict[str, Any]:
+def _known_row(name: str) -> KnownRow:
     entry = registry.entries()[name]
-    row: dict[str, Any] = {
+    is_remote = entry.is_published
+    here = model_store.find_pulled(entry.name) if is_remote else Stored(entry.name, paths.EMBEDDED_MODEL)
+    return {
         "name": entry.name,
         "aliases": list(entry.aliases),
         "description": entry.description,
+        "parameters": entry.parameters,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256,
+        "template": entry.template,
+        "sampling": dict(entry.sampling),
+        "license": entry.license,
+        "origin": reference.of_entry(entry).text if is_remote else None,
+        "path": str(here.path) if here else None,
     }
-    row |= {"parameters": entry.parameters, "bytes": entry.bytes, "sha256": entry.sha256}
-    row |= {"template": entry.template, "sampling": dict(entry.sampling), "license": entry.license}
-    is_remote = entry.is_published
-    row["origin"] = reference.of_entry(entry).text if is_remote else None
-    here = model_store.find_pulled(entry.name) if is_remote else Stored(entry.name, paths.EMBEDDED_MODEL)
-    row["path"] = str(here.path) if here else None
-    return row
 
 
-def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def cells(row: StoredRow | KnownRow) -> tuple[str, ...]:
     """The cells of a row, formatted for display."""
     parameters = f"{row['parameters'] / 1e6:,.0f} M" if row["parameters"] else ""
     if "aliases" in row:
@@ -79,11 +112,11 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return row["name"], kind, format_size(row["file_bytes"]), parameters, used
 
 
-def facts(name: str) -> dict[str, Any]:
+def facts(name: str) -> dict[str, object]:
     """Everything about a model in the store or the registry, by name or reference. Raises UsageError for a path."""
     entry = registry.entries().get(name.lower())
     if model_store.find(name.lower()) is None and entry is not None:
-        row = _known_row(entry.name)
+        row = dict(_known_row(entry.name))
         found = model_store.find_pulled(entry.name)
         return row | ({"file": model_facts(found.path)} if found else {})
     path = registry.locate(name)
@@ -92,7 +125,7 @@ def facts(name: str) -> dict[str, Any]:
     return {"name": path.stem, "last_used": _iso(Stored(path.stem, path).last_used)} | model_facts(path)
 
 
-def text(key: str, value: Any) -> str:
+def text(key: str, value: object) -> str:
     """Format a value for display."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {text(name, item)}" for name, item in value.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import time
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -86,7 +85,7 @@ def _memory_speed(reporter: Reporter) -> float | None:
 
 def write_json(source: Source, target: Path, weight_type: str, loss: Comparison | None) -> None:
     """Print the result as one JSON object."""
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "path": str(target),
         "weight_type": weight_type,
         "source": str(source.path),

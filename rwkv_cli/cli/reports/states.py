@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import ui
@@ -21,21 +21,61 @@ from rwkv_cli.sessions.state_file.fields import plain_settings
 _LAST = 300  # characters of a text that are shown
 
 
-def listed() -> list[dict[str, Any]]:
+class StateRow(TypedDict, total=False):
+    """A state in the store; for a damaged one, `error` says what is wrong."""
+
+    name: Required[str]
+    error: str
+    bytes: int
+    modified: str
+    model: str
+    weight_type: str
+    tokens: int
+    created: str
+    template: str | None
+    compact: bool
+    conversation: bool
+
+
+class StateFacts(TypedDict):
+    """What can be said of a state, as JSON values."""
+
+    name: str
+    path: str
+    model: str
+    model_sha256: str
+    weight_type: str | None
+    model_location: str | None
+    tokens: int
+    bytes: int
+    compact: bool
+    can_go_on_without_prompt: bool
+    template: str | None
+    settings: dict[str, object]
+    created: str
+    modified: str
+    turns: int | None
+    characters: int | None
+    last_text: str | None
+
+
+def listed() -> list[StateRow]:
     """A row for every state in the store; for a damaged one, what is wrong with it."""
     return [_row(name, state_store.resolve(name)) for name in state_store.names()]
 
 
-def _row(name: str, path: Path) -> dict[str, Any]:
+def _row(name: str, path: Path) -> StateRow:
     try:
         status = path.stat()
-        row = {"name": name, "bytes": status.st_size, "modified": _date(status.st_mtime)}
         summary = state_file.peek(path)
     except StateError as error:
         return {"name": name, "error": error.worded(as_flag)}
     except OSError as error:
         return {"name": name, "error": str(error)}
-    return row | {
+    return {
+        "name": name,
+        "bytes": status.st_size,
+        "modified": _date(status.st_mtime),
         "model": summary.model.name,
         "weight_type": summary.model.weight_type,
         "tokens": summary.tokens,
@@ -46,7 +86,7 @@ def _row(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def show_list(rows: Sequence[dict[str, Any]]) -> None:
+def show_list(rows: Sequence[StateRow]) -> None:
     """Print the rows as a table, cut to the width of a terminal."""
     table = [("NAME", "MODEL", "TOKENS", "SIZE", "MODIFIED")]
     for row in rows:
@@ -67,8 +107,8 @@ def show_list(rows: Sequence[dict[str, Any]]) -> None:
         print(text[:limit])
 
 
-def facts(path: Path, saved: SavedState) -> dict[str, Any]:
-    """What can be said of a state, as JSON values by name."""
+def facts(path: Path, saved: SavedState) -> StateFacts:
+    """See `StateFacts`."""
     status = path.stat()
     turns = (saved.conversation or {}).get("turns")
     return {
@@ -92,7 +132,7 @@ def facts(path: Path, saved: SavedState) -> dict[str, Any]:
     }
 
 
-def show_facts(facts: dict[str, Any]) -> None:
+def show_facts(facts: StateFacts) -> None:
     """Print the facts as a table; those that are not known are left out."""
     weights = f", {facts['weight_type']} weights" if facts["weight_type"] else ""
     rounded = "compact (float16)" if facts["compact"] else "exact (float32)"
@@ -110,7 +150,7 @@ def show_facts(facts: dict[str, Any]) -> None:
     }
     ui.table(ui.printable(facts["name"]), {name: text for name, text in rows.items() if text})
     if facts["last_text"]:
-        cut = "…" if facts["characters"] > len(facts["last_text"]) else ""
+        cut = "…" if (facts["characters"] or 0) > len(facts["last_text"]) else ""
         show_title("last text")
         print(ui.printable(cut + facts["last_text"]))
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What `signal.signal` returns; one of C is None."""
 
 
 class Interrupts:
@@ -20,7 +24,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.asked = False
         self._held = False
-        self._before: Any = None
+        self._before: Handler = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # signals reach the main thread only

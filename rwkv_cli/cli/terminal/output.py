@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
@@ -178,5 +178,5 @@ class JsonOutput:
             }
         )
 
-    def _line(self, fields: dict[str, Any]) -> None:
+    def _line(self, fields: dict[str, object]) -> None:
         print(json.dumps(fields, ensure_ascii=False, allow_nan=False), flush=True)

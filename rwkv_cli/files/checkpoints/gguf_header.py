@@ -39,7 +39,7 @@ _SCALARS = {
 class Gguf(NamedTuple):
     """A mapped file: its keys (numbers, bytes, arrays of numbers, lists of bytes) and its tensors."""
 
-    keys: dict[str, Any]
+    keys: dict[str, object]
     tensors: dict[str, LazyTensor]
 
     def text(self, key: str) -> str | None:
@@ -56,7 +56,7 @@ def map_gguf(path: Path) -> Gguf:
     version, n_tensors, n_keys = cursor.number("<I"), cursor.number("<Q"), cursor.number("<Q")
     if version not in _VERSIONS:
         raise CheckpointError(f"{path} has an unknown version of GGUF ({version}): convert it again")
-    keys: dict[str, Any] = {}
+    keys: dict[str, object] = {}
     for _ in range(n_keys):
         name = cursor.name()
         if name in keys:

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _NAMED_ESCAPES = {b"t": b"\t", b"n": b"\n", b"r": b"\r"}
 
 
-def tokenizer_spec(path: Path, keys: dict[str, Any]) -> TokenizerSpec | None:
+def tokenizer_spec(path: Path, keys: dict[str, object]) -> TokenizerSpec | None:
     """The tokenizer in a file's keys, or None if it has none of a kind that RWKV models use.
 
     Raises CheckpointError if it is damaged.
@@ -59,7 +58,7 @@ def unescape(token: bytes) -> bytes:
     return _ESCAPE.sub(plain, token)
 
 
-def _strings(keys: dict[str, Any], name: str) -> list[bytes]:
+def _strings(keys: dict[str, object], name: str) -> list[bytes]:
     values = keys.get(_PREFIX + name)
     return values if isinstance(values, list) else []
 
