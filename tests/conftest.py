@@ -106,8 +106,21 @@ class Stdin(io.TextIOWrapper):
         return self._is_terminal
 
 
+@pytest.fixture(scope="session")
+def compiled_kernels() -> None:
+    """The cache has the kernels, so that no command says that it compiles them."""
+    from cpu_kernels.runtime import aot
+
+    for name in aot.ENTRY_POINTS:
+        aot.kernel(name)
+
+
 @pytest.fixture
-def rwkv(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Rwkv:
+def rwkv(
+    compiled_kernels: None,  # noqa: ARG001
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Rwkv:
     """`rwkv(...)` runs a command: see `Rwkv`."""
     from rwkv_cli.cli.main import run
 
@@ -155,7 +168,9 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal() -> Callable[..., AbstractContextManager[Terminal]]:
+def terminal(
+    compiled_kernels: None,  # noqa: ARG001
+) -> Callable[..., AbstractContextManager[Terminal]]:
     """`with terminal(*arguments, **environment) as it:` runs a command on a pseudo-terminal."""
     pty = pytest.importorskip("pty")
 
