@@ -240,7 +240,7 @@ def test_what_is_wrong_is_one_sentence(rwkv, arguments, code, message):
 
 
 def test_models(rwkv):
-    assert "no models here yet" in rwkv("models", "list").err
+    assert "no models installed yet" in rwkv("models", "list").err
     rwkv("pull", "tiny")
     rwkv("pull", "tiny", "--type", "int4")
     listed = rwkv("models", "list").out.splitlines()

@@ -59,7 +59,7 @@ def list_models(
     elif rows:
         ui.columns(models.KNOWN if known else models.STORED, [models.cells(row) for row in rows])
     else:
-        ui.note("no models here yet; to list those that can be pulled: rwkv models list --known")
+        ui.note("no models installed yet; to list those that can be pulled: rwkv models list --known")
 
 
 @app.command(cls=Command)
