@@ -157,18 +157,26 @@ class Model:
         Empty for an empty prompt that nothing is put around. Raises UsageError where the template has no place for
         something, or the model has no tokenizer.
         """
+        tokenizer = self.check_prompt(template, system, think, continued=continued)
+        if not prompt and not continued:
+            raise UsageError(NOTHING_READ)
+        if not continued:
+            begin = [tokenizer.end_of_document] if template.begin else []
+            return begin + tokenizer.encode(template.render(prompt, system, think))
+        return tokenizer.encode(template.turn_end + template.turn(prompt, think=think) if prompt else "")
+
+    def check_prompt(
+        self, template: Template, system: str | None, think: str | None, *, continued: bool
+    ) -> Tokenizer:
+        """What encodes a prompt in a template. Raises UsageError like `encode_prompt`, whatever the prompt."""
         if self.tokenizer is None:
             raise UsageError(
                 f"{self.path} has no tokenizer: put its tokenizer.json beside the published checkpoint and use that"
             )
-        if not prompt and not continued:
-            raise UsageError(NOTHING_READ)
-        if not continued:
-            begin = [self.tokenizer.end_of_document] if template.begin else []
-            return begin + self.tokenizer.encode(template.render(prompt, system, think))
-        if system is not None:
+        if continued and system is not None:
             raise UsageError("a system prompt comes first, and this continues from a state")
-        return self.tokenizer.encode(template.turn_end + template.turn(prompt, think=think) if prompt else "")
+        template.check(system, think)
+        return self.tokenizer
 
 
 def load(

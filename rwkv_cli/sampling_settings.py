@@ -44,14 +44,7 @@ class SamplingSettings:
     seed: int | None = None  # same seed, same tokens; None takes one from the operating system
 
     def __post_init__(self) -> None:
-        for name in NUMERIC_FIELDS:
-            check_number(name, getattr(self, name))
-        for token, bias in self.logit_bias.items():
-            _check(f"{{logit_bias}} of token {token}", bias)
-        for token in {*self.logit_bias, *self.banned}:
-            _check("the id of a biased or banned token", token, 0)
-        if self.seed is not None:
-            check_number("seed", self.seed)
+        check_overrides(cast("SamplingOverrides", vars(self)))
 
     @property
     def greedy(self) -> bool:
@@ -85,6 +78,19 @@ def check_number(name: str, value: float) -> None:
     _check(f"{{{name}}}", value, *_RANGES[name])
     if name == "top_k" and value != int(value):
         raise UsageError(f"{{top_k}} is {value:g}: it must be a whole number")
+
+
+def check_overrides(overrides: SamplingOverrides) -> None:
+    """Raise UsageError for a value that its field cannot have."""
+    numbers = cast("Mapping[str, float | None]", overrides)
+    for name in _RANGES:
+        if (value := numbers.get(name)) is not None:
+            check_number(name, value)
+    logit_bias = overrides.get("logit_bias") or {}
+    for token, bias in logit_bias.items():
+        _check(f"{{logit_bias}} of token {token}", bias)
+    for token in {*logit_bias, *(overrides.get("banned") or ())}:
+        _check("the id of a biased or banned token", token, 0)
 
 
 def parse_defaults(values: Mapping[str, object]) -> dict[str, float]:

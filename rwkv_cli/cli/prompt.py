@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
+from rwkv_cli.text import stop_strings
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it at the beginning of a file
@@ -33,12 +34,9 @@ def read_prompt(text: str | None, file: str | None, optional: bool = False) -> s
     return re.sub(r"\r?\n\Z", "", _decoded(data, "prompt"))
 
 
-def parse_stops(texts: Sequence[str]) -> list[str]:
+def parse_stops(texts: Sequence[str]) -> tuple[str, ...]:
     r"""The stop strings of --stop, in which \n, \t, \r and \\ are written as escapes. Raises UsageError."""
-    stops = [_unescaped(checked_text(text, "stop string")) for text in texts]
-    if "" in stops:
-        raise UsageError("a stop string is empty: it must have at least one character")
-    return stops
+    return stop_strings.parse_stops(_unescaped(checked_text(text, "stop string")) for text in texts)
 
 
 def checked_text(text: str, what: str) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from rwkv_cli.cli.options import SAMPLING
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings, combined
+from rwkv_cli.sampling_settings import SamplingOverrides, check_overrides, combined
 
 
 def _option(*names: str, metavar: str, help: str) -> Any:
@@ -95,7 +95,7 @@ def parse(
         "banned": frozenset(ban) if ban else None,
     }
     chosen = combined(given)
-    SamplingSettings(**chosen)  # type: ignore[arg-type]
+    check_overrides(chosen)
     return chosen
 
 

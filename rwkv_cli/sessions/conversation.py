@@ -17,7 +17,7 @@ from rwkv_cli.errors import UsageError
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.reporting import Progress, pluralize
-from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings, combined
+from rwkv_cli.sampling_settings import SamplingOverrides, combined
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.model_identity import identify
 from rwkv_cli.sessions.snapshots import BUDGET, Snapshots
@@ -66,7 +66,7 @@ class Conversation:
             self.snapshots.put(0, self.start.snapshot)
         # The random generator continues through the whole conversation: another answer to a message is another one.
         self._generator: GeneratorState | None = None
-        model.sampling_settings(self.template, **self.chosen)
+        self.settings = model.sampling_settings(self.template, **self.chosen)  # of the next answer
         self._check(system, think)
 
     # ------------------------------------------------------------------------------------------- talking
@@ -157,6 +157,7 @@ class Conversation:
         except UsageError:
             self.template = before
             raise
+        self.settings = self.model.sampling_settings(template, **self.chosen)
 
     def fork(self) -> Conversation:
         """An independent copy: a branch."""
@@ -207,15 +208,10 @@ class Conversation:
 
     # ----------------------------------------------------------------------------------------- settings
 
-    @property
-    def settings(self) -> SamplingSettings:
-        """What the next answer is sampled with."""
-        return self.model.sampling_settings(self.template, **self.chosen)
-
     def choose(self, **sampling: Unpack[SamplingOverrides]) -> None:
         """Change fields of `SamplingSettings`; None is the default again. Raises UsageError for an invalid value."""
         chosen = combined({**self.chosen, **sampling})
-        self.model.sampling_settings(self.template, **chosen)
+        self.settings = self.model.sampling_settings(self.template, **chosen)
         self.chosen = chosen
         if "seed" in sampling:
             self._generator = None
@@ -265,7 +261,7 @@ class Conversation:
 
     def _check(self, system: str | None, think: str | None) -> None:
         """Raise UsageError where the template has no place for them, or where it is too late for a system prompt."""
-        self.model.encode_prompt("x", self.template, system, think, continued=self.start.kind == "document")
+        self.model.check_prompt(self.template, system, think, continued=self.start.kind == "document")
 
     # ------------------------------------------------------------------------------------------- keeping
 

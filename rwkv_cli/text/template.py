@@ -63,9 +63,16 @@ class Template:
         prompt = self._cleaned(prompt) + thinking.user_suffix
         return around.replace("{prompt}", prompt) + self.answer + thinking.answer_prefix
 
-    def _system_text(self, system: str) -> str:
-        if self.system is None:
+    def check(self, system: str | None, think: str | None) -> None:
+        """Raise UsageError for a system prompt or a thinking mode that the format does not support."""
+        if system is not None and self.system is None:
             raise UsageError(f"the template {self.name} has no place for a system prompt")
+        if think is not None:
+            self._thinking(think)
+
+    def _system_text(self, system: str) -> str:
+        self.check(system, None)
+        assert self.system is not None
         return self.system.replace("{system}", self._cleaned(system))
 
     def _thinking(self, mode: str) -> Thinking:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rwkv_cli.engine.sampling import SamplerMemory
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.safetensors import MappedTensor, Shape
-from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings
+from rwkv_cli.sampling_settings import SAMPLING_FIELDS, SamplingOverrides, check_overrides
 from rwkv_cli.sessions.model_identity import ModelIdentity
 
 SCALE = ".scale"
@@ -251,7 +251,9 @@ def read_settings(metadata: Metadata) -> SamplingOverrides:
             settings["logit_bias"] = {int(token): bias for token, bias in settings["logit_bias"].items()}
         if settings.get("seed") is not None:
             _whole(settings["seed"])
-        SamplingSettings(**settings)
+        if unknown := settings.keys() - set(SAMPLING_FIELDS):
+            raise TypeError(f"there is no setting {min(unknown)[:40]!r}")
+        check_overrides(cast("SamplingOverrides", settings))
     except (TypeError, AttributeError, ValueError, OverflowError, UsageError) as error:
         raise ValueError(f"its sampling settings are wrong: {str(error)[:80]}") from None
     return cast("SamplingOverrides", settings)
