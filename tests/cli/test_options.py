@@ -85,6 +85,6 @@ def test_invalid_options_are_refused_before_a_model_is_loaded(rwkv, arguments, s
 
 
 def test_stop_strings_may_have_escapes():
-    assert parse_stops([r"\n\n", r"a\\n", "b"]) == ["\n\n", r"a\n", "b"]
+    assert parse_stops([r"\n\n", r"a\\n", "b"]) == ("\n\n", r"a\n", "b")
     with pytest.raises(UsageError, match="stop string"):
         parse_stops(["a", ""])
