@@ -5,10 +5,11 @@ So a launch names its arguments, and no number of a kernel is written a second t
 
 from __future__ import annotations
 
+import ast
 import functools
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
-from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -30,6 +31,14 @@ _STRUCT = re.compile(r"^struct (\w+) \{\n([^{}()]*)\};", re.MULTILINE)
 _ENUM = re.compile(r"^enum (\w+) \{([^}]*)\};", re.MULTILINE)
 _CONDITIONAL = re.compile(r"\(([^()?]*)\?([^():]*):([^()]*)\)")
 _NUMBER = re.compile(r"\b(?:(0x[\da-f]+)u?|(\d[\d.]*(?:e-?\d+)?)[fu]?)\b")
+_OPERATORS: Mapping[type[ast.AST], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
 _TYPES = {"int": np.int32, "float": np.float32, "double": np.float64}
 
 
@@ -149,7 +158,7 @@ def _order(kernel: str) -> tuple[int, Callable[[Mapping[str, int]], tuple[int, .
     if kernel not in kernels():
         raise TypeError(f"unknown kernel {kernel}: there are {', '.join(kernels())}")
     parameters = kernels()[kernel].parameters
-    return len(parameters), itemgetter(*parameters)
+    return len(parameters), operator.itemgetter(*parameters)
 
 
 def _found(pattern: re.Pattern[str], file: str, name: str) -> str:
@@ -171,7 +180,23 @@ def _evaluated(expression: str, values: Mapping[str, int]) -> int | None:
     python = _CONDITIONAL.sub(r"((\2) if (\1) else (\3))", expression)
     python = _NUMBER.sub(r"\1\2", python).replace("/", "//")
     try:
-        value = eval(python, {"__builtins__": {}}, dict(values))  # the sources are as trusted as this module
-    except (NameError, SyntaxError, TypeError):
+        value = _value(ast.parse(python, mode="eval").body, values)
+    except (KeyError, SyntaxError):
         return None
     return value if type(value) is int else None
+
+
+def _value(node: ast.expr, values: Mapping[str, int]) -> int | float:
+    """The value of an expression. Raises KeyError for an unknown name, and for what is not arithmetic."""
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return number
+        case ast.Name(id=name):
+            return values[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, values)
+        case ast.BinOp(left=left, op=op, right=right) | ast.Compare(left=left, ops=[op], comparators=[right]):
+            return _OPERATORS[type(op)](_value(left, values), _value(right, values))
+        case ast.IfExp(test=test, body=body, orelse=otherwise):
+            return _value(body if _value(test, values) else otherwise, values)
+    raise KeyError(ast.dump(node))
