@@ -27,7 +27,7 @@ from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
 from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import Progress, Reporter
-from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings
+from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings, combined
 from rwkv_cli.text.template import TEMPLATES, Template, get_template
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -136,8 +136,7 @@ class Model:
     ) -> SamplingSettings:
         """What to sample with: `overrides` that are not None, over the defaults of the model and of the template."""
         own = self.info.sampling if template.name == self.info.template else {}
-        chosen = {name: value for name, value in overrides.items() if value is not None}
-        settings = SamplingSettings(**{**template.sampling, **own, **chosen})  # type: ignore[arg-type]
+        settings = SamplingSettings(**{**template.sampling, **own, **combined(overrides)})  # type: ignore[arg-type]
         named = max({*settings.logit_bias, *settings.banned}, default=0)
         if named >= self.config.vocab_size:
             raise UsageError(f"there is no token {named}: the model has {self.config.vocab_size:,}")

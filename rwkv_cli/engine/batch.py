@@ -77,12 +77,12 @@ class Batch(ABC):
         sequence, no tokens, or a token outside the vocabulary.
         """
 
-    @abstractmethod
     def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
         """Read like `read`, and choose the next token of each sequence as its sampler would, which records it.
 
         Raises like `read` and `Sampler.sample`.
         """
+        return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
 
     @abstractmethod
     def _store(self, slot: int, state: State | None) -> None:
@@ -130,10 +130,6 @@ class SequentialBatch(Batch):
         return np.stack(
             [self._backend.forward(tokens.tolist(), self._states[slot]) for slot, tokens in checked]
         )
-
-    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
-        """See `Batch.choose`."""
-        return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
 
     def drop(self, slot: int) -> None:
         """See `Batch.drop`."""

@@ -104,9 +104,6 @@ class ScriptBatch(Batch):
             row[max(tokens[-1] - 1, END)] = 50
         return logits
 
-    def choose(self, parts, samplers):
-        return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
-
     def drop(self, slot):
         super().drop(slot)
         self.here.remove(slot)

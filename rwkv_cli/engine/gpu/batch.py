@@ -87,9 +87,9 @@ class GpuBatch(Batch):
 
     def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
         """See `Batch.choose`: the logits stay on the device, unless settings need ranking, which only the host does."""
-        checked = self._checked(parts)
         if any(sampler.settings.needs_ranking for sampler in samplers):
-            return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
+            return super().choose(parts, samplers)
+        checked = self._checked(parts)
         requests = [request for sampler in samplers if (request := sampler.request(self.config.vocab_size))]
         with self._on_device():
             self._sampler.submit(requests)
