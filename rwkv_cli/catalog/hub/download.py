@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +54,9 @@ class Fetched:
 
 def fetch(remote: Remote, progress: Progress, note: Note) -> Fetched:
     """Bring all files of a model here and verify them. Raises DownloadError, VerificationError, StorageError."""
-    cached = {file.name: file.cached for file in remote.files if file.cached and _is_sound(file, note)}
+    cached = {
+        file.name: file.cached for file in remote.files if file.cached and _is_sound_in_cache(file, note)
+    }
     folders = {path.parent for path in cached.values()}
     if len(cached) == len(remote.files) and len(folders) == 1:
         files = tuple(cached[file.name] for file in remote.files)
@@ -222,7 +224,7 @@ def _fetch_file(file: RemoteFile, target: Path, progress: Progress, note: Note) 
         raise DownloadError(f"cannot download {file.what} again: the server cannot be reached")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_file() and _is_sound_here(file, target, note):
+        if _is_sound(file, target, note, Path.unlink):
             return 0
         return _download(file, target, progress, note)
     except OSError as error:
@@ -249,35 +251,27 @@ def _download(file: RemoteFile, target: Path, progress: Progress, note: Note) ->
     raise VerificationError(f"{file.what} is not the right file: {fault}; nothing of it was kept")
 
 
-def _is_sound(file: RemoteFile, note: Note) -> bool:
+def _is_sound_in_cache(file: RemoteFile, note: Note) -> bool:
     """Whether the copy in the shared cache is the right one; if it contradicts its own name, it is removed there."""
     assert file.cached is not None
-    if not file.cached.is_file() or not (file.has_checksum or file.size is not None):
-        return False
+    # A checksum of the user's alone says nothing against a copy that other programs use.
+    contradicts_itself = (file.etag or "").lower() in (file.sha256, file.git_sha1)
+    remove = cache.remove_damaged if contradicts_itself else lambda _: None
     try:
-        fault = _fault(file, file.cached, file.size)
-        if fault is None:
-            return True
-        note(f"{file.what} in the cache is damaged ({fault}): downloading it again")
-        if file.etag and file.etag.lower() in (
-            file.sha256,
-            file.git_sha1,
-        ):  # not if only the user contradicts it
-            cache.remove_damaged(file.cached)
+        return _is_sound(file, file.cached, note, remove)
     except OSError as error:
         raise storage_error(file.cached, error) from None
-    return False
 
 
-def _is_sound_here(file: RemoteFile, target: Path, note: Note) -> bool:
-    """Whether an earlier download is the right one; it is removed if not."""
-    if not (file.has_checksum or file.size is not None):
+def _is_sound(file: RemoteFile, path: Path, note: Note, remove: Callable[[Path], None]) -> bool:
+    """Whether a file that is here already is the right one; `remove` is called if not. Raises OSError."""
+    if not path.is_file() or not (file.has_checksum or file.size is not None):
         return False
-    fault = _fault(file, target, file.size)
+    fault = _fault(file, path, file.size)
     if fault is None:
         return True
     note(f"{file.what} in the cache is damaged ({fault}): downloading it again")
-    target.unlink()
+    remove(path)
     return False
 
 
