@@ -27,7 +27,7 @@ from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
 from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import Progress, Reporter
-from rwkv_cli.sampling_settings import SamplingOverrides, SamplingSettings, combined
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, combined
 from rwkv_cli.text.template import TEMPLATES, Template, get_template
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -99,7 +99,7 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int = 256,
+        max_tokens: int = MAX_TOKENS,
         template: str | Template | None = "raw",
         system: str | None = None,
         think: str | None = None,

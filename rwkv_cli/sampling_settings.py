@@ -9,6 +9,12 @@ from typing import TypedDict, cast
 
 from rwkv_cli.errors import UsageError
 
+MAX_TOKENS = 256
+"""Of a text, unless another limit is set."""
+
+MAX_ANSWER_TOKENS = 4096
+"""Of an answer in a conversation, unless another limit is set."""
+
 
 class SamplingOverrides(TypedDict, total=False):
     """Fields of `SamplingSettings` that are chosen; None stands for the model's default, like a missing key."""

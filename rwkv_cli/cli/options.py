@@ -13,16 +13,13 @@ import typer
 
 from rwkv_cli.cli import completion
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import NUMERIC_FIELDS
+from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS, MAX_TOKENS, NUMERIC_FIELDS
 
 if TYPE_CHECKING:
     from rwkv_cli.text.template import Template as PromptFormat
 
 INPUT, CONVERSATION, MODEL, STATE, OUTPUT = "Input", "Conversation", "Model", "State", "Output"
 SAMPLING = "Sampling (the defaults are the model's own: see rwkv info)"
-
-MAX_TOKENS = 256
-"""How long a generation is without --max-tokens."""
 
 # ----------------------------------------------------------------------------------------------- input, conversation
 
@@ -234,7 +231,7 @@ def _max_tokens(default: int) -> Any:
 
 
 MaxTokens = Annotated[int, _max_tokens(MAX_TOKENS)]
-ChatMaxTokens = Annotated[int | None, _max_tokens(4096)]
+ChatMaxTokens = Annotated[int | None, _max_tokens(MAX_ANSWER_TOKENS)]
 Stop = Annotated[
     list[str] | None,
     typer.Option(

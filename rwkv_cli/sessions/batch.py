@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from rwkv_cli.engine.batch import Batch
-from rwkv_cli.engine.generate import PromptReader, check_limit
+from rwkv_cli.engine.generate import PromptReader, check_limit, read_directly
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.session import Session
 from rwkv_cli.errors import UsageError
 from rwkv_cli.generation import Finish
 from rwkv_cli.model import Model
-from rwkv_cli.sampling_settings import SamplingOverrides
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.text_stream import TextStream
 
@@ -43,10 +43,10 @@ def answers(
     prompts: Sequence[Prompt],
     *,
     batch_size: int | None = None,
-    max_tokens: int = 256,
+    max_tokens: int = MAX_TOKENS,
     template: Template | None = None,
     stop: Sequence[str] = (),
-    reader: PromptReader | None = None,
+    reader: PromptReader = read_directly,
     **sampling: Unpack[SamplingOverrides],
 ) -> Iterator[Answer]:
     """Iterate over the answers to prompts, as they are complete; up to `batch_size` are generated together.
@@ -54,7 +54,8 @@ def answers(
     None takes the backend's own batch size. Each answer is what `Model.generate` gives for the prompt alone; in a batch
     on a GPU, up to rounding. A `seed` is that of the first prompt, and each prompt has one more than the one before.
     `template` is None for the model's own. `reader` reads each prompt on its own before it joins the batch, perhaps
-    from a cache. Raises UsageError, before anything is read, for prompts and settings that are invalid.
+    from a cache; `read_directly` leaves that to the batch. Raises UsageError, before anything is read, for prompts and
+    settings that are invalid.
     """
     layout = template or model.template
     check_limit(max_tokens)
@@ -130,9 +131,7 @@ class _Job:
         return Answer(self.index, str(self.text), finish, self._prompt_tokens, self.text.tokens)
 
 
-def _together(
-    model: Model, jobs: Sequence[_Job], slots: int, reader: PromptReader | None
-) -> Iterator[Answer]:
+def _together(model: Model, jobs: Sequence[_Job], slots: int, reader: PromptReader) -> Iterator[Answer]:
     """Answer jobs, `slots` at a time."""
     if not jobs:
         return
@@ -140,7 +139,7 @@ def _together(
     waiting, running = iter(jobs), dict[int, _Job]()  # by slot
     while True:
         while len(running) < slots and (job := next(waiting, None)):
-            if reader is None:
+            if reader is read_directly:
                 running[batch.join()] = job
             elif answer := _read_alone(model, job, reader, batch, running):
                 yield answer

@@ -11,7 +11,7 @@ from rwkv_cli.engine.generate import PromptReader
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
-from rwkv_cli.sampling_settings import SamplingOverrides, combined
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, combined
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import TEMPLATES, Template
@@ -22,7 +22,7 @@ class TextRequest:
     """What to generate, or only to read."""
 
     text: str  # the prompt; empty to continue from the state
-    max_tokens: int = 256
+    max_tokens: int = MAX_TOKENS
     stops: Sequence[str] = ()
     template: Template | None = None  # None for the state's own, or the model's
     system: str | None = None

@@ -17,7 +17,7 @@ from rwkv_cli.errors import UsageError
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.reporting import Progress, pluralize
-from rwkv_cli.sampling_settings import SamplingOverrides, combined
+from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS, SamplingOverrides, combined
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.model_identity import identify
 from rwkv_cli.sessions.snapshots import BUDGET, Snapshots
@@ -28,9 +28,6 @@ from rwkv_cli.text.thinking import ThoughtSplitter, split
 
 MOST_CHARACTERS = 4_000_000
 """Of one message: a few books."""
-
-MAX_TOKENS = 4096
-"""Of an answer, unless another limit is set."""
 
 
 class Conversation:
@@ -49,7 +46,7 @@ class Conversation:
         think: str | None = None,
         *,
         start: Start | None = None,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int = MAX_ANSWER_TOKENS,
         budget: int = BUDGET,
         **sampling: Unpack[SamplingOverrides],
     ) -> None:
@@ -105,12 +102,15 @@ class Conversation:
         )
 
     def _session(self, start: Snapshot | None) -> Session:
-        """A session that continues from a snapshot, with the counts of that and the generator of the conversation."""
-        start = start or Snapshot.empty(self.model.config)
-        counts = start.memory.counts if start.memory else {}
+        """A session that continues from a snapshot."""
         return self.model.session(
-            self.settings, replace(start, memory=SamplerMemory(counts, self._generator))
+            self.settings, self._with_generator(start or Snapshot.empty(self.model.config))
         )
+
+    def _with_generator(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot with its own counts and the generator of the conversation."""
+        counts = snapshot.memory.counts if snapshot.memory else {}
+        return replace(snapshot, memory=SamplerMemory(counts, self._generator))
 
     def _record(self, turn: Turn, after: int, answer: AnswerStream) -> None:
         snapshot = answer.generation.commit()
@@ -223,7 +223,7 @@ class Conversation:
 
     def set_max_tokens(self, limit: int | None) -> None:
         """Change the most tokens of an answer; None is the default again. Raises UsageError for a negative limit."""
-        limit = MAX_TOKENS if limit is None else limit
+        limit = MAX_ANSWER_TOKENS if limit is None else limit
         check_limit(limit)
         self.max_tokens = limit
 
@@ -274,13 +274,12 @@ class Conversation:
 
         Without the text, what was said becomes a document that the model has read and whose text is unknown.
         """
-        record, snapshot = self.record(), self.snapshot
+        record = self.record()
         if not with_text:
             forgotten = Start("document" if self.turns else self.start.kind, begin=self.start.begin)
             record = replace(record, start=forgotten, turns=(), system=None)
-        counts = snapshot.memory.counts if snapshot.memory else {}
         return SavedState(
-            snapshot=replace(snapshot, memory=SamplerMemory(counts, self._generator)),
+            snapshot=self._with_generator(self.snapshot),
             model=identify(self.model),
             name=name,
             template=self.template.name,

@@ -11,6 +11,7 @@ from rwkv_cli.cli.prompt import read_prompt
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
+from rwkv_cli.engine.generate import read_directly
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import load
 from rwkv_cli.sessions.batch import Answer, Prompt, answers
@@ -29,7 +30,7 @@ def run(request: Request, file: str, batch_size: int | None) -> int:
         max_tokens=request.max_tokens,
         template=request.template,
         stop=request.stops,
-        reader=reader_for(model) if request.cache and model.backend.is_split_invariant else None,
+        reader=reader_for(model) if request.cache else read_directly,
         **request.sampling,
     )
     out = sys.stdout  # a bar on stderr takes the name, and what is written to it

@@ -7,7 +7,7 @@ import typer
 from rwkv_cli.cli import options
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import SamplingOverrides
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
 
 
 @with_sampling
@@ -29,7 +29,7 @@ def generate(
     no_text: options.NoText = False,
     compact: options.Compact = False,
     no_cache: options.NoCache = False,
-    max_tokens: options.MaxTokens = options.MAX_TOKENS,
+    max_tokens: options.MaxTokens = MAX_TOKENS,
     stop: options.Stop = None,
     force: options.Force = False,
     json: options.Json = False,

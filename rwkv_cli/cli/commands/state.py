@@ -12,7 +12,7 @@ from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import SamplingOverrides
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
 
 USE, LOOK, MANAGE = "Use", "Look", "Manage"
 
@@ -105,7 +105,7 @@ def load(
     threads: options.Threads = None,
     sampling: SamplingOverrides,
     save_state: options.SaveState = None,
-    max_tokens: options.MaxTokens = options.MAX_TOKENS,
+    max_tokens: options.MaxTokens = MAX_TOKENS,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -124,7 +124,7 @@ def load(
     if prompt is None and prompt_file is None:
         from rwkv_cli.cli.commands.chat import open_chat
 
-        if template or save_state or force or json or max_tokens != options.MAX_TOKENS:
+        if template or save_state or force or json or max_tokens != MAX_TOKENS:
             raise UsageError("without a prompt, a chat opens: for these options use rwkv chat --state")
         open_chat(name, model, device, threads, sampling, quiet)
     from rwkv_cli.cli.commands.one_generation import Request, run
