@@ -37,9 +37,7 @@ class Tensor:
     name: str  # official; of a block's tensor what follows "blocks.i."
     dims: str  # a letter for each dimension, as in official files
     role: Role
-    gguf: (
-        str | None
-    )  # the name in GGUF, of a block's tensor what follows "blk.i."; None where it is only stored fused
+    gguf: str | None  # the name in GGUF, of a block what follows "blk.i."; None where it is only stored fused
     hf: str  # the name in fla, without "model."; of a block's tensor what follows "layers.i."
     first_layer: int = 0  # the first layer that has it
     row_in: tuple[Format, ...] = ()  # the formats that store it as [1, 1, C]

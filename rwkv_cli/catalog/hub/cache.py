@@ -34,9 +34,7 @@ class CachedFile:
     path: Path
     commit: str
     refs: frozenset[str]  # branches and tags that were at this commit
-    etag: (
-        str | None
-    )  # the hub's name for this content; None where the file system has no links and it was copied
+    etag: str | None  # the hub's name for this content; None for a copy, where the file system has no links
 
 
 def files_of(repository: str) -> list[CachedFile]:

@@ -28,9 +28,7 @@ class RemoteFile:
     sha256: str | None = None
     git_sha1: str | None = None  # of a small file that git itself stores
     checked_by: str | None = None  # where the checksum is from, in words
-    size_is_certain: bool = (
-        True  # False: the size of the file when it was asked for, which may have changed since
-    )
+    size_is_certain: bool = True  # False: the size when the server was asked, which may have changed since
     etag: str | None = None  # the hub's name for this content, which its cache uses as a file name
     headers: Mapping[str, str] = field(default_factory=dict)
     xet: XetLocation | None = None  # how to read it from Xet storage, if it is there

@@ -90,7 +90,6 @@ def _output(request: Request, continuation: Continuation) -> TextOutput | JsonOu
 def _save(
     request: Request, continuation: Continuation, target: Path, generated: str, created: str
 ) -> SavedState:
-    with reading(
-        continuation.generation, request.quiet
-    ):  # if nothing was generated, the prompt is read only now
+    # If nothing was generated, the prompt is read only now.
+    with reading(continuation.generation, request.quiet):
         return continuation.save(target, generated, request.compact, created)

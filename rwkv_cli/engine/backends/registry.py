@@ -41,9 +41,8 @@ class Entry:
 
     name: str
     open: Callable[[ModelFile, int | None, Compiling], Backend]
-    why_not: Callable[[WeightType, int], str | None] = lambda _type, _bytes: (
-        None
-    )  # a cheap probe, see `why_not_cuda`
+    # A cheap probe, see `why_not_cuda`.
+    why_not: Callable[[WeightType, int], str | None] = lambda _type, _bytes: None
     is_automatic: bool = True
 
 
