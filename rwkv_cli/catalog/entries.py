@@ -180,7 +180,7 @@ _FIELDS: Mapping[str, Callable[[object], str | None]] = {
 }
 
 
-def _check_table(path: Path, text: str, name: str, fields: Any) -> None:
+def _check_table(path: Path, text: str, name: str, fields: object) -> None:
     if not is_name(name):
         raise _refusal(
             path,

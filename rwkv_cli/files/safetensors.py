@@ -75,9 +75,8 @@ def map_safetensors(path: Path) -> Mapped:
     safetensors file, and OSError if it cannot be opened.
     """
     status = path.stat()
-    if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(
-        status.st_mode
-    ):  # which cannot be mapped, or would block
+    # Pipes and devices cannot be mapped, or would block.
+    if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
         raise ValueError("it is not a regular file")
     size = status.st_size
     if size < 8:
@@ -91,9 +90,8 @@ def map_safetensors(path: Path) -> Mapped:
         header = _parse_header(file.read(header_size))
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(
-                OSError
-            ):  # a kernel without them; huge pages save TLB misses, a fifth of the time
+            # Huge pages save TLB misses, a fifth of the time; there are kernels without them.
+            with contextlib.suppress(OSError):
                 pages.madvise(mmap.MADV_HUGEPAGE)
         mapping = memoryview(pages)[8 + header_size :]
     metadata = _check_metadata(header.pop("__metadata__", {}))

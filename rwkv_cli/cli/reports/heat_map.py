@@ -150,9 +150,8 @@ def _drawn(values: Array, title: str) -> bytes:
     width = max(_LEFT + L * _CELL + _MARGIN, _LEFT + _BAR + 120)
     image = Image.new("RGB", (width, _TOP + H * _CELL + _BOTTOM), _PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text(
-        (_MARGIN, 10), title.encode("latin-1", "replace").decode("latin-1"), fill=_INK
-    )  # what any font has
+    in_any_font = title.encode("latin-1", "replace").decode("latin-1")
+    draw.text((_MARGIN, 10), in_any_font, fill=_INK)
     for layer, row in enumerate(_levels(values)):
         for head, level in enumerate(row):
             x, y = _LEFT + layer * _CELL, _TOP + head * _CELL

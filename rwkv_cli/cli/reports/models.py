@@ -8,6 +8,7 @@ from typing import Required, TypedDict, final
 
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference, registry
+from rwkv_cli.catalog.entries import Entry
 from rwkv_cli.catalog.model_store import Stored
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.reports.info import model_facts
@@ -77,11 +78,10 @@ def _stored_row(each: Stored) -> StoredRow:
 
 def known() -> list[KnownRow]:
     """A row for every model in the registry, in its order."""
-    return [_known_row(name) for name in dict.fromkeys(entry.name for entry in registry.entries().values())]
+    return [_known_row(entry) for entry in registry.set_of(registry.entries())]
 
 
-def _known_row(name: str) -> KnownRow:
-    entry = registry.entries()[name]
+def _known_row(entry: Entry) -> KnownRow:
     is_remote = entry.is_published
     here = model_store.find_pulled(entry.name) if is_remote else Stored(entry.name, paths.EMBEDDED_MODEL)
     return {
@@ -116,7 +116,7 @@ def facts(name: str) -> dict[str, object]:
     """Everything about a model in the store or the registry, by name or reference. Raises UsageError for a path."""
     entry = registry.entries().get(name.lower())
     if model_store.find(name.lower()) is None and entry is not None:
-        row = dict(_known_row(entry.name))
+        row = dict(_known_row(entry))
         found = model_store.find_pulled(entry.name)
         return row | ({"file": model_facts(found.path)} if found else {})
     path = registry.locate(name)

@@ -16,7 +16,6 @@ import typer
 
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import MissingModelError
-from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import COMPILING, Reporter
 
 if TYPE_CHECKING:

@@ -225,9 +225,8 @@ class Decoder:
         """The grid of cuda/value.cu, of channels and of hidden units, and the dynamic shared memory of a block."""
         pieces = math.ceil(self._C / self._value["CHANNELS"])
         groups = self._F // GROUP
-        declared = (
-            4 * self._value["WARPS"] * self._value["CHANNELS"]
-        )  # by the kernel, in shared memory, at least
+        # By the kernel, in shared memory, at least.
+        declared = 4 * self._value["WARPS"] * self._value["CHANNELS"]
         per_group, beyond = self._value["GROUP_BYTES"], self._value["BEYOND_LIST"]
         most_groups = (self._most_shared - declared - beyond) // per_group  # of a block
         parts = min(groups, max(1, self._blocks // pieces, math.ceil(groups / most_groups)))

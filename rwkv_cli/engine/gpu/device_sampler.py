@@ -19,9 +19,9 @@ THREADS = constants("sample.cu")["THREADS"]
 REQUEST, CHANGE, CHOICE = (structure("sample.cu", name) for name in ("Request", "Change", "Choice"))
 
 _in_order = itemgetter(*REQUEST.names or ())
-_LOWEST_TEMPERATURE = float(
-    np.finfo(np.float32).tiny
-)  # in float32: in place of 0, by which nothing can be divided
+_LOWEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
+"""In float32: in place of 0, by which nothing can be divided."""
+
 _HIGHEST_TEMPERATURE = float(np.finfo(np.float32).max)  # in place of infinity
 
 
