@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.actor import CONFIG as BYTES
-from helpers.emulated_gpu import COMPILER, EmulatedGpu, build, few_threads
+from helpers.emulated_gpu import COMPILER, few_threads, tiny_backend
 from helpers.gpu import FOUND
-from helpers.models import assert_same_state, difference, some_tokens, state_difference, write_and_open
-from helpers.writers import TINY, random_weights
+from helpers.models import assert_same_state, difference, some_tokens, state_difference
+from helpers.writers import TINY
 
-from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.gpu import batch as gpu_batch
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.engine.gpu.batch import GpuBatch
@@ -30,11 +29,8 @@ HALF = 2e-3
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory):
     """The CUDA backend on an emulated GPU."""
-    folder = tmp_path_factory.mktemp("fp16")
     with few_threads():
-        yield CudaBackend(
-            write_and_open(folder / "model", random_weights(TINY), "fp16"), EmulatedGpu(build("fp16", folder))
-        )
+        yield tiny_backend(tmp_path_factory.mktemp("fp16"))
 
 
 def batch_of(backend, slots, capacity=8):

@@ -17,6 +17,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helpers.models import write_and_open
+from helpers.writers import TINY, random_weights
+from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.gpu import batched_pass, device_sampler, kernel_sources, weights
 from rwkv_cli.engine.gpu.device_protocol import ALIGNMENT, aligned
 from rwkv_cli.engine.gpu.launch_plan import Launch, Product, Step
@@ -41,6 +44,12 @@ def few_threads() -> Iterator[None]:
         patch.setattr(batched_pass, "MANY_BLOCKS", 4)
         patch.setattr(device_sampler, "THREADS", 64)
         yield
+
+
+def tiny_backend(folder: Path) -> CudaBackend:
+    """The CUDA backend on an emulated GPU, with random float16 weights of the sizes `TINY`."""
+    model = write_and_open(folder / "model", random_weights(TINY), "fp16")
+    return CudaBackend(model, EmulatedGpu(build("fp16", folder)))
 
 
 def build(weight_type: str, folder: Path) -> dict[str, Kernel]:

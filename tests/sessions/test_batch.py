@@ -5,13 +5,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from helpers.actor import CONFIG, END, Actor, ByteTokenizer
-from helpers.emulated_gpu import COMPILER, EmulatedGpu, build, few_threads
-from helpers.models import write_and_open
-from helpers.writers import TINY, random_weights
+from helpers.emulated_gpu import COMPILER, few_threads, tiny_backend
 
 import rwkv_cli
 from rwkv_cli.engine.backends.base import Backend
-from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.batch import Batch
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.model_file import ModelInfo
@@ -50,11 +47,8 @@ def test_on_the_cpu_each_prompt_is_answered_as_alone(tiny_model, options):
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory):
     """The CUDA backend on an emulated GPU."""
-    folder = tmp_path_factory.mktemp("fp16")
     with few_threads():
-        yield CudaBackend(
-            write_and_open(folder / "model", random_weights(TINY), "fp16"), EmulatedGpu(build("fp16", folder))
-        )
+        yield tiny_backend(tmp_path_factory.mktemp("fp16"))
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here to emulate a GPU with")
