@@ -45,6 +45,7 @@ from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.model_file import ModelFile, ModelInfo
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.sampling_settings import SamplingSettings
+from rwkv_cli.text.templates import get_template
 
 if TYPE_CHECKING:
     from rwkv_cli.engine.gpu.device import Gpu
@@ -70,7 +71,7 @@ class RandomModel(ModelFile):
     """A model without a file, whose weights are pieces of one pool of random numbers of a realistic scale."""
 
     def __init__(self, config: ModelConfig, weight_type: WeightType) -> None:
-        self.info = ModelInfo(config, weight_type, None, "raw")
+        self.info = ModelInfo(config, weight_type, None, get_template("raw"))
         shapes = config.tensor_shapes().items()
         self._forms = {
             part: form

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,18 +11,36 @@ from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.reporting import Progress
 from rwkv_cli.text.text_stream import TextStream
+from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
 from rwkv_cli.text.tokenizer import Tokenizer
 
 Finish = Literal["end", "stop", "length"]
-"""Why a generation ended: the model ended the document, a stop string came, or max_tokens were generated."""
+"""Why a generation ended: the model ended the document, a stop string or token came, or max_tokens were generated."""
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What can be shown now: nothing, while half a character or what may be a stop string or a tag is held back."""
+
+    text: str  # as the model wrote it, tags included
+    parts: tuple[Part, ...] = ()  # the same without tags, as pieces of a thought and of the answer
+
+    @property
+    def thought(self) -> str:
+        """What this adds to the thought before the answer."""
+        return joined(self.parts, thought=True)
+
+    @property
+    def answer(self) -> str:
+        """What this adds to the answer; in a template without roles, this is `text`."""
+        return joined(self.parts, thought=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Shown):
     """One generated token."""
 
     token: int
-    text: str  # what can be shown now: may be empty, while half a character or a possible stop string is held back
     logprob: float  # the natural logarithm of the probability that the model gave the token
     finish: Finish | None = None  # set on the last step
 
@@ -42,13 +60,20 @@ class Generation(Iterator[Step]):
         max_tokens: int = UNLIMITED,
         stop: Sequence[str] = (),
         reader: PromptReader = read_directly,
+        *,
+        stop_tokens: Collection[int] = (),
+        splitter: ThoughtSplitter | None = None,
     ) -> None:
-        """`prompt` follows what the session has read, and may be empty if it has. Raises UsageError."""
+        """`prompt` follows what the session has read, and may be empty if it has. Raises UsageError.
+
+        `splitter` tells thoughts from the answer; without one, all text is the answer.
+        """
         self.session = session
         self.prompt, self.stop = prompt, tuple(stop)
         end = tokenizer.end_of_document if tokenizer else 0
-        self._loop = TokenLoop(session, prompt, end, max_tokens, reader)
+        self._loop = TokenLoop(session, prompt, end, max_tokens, reader, stop_tokens)
         self._stream = TextStream(tokenizer, stop)
+        self._splitter = splitter
         self._tokenizer = tokenizer
         # To take back what must not be read: where the session last stood with no text held back, if tokens were read
         # since; and what was shown of their text.
@@ -70,6 +95,11 @@ class Generation(Iterator[Step]):
         """Why it ended; None while it has not."""
         return "stop" if self._stream.is_stopped else self._loop.finish
 
+    @property
+    def is_in_thought(self) -> bool:
+        """Whether the text so far ends inside a thought."""
+        return self._splitter is not None and self._splitter.is_in_thought
+
     def report_to(self, progress: Progress) -> None:
         """Report the tokens of the prompt as they are read."""
         self._loop.progress = progress
@@ -80,38 +110,57 @@ class Generation(Iterator[Step]):
         if self._stream.is_holding and self._mark is None:
             self._mark = self.session.snapshot()
         choice = next(self._loop)
-        text = "" if self._loop.finish == "end" else self._stream.feed(choice.token)
+        text = "" if self._is_ended_by_token else self._stream.feed(choice.token)
         if self._stream.is_holding:
             self._shown += text
         else:
             self._mark, self._shown = None, ""
-        if self.finish and self.finish != "stop":
-            text += self.flush()
-        return Step(choice.token, text, choice.logprob, self.finish)
+        parts = self._split(text)
+        if self.finish:
+            rest = self._rest(self._stream.flush())
+            text, parts = text + rest.text, (*parts, *rest.parts)
+        return Step(text=text, parts=parts, token=choice.token, logprob=choice.logprob, finish=self.finish)
 
     def flush(self) -> str:
         """The text held back so far, once no more will come."""
-        rest = self._stream.flush()
+        return self._rest(self._stream.flush()).text
+
+    def rest(self) -> Shown:
+        """The text held back so far, where it ends early: without half a character, which `commit` takes back."""
+        return self._rest("" if self.is_inside_character else self._stream.flush())
+
+    def _rest(self, rest: str) -> Shown:
         self._shown += rest
-        return rest
+        held = self._splitter.flush() if self._splitter else []
+        return Shown(text=rest, parts=(*self._split(rest), *held))
+
+    def _split(self, text: str) -> tuple[Part, ...]:
+        if self._splitter:
+            return tuple(self._splitter.feed(text))
+        return (Part(text),) if text else ()
 
     @property
     def is_inside_character(self) -> bool:
         """Whether the tokens so far end in the middle of a character."""
         return self._stream.is_inside_character
 
+    @property
+    def _is_ended_by_token(self) -> bool:
+        """Whether the last token is one that ends the text: it has no text, and is not read."""
+        return self._loop.finish in ("end", "stop")
+
     def commit(self) -> Snapshot:
         """The place after the text as it stands; no more steps may follow.
 
-        All tokens were read but one that ended the document. After a stop string, or in the middle of a character, the
+        All tokens were read but one that ended the text. After a stop string, or in the middle of a character, the
         session is taken back to what was shown: the model never sees the stop string.
         """
         if not self.usage.generated_tokens:
             self._loop.read_prompt()
+        elif self._is_ended_by_token:
+            self.session.drop_pending()
         elif self.finish == "stop" or (self.finish is None and self.is_inside_character):
             self._take_back()
-        elif self.finish == "end":
-            self.session.drop_pending()
         return self.session.freeze()
 
     def _take_back(self) -> None:

@@ -28,7 +28,9 @@ from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
 from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import Progress, Reporter
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, combined
-from rwkv_cli.text.template import TEMPLATES, Template, get_template
+from rwkv_cli.text.template import Template
+from rwkv_cli.text.templates import get_template
+from rwkv_cli.text.thinking import ThoughtSplitter
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["UNLIMITED", "Model", "load"]
@@ -55,7 +57,7 @@ class Model:
     @property
     def template(self) -> Template:
         """The prompt template that the model was trained on."""
-        return TEMPLATES.get(self.info.template, TEMPLATES["raw"])
+        return self.info.template
 
     @functools.cached_property
     def _exempt(self) -> Callable[[int], bool] | frozenset[int]:
@@ -105,6 +107,7 @@ class Model:
         think: str | None = None,
         stop: Sequence[str] = (),
         start: Snapshot | None = None,
+        after_document: bool = False,
         reader: PromptReader = read_directly,
         progress: Progress | None = None,
         **sampling: Unpack[SamplingOverrides],
@@ -115,28 +118,49 @@ class Model:
         template's thinking modes. `max_tokens` of -1 sets no limit. The defaults of `sampling` are those of the
         template and, if it is the model's own, those of the model file. The generation also ends at the end of the
         document and before a stop string, which is not part of the text. `start` is where to continue from, with its
-        sampler: no prompt is needed there, and one in a template of conversations is the next turn. It is left as it
-        is. `reader` reads the prompt, perhaps from a cache; `progress` receives the tokens read. Raises
-        UsageError for invalid settings.
+        sampler: no prompt is needed there, and one in a template of conversations is the next turn, or the first one
+        `after_document`. It is left as it is. `reader` reads the prompt, perhaps from a cache; `progress` receives the
+        tokens read. Raises UsageError for invalid settings.
         """
         layout = get_template(template) if isinstance(template, str) else template or self.template
         has_read = start is not None and start.logits is not None
         if isinstance(prompt, str):
-            prompt = self.encode_prompt(prompt, layout, system, think, continued=has_read)
+            prompt = self.encode_prompt(
+                prompt, layout, system, think, continued=has_read, after_document=after_document
+            )
         if len(prompt) or not has_read:
             check_tokens(np.asarray(prompt), self.config.vocab_size)
-        session = self.session(self.sampling_settings(layout, **sampling), start)
-        generation = Generation(session, prompt, self.tokenizer, max_tokens, (*layout.stop, *stop), reader)
+        session = self.session(self.sampling_settings(layout, think, **sampling), start)
+        generation = Generation(
+            session,
+            prompt,
+            self.tokenizer,
+            max_tokens,
+            (*layout.stop, *stop),
+            reader,
+            stop_tokens=self.stop_tokens(layout),
+            splitter=ThoughtSplitter(layout, think),
+        )
         if progress:
             generation.report_to(progress)
         return generation
 
+    def stop_tokens(self, template: Template) -> frozenset[int]:
+        """The tokens that end an answer in a template, as far as the vocabulary has them."""
+        tokenizer = self.tokenizer
+        found = [tokenizer.encode(text) for text in template.stop_tokens] if tokenizer else []
+        return frozenset(tokens[0] for tokens in found if len(tokens) == 1)
+
     def sampling_settings(
-        self, template: Template, **overrides: Unpack[SamplingOverrides]
+        self, template: Template, think: str | None = None, **overrides: Unpack[SamplingOverrides]
     ) -> SamplingSettings:
-        """What to sample with: `overrides` that are not None, over the defaults of the model and of the template."""
-        own = self.info.sampling if template.name == self.info.template else {}
-        settings = SamplingSettings(**{**template.sampling, **own, **combined(overrides)})  # type: ignore[arg-type]
+        """What to sample with: `overrides` that are not None, over the defaults of the model and of the template.
+
+        The template may have others for each mode of thinking.
+        """
+        own = self.info.sampling if template == self.template else {}
+        defaults = {**template.sampling_for(think), **own, **combined(overrides)}
+        settings = SamplingSettings(**defaults)  # type: ignore[arg-type]
         named = max({*settings.logit_bias, *settings.banned}, default=0)
         if named >= self.config.vocab_size:
             raise UsageError(f"there is no token {named}: the model has {self.config.vocab_size:,}")
@@ -150,11 +174,13 @@ class Model:
         think: str | None = None,
         *,
         continued: bool = False,
+        after_document: bool = False,
     ) -> list[int]:
         """The tokens of a prompt in a template: the first turn of a conversation or, if it is `continued`, another.
 
-        Empty for an empty prompt that nothing is put around. Raises UsageError where the template has no place for
-        something, or the model has no tokenizer.
+        `after_document` means that what was read before is a document, and not a conversation in this template. Empty
+        for an empty prompt that nothing is put around. Raises UsageError where the template has no place for something,
+        or the model has no tokenizer.
         """
         tokenizer = self.check_prompt(template, system, think, continued=continued)
         if not prompt and not continued:
@@ -162,7 +188,9 @@ class Model:
         if not continued:
             begin = [tokenizer.end_of_document] if template.begin else []
             return begin + tokenizer.encode(template.render(prompt, system, think))
-        return tokenizer.encode(template.turn_end + template.turn(prompt, think=think) if prompt else "")
+        if not prompt:
+            return []
+        return tokenizer.encode(template.continuation(prompt, think, after_document=after_document))
 
     def check_prompt(
         self, template: Template, system: str | None, think: str | None, *, continued: bool

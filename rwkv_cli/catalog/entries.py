@@ -141,10 +141,10 @@ def _aliases(value: object) -> str | None:
 
 
 def _template(value: object) -> str | None:
-    from rwkv_cli.text.template import TEMPLATES
+    from rwkv_cli.text.templates import templates
 
-    known = isinstance(value, str) and value in TEMPLATES
-    return None if known else f"one of {', '.join(TEMPLATES)}"
+    known = isinstance(value, str) and value in templates()
+    return None if known else f"one of {', '.join(templates())}"
 
 
 def _sampling(value: object) -> str | None:

@@ -13,13 +13,14 @@ from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.catalog.model_store import Stored
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.convert.conversion import convert_checkpoint
+from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.errors import CheckpointError
 from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.reporting import Reporter, format_size
-from rwkv_cli.text.template import find_template
+from rwkv_cli.text.templates import get_template
 
 if TYPE_CHECKING:
     from rwkv_cli.catalog.hub import Fetched, Remote
@@ -110,7 +111,10 @@ def _convert(
     reference, entry = remote.reference, remote.reference.entry
     with open_checkpoint(fetched.path) as checkpoint:
         published = _published_name(reference, checkpoint)
-        template = entry.template if entry else None
+        if entry and entry.template:
+            chosen = ChosenTemplate(get_template(entry.template), f"models.toml, [{entry.name}]")
+        else:
+            chosen = choose_template(checkpoint, published)
         source = {
             "name": published,
             "format": checkpoint.format,
@@ -130,8 +134,8 @@ def _convert(
             target,
             weight_type,
             reporter,
-            template=template or find_template(published, checkpoint.config.vocab_size),
-            sampling=entry.sampling if entry and entry.sampling else None,
+            chosen=chosen,
+            sampling=entry.sampling if entry else None,
             source=source,
         )
 

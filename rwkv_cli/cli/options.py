@@ -62,12 +62,12 @@ BatchSize = Annotated[
 ]
 
 
-def _template(default: str, panel: str, files: bool = True) -> Any:
-    own = " or a TOML file of your own" if files else ""
+def _template(default: str, panel: str) -> Any:
     return typer.Option(
         "--template",
-        metavar="NAME|FILE" if files else "NAME",
-        help=f"Prompt format: raw, story, dialogue, world, g1, qa, instruct{own}.",
+        metavar="NAME|FILE",
+        help="Prompt format: raw, story, dialogue, world, g1, g1h, qa, instruct or a file of your own "
+        "(.toml, .jinja).",
         show_default=default,
         rich_help_panel=panel,
     )
@@ -76,7 +76,7 @@ def _template(default: str, panel: str, files: bool = True) -> Any:
 Template = Annotated[str | None, _template("the model's own", INPUT)]
 ChatTemplate = Annotated[str | None, _template("the model's own", CONVERSATION)]
 DocumentTemplate = Annotated[str | None, _template("none: a document", INPUT)]
-ModelTemplate = Annotated[str | None, _template("guessed from its name", MODEL, files=False)]
+ModelTemplate = Annotated[str | None, _template("of its files, or guessed from its name", MODEL)]
 Raw = Annotated[
     bool,
     typer.Option("--raw", help="Use the prompt unchanged (same as --template raw).", rich_help_panel=INPUT),
@@ -104,15 +104,20 @@ Name = Annotated[
         rich_help_panel=CONVERSATION,
     ),
 ]
-Think = Annotated[
-    str | None,
-    typer.Option(
+
+
+def _think(panel: str) -> Any:
+    return typer.Option(
         "--think",
         metavar="MODE",
-        help="How long a model that reasons may think: off, fast, on or long.",
-        rich_help_panel=CONVERSATION,
-    ),
-]
+        help="Whether a model that reasons thinks first: off or on; some know short and long too.",
+        show_default="the template's own",
+        rich_help_panel=panel,
+    )
+
+
+Think = Annotated[str | None, _think(INPUT)]
+ChatThink = Annotated[str | None, _think(CONVERSATION)]
 Vi = Annotated[bool, typer.Option("--vi", help="Edit messages with vi keys.", rich_help_panel=CONVERSATION)]
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -306,7 +311,7 @@ def parse_template(name_or_file: str | None) -> PromptFormat | None:
     """The value of --template; None if it was not given. Raises UsageError for an unknown or malformed template."""
     if name_or_file is None:
         return None
-    from rwkv_cli.text.template_file import open_template
+    from rwkv_cli.text.templates import open_template
 
     return open_template(name_or_file)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.convert.lora import Merged
+from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
@@ -19,7 +20,6 @@ from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, WeightType
 from rwkv_cli.files.weight_source import WeightSource
 from rwkv_cli.reporting import Reporter
-from rwkv_cli.text.template import TEMPLATES, find_template
 from rwkv_cli.text.tokenizer import load_tokenizer
 
 Array = NDArray[np.float32]
@@ -28,21 +28,23 @@ _HEADER_BYTES = 110  # per tensor, approximately
 
 
 def describe(
-    checkpoint: Checkpoint, weight_type: WeightType, digest: bool = False, template: str | None = None
+    checkpoint: Checkpoint,
+    weight_type: WeightType,
+    digest: bool = False,
+    chosen: ChosenTemplate | None = None,
 ) -> ModelInfo:
     """The `ModelInfo` of a model file made of this checkpoint; `digest` reads the whole file for its sha256.
 
-    `template` is the name of its prompt template, guessed if it is None.
+    `chosen` is its prompt template; without it, the one that its files bring, or that its name implies.
     """
-    name = checkpoint.path.name
-    template = template or find_template(name, checkpoint.config.vocab_size)
-    source = {"name": name, "format": checkpoint.format}
+    chosen = chosen or choose_template(checkpoint)
+    source = {"name": checkpoint.path.name, "format": checkpoint.format}
     return ModelInfo(
         config=checkpoint.config,
         weight_type=weight_type,
         tokenizer=checkpoint.tokenizer,
-        template=template,
-        sampling=TEMPLATES[template].sampling,
+        template=chosen.template,
+        template_from=chosen.origin,
         source=source | ({"sha256": checkpoint.sha256()} if digest else {}),
     )
 
@@ -52,20 +54,18 @@ def convert_checkpoint(
     target: Path,
     weight_type: WeightType,
     reporter: Reporter | None = None,
-    template: str | None = None,
+    chosen: ChosenTemplate | None = None,
     sampling: Mapping[str, float] | None = None,
     source: Mapping[str, str] | None = None,
 ) -> None:
     """Quantize a checkpoint into a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError.
 
-    `sampling` are the defaults of the model, those of its template if it is None; `source` is recorded as its origin,
-    beside what is known from the checkpoint.
+    `chosen` is as for `describe`; `sampling` are defaults of the model, over those of its template; `source` is
+    recorded as its origin, beside what is known from the checkpoint.
     """
     source = source or {}
-    info = describe(checkpoint, weight_type, digest="sha256" not in source, template=template)
-    info = replace(
-        info, source={**info.source, **source}, sampling=info.sampling if sampling is None else sampling
-    )
+    info = describe(checkpoint, weight_type, digest="sha256" not in source, chosen=chosen)
+    info = replace(info, source={**info.source, **source}, sampling=sampling or {})
     if info.tokenizer:
         load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
     write_model(target, checkpoint, info, (reporter or Reporter()).quantizing)
@@ -105,15 +105,17 @@ class Source:
         """One tensor in float32, by its official name."""
         return self.weights.tensor(name)
 
-    def info(self, weight_type: WeightType, template: str | None = None, digest: bool = True) -> ModelInfo:
+    def info(
+        self, weight_type: WeightType, chosen: ChosenTemplate | None = None, digest: bool = True
+    ) -> ModelInfo:
         """The `ModelInfo` of a model file made of it; `digest` reads a checkpoint for its sha256."""
         if isinstance(self.origin, ModelFile):
             info = replace(self.origin.info, weight_type=weight_type)
             info = replace(info, source={**info.source, "converted_from": self.dtype})
-            if template:
-                info = replace(info, template=template, sampling=TEMPLATES[template].sampling)
+            if chosen:
+                info = replace(info, template=chosen.template, template_from=chosen.origin, sampling={})
         else:
-            info = describe(self.origin, weight_type, digest, template)
+            info = describe(self.origin, weight_type, digest, chosen)
         if isinstance(self.weights, Merged):
             source = {**info.source, "lora": self.weights.path.name, "lora_alpha": repr(self.weights.alpha)}
             if digest and "sha256" in source:  # a different model now, which states of the base do not fit
@@ -145,10 +147,14 @@ def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Sourc
 
 
 def convert(
-    source: Source, target: Path, weight_type: WeightType, reporter: Reporter, template: str | None = None
+    source: Source,
+    target: Path,
+    weight_type: WeightType,
+    reporter: Reporter,
+    chosen: ChosenTemplate | None = None,
 ) -> None:
     """Write a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError."""
-    info = source.info(weight_type, template)
+    info = source.info(weight_type, chosen)
     if info.tokenizer:
         load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
     remove_leftovers(target.parent)

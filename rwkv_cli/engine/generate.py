@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,7 @@ def check_limit(max_tokens: int) -> None:
 
 
 class TokenLoop(Iterator[Choice]):
-    """The tokens that follow a prompt, until the end-of-document token or a limit; `session` advances in place."""
+    """The tokens that follow a prompt, until one that ends the text or a limit; `session` advances in place."""
 
     def __init__(
         self,
@@ -62,17 +62,22 @@ class TokenLoop(Iterator[Choice]):
         end_of_document: int,
         max_tokens: int = UNLIMITED,
         reader: PromptReader = read_directly,
+        stop_tokens: Collection[int] = (),
     ) -> None:
-        """`prompt` may be empty where the session has read something. Raises UsageError where it has not."""
+        """`prompt` may be empty where the session has read something. Raises UsageError where it has not.
+
+        The text ends with the token `end_of_document` or one of `stop_tokens`, which is chosen but not read.
+        """
         if not len(prompt) and not session.has_read:
             raise UsageError(NOTHING_READ)
         check_limit(max_tokens)
         self.session = session
         self.usage = Usage(prompt_tokens=len(prompt))
-        self.finish: Literal["end", "length"] | None = None
+        self.finish: Literal["end", "stop", "length"] | None = None
         self.progress: Progress | None = None  # of the prompt
         self._prompt: Sequence[int] | None = prompt  # None once it was read
-        self._end, self._max_tokens, self._reader = end_of_document, max_tokens, reader
+        self._end, self._stop_tokens = end_of_document, stop_tokens
+        self._max_tokens, self._reader = max_tokens, reader
 
     def __next__(self) -> Choice:
         if self.finish or self._max_tokens == 0:
@@ -85,6 +90,8 @@ class TokenLoop(Iterator[Choice]):
         self.usage.generated_tokens += 1
         if choice.token == self._end:
             self.finish = "end"
+        elif choice.token in self._stop_tokens:
+            self.finish = "stop"
         elif self.usage.generated_tokens == self._max_tokens:
             self.finish = "length"
         return choice

@@ -7,8 +7,9 @@ bytes of the vocabulary, if the model brings its own. The metadata, all of it JS
     config         the fields of `ModelConfig`
     quantization   {"type": "int8", "group": 64, ...}
     tokenizer      {"kind": "world" | "tokenizer.json" | null}
-    template       the name of the prompt template
-    sampling       defaults for `SamplingSettings`
+    template       the prompt template: its name or, if it does not come with the program, all of it
+    template_from  what it was chosen by, for people; may be missing
+    sampling       defaults for `SamplingSettings`, over those of the template
     digest         a sha256 over all tensors, to find out whether they are still what was written
     source         {"name": ..., "format": "pth" | "hf" | "gguf", "sha256": ...} of the checkpoint
 """
@@ -39,7 +40,8 @@ from rwkv_cli.files.safetensors import (
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.files.weight_source import WeightProgress, WeightSource
 from rwkv_cli.sampling_settings import parse_defaults
-from rwkv_cli.text.template import TEMPLATES
+from rwkv_cli.text import templates
+from rwkv_cli.text.template import Template
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 VERSION = 1
@@ -56,9 +58,10 @@ class ModelInfo:
     config: ModelConfig
     weight_type: WeightType
     tokenizer: TokenizerSpec | None
-    template: str
+    template: Template
     sampling: Mapping[str, float] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
+    template_from: str = ""  # what it was chosen by: "models.toml", "chat_template.jinja", "the name ..."
 
 
 class ModelFile:
@@ -172,7 +175,8 @@ def _metadata(info: ModelInfo) -> dict[str, str]:
         "config": info.config.as_dict(),
         "quantization": scheme,
         "tokenizer": {"kind": info.tokenizer.kind if info.tokenizer else None},
-        "template": info.template,
+        "template": templates.to_json(info.template),
+        **({"template_from": info.template_from} if info.template_from else {}),
         "sampling": dict(info.sampling),
         "source": dict(info.source),
     }
@@ -210,7 +214,8 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
         config=config,
         weight_type=weight_type,
         tokenizer=_read_tokenizer(_json(metadata, "tokenizer", dict).get("kind"), tensors.get(TOKENIZER)),
-        template=_read_template(_json(metadata, "template", str)),
+        template=templates.from_json(_value(metadata, "template")),
+        template_from=_json(metadata, "template_from", str)[:200] if "template_from" in metadata else "",
         sampling=_read_sampling(_json(metadata, "sampling", dict)),
         source=_json(metadata, "source", dict),
     )
@@ -234,14 +239,6 @@ def _read_tokenizer(kind: object, vocabulary: MappedTensor | None) -> TokenizerS
     raise ValueError(f"its tokenizer is of an unknown kind, {kind!r}, or missing")
 
 
-def _read_template(name: str) -> str:
-    if name not in TEMPLATES:
-        raise ValueError(
-            f"it needs the template {name[:80]!r}, which this program does not have; update rwkv-cli"
-        )
-    return name
-
-
 def _read_sampling(defaults: Mapping[str, object]) -> dict[str, float]:
     try:
         return parse_defaults(defaults)
@@ -251,10 +248,15 @@ def _read_sampling(defaults: Mapping[str, object]) -> dict[str, float]:
 
 def _json(metadata: Mapping[str, str], key: str, kind: type[_Kind]) -> _Kind:
     """A metadata entry, decoded. Raises ValueError if it is missing or of another kind."""
-    try:
-        value = json.loads(metadata[key])
-    except (KeyError, ValueError, RecursionError):
-        value = None
+    value = _value(metadata, key)
     if type(value) is not kind:  # not isinstance: true is an int for Python
         raise ValueError(f"its metadata has no valid {key!r}")
     return value
+
+
+def _value(metadata: Mapping[str, str], key: str) -> object:
+    """A metadata entry, decoded; None if it is missing or damaged."""
+    try:
+        return json.loads(metadata[key])
+    except (KeyError, ValueError, RecursionError):
+        return None

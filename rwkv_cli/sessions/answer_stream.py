@@ -1,4 +1,4 @@
-"""An answer while it is generated: tokens become parts of a thought or of what is said after it."""
+"""An answer while it is generated: parts of a thought or of what is said after it, and then a turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from rwkv_cli.engine.generate import Usage
 from rwkv_cli.generation import Generation
-from rwkv_cli.text.thinking import Part, ThoughtSplitter
+from rwkv_cli.text.thinking import Part
 
 
 class AnswerStream(Iterator[Part]):
@@ -16,14 +16,11 @@ class AnswerStream(Iterator[Part]):
     fails, leaves the conversation as it was.
     """
 
-    def __init__(
-        self, generation: Generation, splitter: ThoughtSplitter, done: Callable[[AnswerStream], None]
-    ) -> None:
+    def __init__(self, generation: Generation, done: Callable[[AnswerStream], None]) -> None:
         self.generation = generation
         self.text = ""  # all of it so far, thought and tags included
         self.thought_tokens = 0
         self.stopped = False
-        self._splitter = splitter
         self._done = done
         self._parts = self._run()
 
@@ -46,16 +43,13 @@ class AnswerStream(Iterator[Part]):
 
     def _run(self) -> Iterator[Part]:
         for step in self.generation:
-            parts = self._take(step.text)
-            self.thought_tokens += self._splitter.is_in_thought
-            yield from parts or [Part("")]  # one at least for each token: time passes
+            self.text += step.text
+            self.thought_tokens += self.generation.is_in_thought
+            yield from step.parts or [Part("")]  # one at least for each token: time passes
             if self.stopped:
                 break
-        if not self.generation.is_inside_character:  # which `commit` takes back
-            yield from self._take(self.generation.flush())
-        yield from self._splitter.flush()
+        if not self.generation.finish:
+            rest = self.generation.rest()
+            self.text += rest.text
+            yield from rest.parts
         self._done(self)
-
-    def _take(self, text: str) -> list[Part]:
-        self.text += text
-        return self._splitter.feed(text)

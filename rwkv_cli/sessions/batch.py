@@ -16,6 +16,7 @@ from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.text_stream import TextStream
+from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Prompt:
     text: str
     system: str | None = None
     where: str = ""  # it comes from, such as a line of a file: errors begin with that
+    think: str | None = None  # a mode of the template
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,11 @@ class Answer:
     """A whole answer."""
 
     index: int  # of the prompt
-    text: str
+    text: str  # without the thought
     finish: Finish
     prompt_tokens: int
     generated_tokens: int
+    thought: str = ""  # before the answer
 
 
 def answers(
@@ -59,13 +62,13 @@ def answers(
     """
     layout = template or model.template
     check_limit(max_tokens)
-    stops = (*layout.stop, *stop)
     seed = sampling.get("seed")
     jobs = []
     for index, prompt in enumerate(prompts):
         sampling["seed"] = None if seed is None else seed + index
-        sampler = model.sampler(model.sampling_settings(layout, **sampling))
-        jobs.append(_Job(index, _encoded(model, prompt, layout), sampler, _Text(model, stops, max_tokens)))
+        tokens = _encoded(model, prompt, layout)
+        sampler = model.sampler(model.sampling_settings(layout, prompt.think, **sampling))
+        jobs.append(_Job(index, tokens, sampler, _Text(model, layout, prompt.think, stop, max_tokens)))
     if not max_tokens:
         return (job.answer() for job in jobs)
     slots = 1 if model.backend.batch_size == 1 else batch_size or model.backend.batch_size
@@ -74,7 +77,7 @@ def answers(
 
 def _encoded(model: Model, prompt: Prompt, layout: Template) -> list[int]:
     try:
-        return model.encode_prompt(prompt.text, layout, prompt.system)
+        return model.encode_prompt(prompt.text, layout, prompt.system, prompt.think)
     except UsageError as error:
         raise UsageError(f"{prompt.where}: {error.args[0]}" if prompt.where else error.args[0]) from None
 
@@ -82,11 +85,15 @@ def _encoded(model: Model, prompt: Prompt, layout: Template) -> list[int]:
 class _Text:
     """The text of one answer, and why it ended: what `Generation` does with the tokens of a loop of its own."""
 
-    def __init__(self, model: Model, stops: Sequence[str], max_tokens: int) -> None:
-        self._stream = TextStream(model.tokenizer, stops)
+    def __init__(
+        self, model: Model, layout: Template, think: str | None, stop: Sequence[str], max_tokens: int
+    ) -> None:
+        self._stream = TextStream(model.tokenizer, (*layout.stop, *stop))
+        self._splitter = ThoughtSplitter(layout, think)
         self._end = model.tokenizer.end_of_document if model.tokenizer else 0
+        self._stop_tokens = model.stop_tokens(layout)
         self._max_tokens = max_tokens
-        self._pieces: list[str] = []
+        self.parts: list[Part] = []
         self.tokens = 0
         self.finish: Finish | None = None
 
@@ -94,17 +101,16 @@ class _Text:
         self.tokens += 1
         if token == self._end:
             self.finish = "end"
+        elif token in self._stop_tokens:
+            self.finish = "stop"
         else:
-            self._pieces.append(self._stream.feed(token))
+            self.parts += self._splitter.feed(self._stream.feed(token))
         if self._stream.is_stopped:
             self.finish = "stop"
         elif not self.finish and self.tokens == self._max_tokens:
             self.finish = "length"
         if self.finish:
-            self._pieces.append(self._stream.flush())
-
-    def __str__(self) -> str:
-        return "".join(self._pieces)
+            self.parts += [*self._splitter.feed(self._stream.flush()), *self._splitter.flush()]
 
 
 @dataclass
@@ -128,7 +134,8 @@ class _Job:
     def answer(self) -> Answer:
         """The answer as it stands."""
         finish = self.text.finish or "length"  # without one, no tokens were wanted
-        return Answer(self.index, str(self.text), finish, self._prompt_tokens, self.text.tokens)
+        text, thought = (joined(self.text.parts, thought=kind) for kind in (False, True))
+        return Answer(self.index, text, finish, self._prompt_tokens, self.text.tokens, thought)
 
 
 def _together(model: Model, jobs: Sequence[_Job], slots: int, reader: PromptReader) -> Iterator[Answer]:

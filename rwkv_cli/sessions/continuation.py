@@ -14,7 +14,8 @@ from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, combined
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
-from rwkv_cli.text.template import TEMPLATES, Template
+from rwkv_cli.text.template import Template
+from rwkv_cli.text.templates import get_template
 
 
 @dataclass
@@ -26,6 +27,7 @@ class TextRequest:
     stops: Sequence[str] = ()
     template: Template | None = None  # None for the state's own, or the model's
     system: str | None = None
+    think: str | None = None  # a mode of the template
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # what was chosen
     keep_text: bool = True  # in a state that is saved
     reads_only: bool = False  # nothing is generated: without a template, the text is a document
@@ -47,7 +49,7 @@ class Continuation:
     def _layout(self) -> Template:
         own = self.model.template
         if self.is_document:
-            return own if resume.is_plain(own) else TEMPLATES["raw"]
+            return own if own.is_plain else get_template("raw")
         return resume.layout_for(self.request.template, self.saved, own)
 
     def _generation(self, reader: PromptReader) -> Generation:
@@ -57,8 +59,10 @@ class Continuation:
             max_tokens=self.request.max_tokens,
             template=self.layout,
             system=self.request.system,
+            think=self.request.think,
             stop=self.request.stops,
             start=self._start(),
+            after_document=self.saved is not None and self.saved.template is None,
             reader=reader,
             **sampling,
         )
@@ -82,14 +86,16 @@ class Continuation:
         """The text that the generation continues, where both read as one."""
         if not self.request.text:
             return self.before
-        return self.request.text if resume.is_plain(self.layout) else ""
+        return self.request.text if self.layout.is_plain else ""
 
     def save(self, target: Path, generated: str, compact: bool = False, created: str = "") -> SavedState:
         """Save where the generation stands. Raises StorageError, StateError."""
         before, snapshot = self.saved, self.generation.commit()
         text = None
         if self.request.keep_text and (before is None or before.text is not None):
-            read = resume.text_of(self.layout, self.request.text, self.request.system, before)
+            read = resume.text_of(
+                self.layout, self.request.text, self.request.system, self.request.think, before
+            )
             text = self.before + read + generated
         if self.request.reads_only:
             snapshot = replace(snapshot, memory=before.snapshot.memory if before else None)
@@ -107,8 +113,8 @@ class Continuation:
         state_store.save(target, saved, compact)
         return saved
 
-    def _template(self) -> str | None:
-        """The name of the template that the state continues with."""
+    def _template(self) -> Template | None:
+        """The template that the state continues with."""
         if self.is_document or (self.saved and not self.request.text):
             return self.saved.template if self.saved else None
-        return self.layout.name
+        return self.layout

@@ -23,7 +23,8 @@ from rwkv_cli.sessions.model_identity import identify
 from rwkv_cli.sessions.snapshots import BUDGET, Snapshots
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.sessions.transcript import Record, Start, Turn
-from rwkv_cli.text.template import TEMPLATES, Template, chat_template
+from rwkv_cli.text.template import Template
+from rwkv_cli.text.templates import for_chat, get_template
 from rwkv_cli.text.thinking import ThoughtSplitter, split
 
 MOST_CHARACTERS = 4_000_000
@@ -51,7 +52,7 @@ class Conversation:
         **sampling: Unpack[SamplingOverrides],
     ) -> None:
         self.model = model
-        self.template = template or chat_template(model.template)
+        self.template = template or for_chat(model.template)
         self.system = system
         self.think = think
         self.max_tokens = max_tokens
@@ -63,7 +64,7 @@ class Conversation:
             self.snapshots.put(0, self.start.snapshot)
         # The random generator continues through the whole conversation: another answer to a message is another one.
         self._generator: GeneratorState | None = None
-        self.settings = model.sampling_settings(self.template, **self.chosen)  # of the next answer
+        self.settings = model.sampling_settings(self.template, think, **self.chosen)  # of the next answer
         self._check(system, think)
 
     # ------------------------------------------------------------------------------------------- talking
@@ -92,14 +93,18 @@ class Conversation:
         turn = Turn(text, "", self.think)
         session = self._session(self._at(after, progress))
         prompt = self._tokens_of_turn(turn, is_first=not after)
-        generation = Generation(session, prompt, self.model.tokenizer, self.max_tokens, self.template.stop)
+        generation = Generation(
+            session,
+            prompt,
+            self.model.tokenizer,
+            self.max_tokens,
+            self.template.stop,
+            stop_tokens=self.model.stop_tokens(self.template),
+            splitter=ThoughtSplitter(self.template, self.think),
+        )
         if progress:
             generation.report_to(progress)
-        return AnswerStream(
-            generation,
-            ThoughtSplitter(self.template, self.think),
-            lambda answer: self._record(turn, after, answer),
-        )
+        return AnswerStream(generation, lambda answer: self._record(turn, after, answer))
 
     def _session(self, start: Snapshot | None) -> Session:
         """A session that continues from a snapshot."""
@@ -157,7 +162,7 @@ class Conversation:
         except UsageError:
             self.template = before
             raise
-        self.settings = self.model.sampling_settings(template, **self.chosen)
+        self.settings = self.model.sampling_settings(template, self.think, **self.chosen)
 
     def fork(self) -> Conversation:
         """An independent copy: a branch."""
@@ -211,14 +216,18 @@ class Conversation:
     def choose(self, **sampling: Unpack[SamplingOverrides]) -> None:
         """Change fields of `SamplingSettings`; None is the default again. Raises UsageError for an invalid value."""
         chosen = combined({**self.chosen, **sampling})
-        self.settings = self.model.sampling_settings(self.template, **chosen)
+        self.settings = self.model.sampling_settings(self.template, self.think, **chosen)
         self.chosen = chosen
         if "seed" in sampling:
             self._generator = None
 
     def set_think(self, mode: str | None) -> None:
-        """Change the thinking mode. Raises UsageError for one that the template does not have."""
+        """Change the thinking mode, and with it the sampling defaults; None is the default again.
+
+        Raises UsageError for a mode that the template does not have.
+        """
         self._check(self.system, mode)
+        self.settings = self.model.sampling_settings(self.template, mode, **self.chosen)
         self.think = mode
 
     def set_max_tokens(self, limit: int | None) -> None:
@@ -251,13 +260,20 @@ class Conversation:
     def _layout(self, turn: Turn, is_first: bool) -> str:
         if is_first and self.start.kind != "document":
             return self.template.render(turn.user, self.system, turn.think)
-        return self.template.turn_end + self.template.turn(turn.user, think=turn.think)
+        after_document = is_first and self.start.kind == "document"
+        return self.template.continuation(turn.user, turn.think, after_document=after_document)
 
     def _tokens_of_turn(self, turn: Turn, is_first: bool) -> list[int]:
         """What the model reads of a turn before it answers."""
-        continued = not is_first or self.start.kind == "document"
-        system = self.system if is_first else None
-        return self.model.encode_prompt(turn.user, self.template, system, turn.think, continued=continued)
+        after_document = is_first and self.start.kind == "document"
+        return self.model.encode_prompt(
+            turn.user,
+            self.template,
+            self.system if is_first else None,
+            turn.think,
+            continued=not is_first or after_document,
+            after_document=after_document,
+        )
 
     def _check(self, system: str | None, think: str | None) -> None:
         """Raise UsageError where the template has no place for them, or where it is too late for a system prompt."""
@@ -282,7 +298,7 @@ class Conversation:
             snapshot=self._with_generator(self.snapshot),
             model=identify(self.model),
             name=name,
-            template=self.template.name,
+            template=self.template,
             settings=self.chosen,
             text=self.text if with_text else None,
             conversation=record.to_json(),
@@ -331,12 +347,12 @@ class Conversation:
 
 def _own_template(saved: SavedState, model: Model) -> Template:
     """The template that the text of a state was formatted by; without one, it was read as a document."""
-    if saved.template in TEMPLATES:
-        return TEMPLATES[saved.template]
-    return TEMPLATES["raw"] if model.template.answer else model.template
+    if saved.template:
+        return saved.template
+    return get_template("raw") if model.template.is_chat else model.template
 
 
 def _template_after(saved: SavedState, model: Model) -> Template:
     """The template of a conversation after a document: the document's own, if it is one for conversations."""
     own = _own_template(saved, model)
-    return own if own.answer else chat_template(model.template)
+    return own if own.is_chat else for_chat(model.template)

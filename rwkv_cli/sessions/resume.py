@@ -14,7 +14,7 @@ from rwkv_cli.model import Model
 from rwkv_cli.reporting import Reporter, format_size
 from rwkv_cli.sessions import state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
-from rwkv_cli.text.template import TEMPLATES, Template
+from rwkv_cli.text.template import Template
 
 
 @dataclass
@@ -96,28 +96,30 @@ def _weights(name: str) -> str | None:
 
 
 def layout_for(template: Template | None, saved: SavedState | None, own: Template) -> Template:
-    """The prompt template: the one that was asked for, that of the state, or the model's own. Raises UsageError."""
-    if template is not None:
-        return template
+    """The prompt template: the one that was asked for, that of the state, or the model's own."""
+    return template or (saved.template if saved and saved.template else own)
+
+
+def other_template(layout: Template, saved: SavedState | None, own: Template) -> str | None:
+    """A sentence where a state continues in another template than it was read in, or than its model has now."""
     if saved is None or saved.template is None:
-        return own
-    if saved.template not in TEMPLATES:
-        raise UsageError(
-            f"the state has a template of its own, {saved.template}: pass another {{template}}, or use rwkv chat"
-        )
-    return TEMPLATES[saved.template]
+        return None
+    if layout != saved.template:
+        return f"the state was read in the template {saved.template.name}, and continues in {layout.name}"
+    if layout != own:
+        return f"the state continues in its own template {layout.name}; that of the model is {own.name}"
+    return None
 
 
-def text_of(layout: Template, prompt: str, system: str | None, saved: SavedState | None) -> str:
+def text_of(
+    layout: Template, prompt: str, system: str | None, think: str | None, saved: SavedState | None
+) -> str:
     """The text of a prompt as `Model.encode_prompt` has it read."""
     if saved is None or saved.snapshot.logits is None:
-        return layout.render(prompt, system)
-    return layout.turn_end + layout.turn(prompt) if prompt else ""
-
-
-def is_plain(layout: Template) -> bool:
-    """Whether a template adds nothing around the prompt, so that the text continues the prompt itself."""
-    return layout.user == "{prompt}" and not layout.answer
+        return layout.render(prompt, system, think)
+    if not prompt:
+        return ""
+    return layout.continuation(prompt, think, after_document=saved.template is None)
 
 
 def described(path: Path, saved: SavedState) -> str:

@@ -9,8 +9,8 @@ from typing import Literal, TypeVar
 
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import StateError
-from rwkv_cli.text.template import TEMPLATES, Template
-from rwkv_cli.text.template_file import as_fields, template_from
+from rwkv_cli.text import templates
+from rwkv_cli.text.template import Template
 from rwkv_cli.text.thinking import split
 
 VERSION = 1
@@ -53,7 +53,6 @@ class Record:
 
     def to_json(self) -> dict[str, object]:
         """In types that JSON has; the document and the state are kept elsewhere in the file."""
-        known = TEMPLATES.get(self.template.name) == self.template
         start = {
             "kind": self.start.kind,
             "characters": None if self.start.text is None else len(self.start.text),
@@ -68,7 +67,7 @@ class Record:
             "system": self.system,
             "think": self.think,
             "max_tokens": self.max_tokens,
-            "template": self.template.name if known else as_fields(self.template),
+            "template": templates.to_json(self.template),
             "start": start,
             "turns": turns,
         }
@@ -85,7 +84,7 @@ class Record:
                 system=_optional(fields["system"]),
                 think=_optional(fields["think"]),
                 max_tokens=_typed(fields["max_tokens"], int),
-                template=_template(fields["template"]),
+                template=templates.from_json(fields["template"]),
                 start=_start(_typed(fields["start"], dict), text),
                 turns=[_turn(_typed(turn, dict)) for turn in _typed(fields["turns"], list)],
             )
@@ -111,14 +110,6 @@ def _start(fields: Fields, text: str | None) -> Start:
             raise ValueError("its text is too short")
         return Start(kind, text=text[:length], begin=_typed(fields["begin"], bool))
     return Start(kind, begin=_typed(fields["begin"], bool))
-
-
-def _template(value: object) -> Template:
-    if not isinstance(value, str):
-        return template_from(_typed(value, dict))
-    if value not in TEMPLATES:
-        raise ValueError("its template is not known")
-    return TEMPLATES[value]
 
 
 def _typed(value: object, kind: type[T]) -> T:

@@ -1,29 +1,26 @@
 """Prompt formats and stop rules, as data.
 
-A template formats a conversation: an optional system prompt, an opening exchange, then turns of `user` and
-`answer` joined by `turn_end`. Placeholders are replaced literally, so braces in a user's text mean nothing.
-The formats are those of the model cards of RWKV-7 World and RWKV-7 G1.
+A template formats a conversation: an optional system prompt, an opening exchange, then turns of `user` and `answer`
+joined by `turn_end`. Placeholders are replaced literally, so braces in a user's text mean nothing. The formats that
+come with the program are in `data/templates.toml`; see `rwkv_cli.text.templates`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rwkv_cli.errors import UsageError
 
-# Fewer rows than this cannot hold the World vocabulary, which the chat formats are made for.
-_WORLD_VOCAB_SIZE = 65530
-
 
 @dataclass(frozen=True)
 class Thinking:
     """How to ask for more or less thought before the answer."""
 
-    user_suffix: str  # put after the user's text
-    answer_prefix: str  # begins the answer; the model continues it
+    user_suffix: str = ""  # put after the user's text
+    answer_prefix: str = ""  # begins the answer; the model continues it
+    sampling: Mapping[str, float] = field(default_factory=dict)  # over that of the template
 
 
 @dataclass(frozen=True)
@@ -39,43 +36,75 @@ class Template:
     user_after_system: str | None = None  # the same after a system prompt, if it differs there
     answer: str = ""  # what the model's answer follows
     turn_end: str = ""  # between an answer and the next turn
+    document_end: str | None = None  # between a document and the first turn after it; None for turn_end
     thinking: Mapping[str, Thinking] = field(default_factory=dict)  # by mode
+    default_thinking: str | None = (
+        None  # the mode where none is chosen; None adds nothing and starts no thought
+    )
     clean: bool = True  # tidy system and user texts, see `clean_text`
     stop: tuple[str, ...] = ()  # the answer ends before any of these, besides the end of the document
+    stop_tokens: tuple[
+        str, ...
+    ] = ()  # it also ends with the tokens of these texts, where a vocabulary has them
     sampling: Mapping[str, float] = field(default_factory=dict)  # defaults, by the names in SamplingSettings
     chat: str | None = None  # the format that a conversation uses instead; None for this one
 
     def render(self, prompt: str, system: str | None = None, think: str | None = None) -> str:
         """The text before the first answer.
 
-        think is a mode of `thinking`; None adds nothing and starts no thought. Raises UsageError for a
-        system prompt or a mode that the format does not support.
+        think is a mode of `thinking`, None for the default. Raises UsageError for a system prompt or a mode that the
+        format does not support.
         """
         text = "" if system is None else self._system_text(system)
         return text + self.opening + self.turn(prompt, after_system=system is not None, think=think)
 
+    def continuation(self, prompt: str, think: str | None = None, *, after_document: bool = False) -> str:
+        """The text between an answer, or a document, and the next answer."""
+        is_first = after_document and self.document_end is not None
+        return ((self.document_end or "") if is_first else self.turn_end) + self.turn(prompt, think=think)
+
     def turn(self, prompt: str, *, after_system: bool = False, think: str | None = None) -> str:
-        """The text of one turn up to the answer; after an answer, `turn_end` goes before the next turn."""
-        thinking = Thinking("", "") if think is None else self._thinking(think)
+        """The text of one turn up to the answer."""
+        thinking = self._thinking(think)
         around = self.user
         if after_system and self.user_after_system is not None:
             around = self.user_after_system
         prompt = self._cleaned(prompt) + thinking.user_suffix
         return around.replace("{prompt}", prompt) + self.answer + thinking.answer_prefix
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether it marks who speaks: made for conversations, or for questions and answers."""
+        return bool(self.answer)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it adds nothing around the prompt, so that the text continues the prompt itself."""
+        return self.user == "{prompt}" and not self.is_chat
+
+    def answer_prefix(self, think: str | None = None) -> str:
+        """How an answer in a mode of thinking begins, before the model continues it."""
+        return self._thinking(think).answer_prefix
+
+    def sampling_for(self, think: str | None = None) -> dict[str, float]:
+        """The sampling defaults of a mode of thinking, None for the default."""
+        return {**self.sampling, **self._thinking(think).sampling}
+
     def check(self, system: str | None, think: str | None) -> None:
         """Raise UsageError for a system prompt or a thinking mode that the format does not support."""
         if system is not None and self.system is None:
             raise UsageError(f"the template {self.name} has no place for a system prompt")
-        if think is not None:
-            self._thinking(think)
+        self._thinking(think)
 
     def _system_text(self, system: str) -> str:
         self.check(system, None)
         assert self.system is not None
         return self.system.replace("{system}", self._cleaned(system))
 
-    def _thinking(self, mode: str) -> Thinking:
+    def _thinking(self, mode: str | None) -> Thinking:
+        mode = mode or self.default_thinking
+        if mode is None:
+            return Thinking()
         if mode in self.thinking:
             return self.thinking[mode]
         if self.thinking:
@@ -95,120 +124,3 @@ def clean_text(text: str) -> str:
     """
     text = text.replace("\r\n", "\n")
     return re.sub(r"\n(?:[^\S\n]*\n)+", "\n", text).strip()
-
-
-_CHAT_SAMPLING = {"temperature": 1.0, "top_p": 0.3, "presence_penalty": 0.5, "frequency_penalty": 0.5}
-
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        Template(
-            name="raw",
-            description="the prompt unchanged",
-            clean=False,
-            chat="dialogue",
-        ),
-        Template(
-            name="story",
-            description="the beginning of a document, to be continued; for gosling",
-            begin=True,
-            clean=False,
-            sampling={"temperature": 0.8, "top_p": 0.8},
-            chat="dialogue",
-        ),
-        Template(
-            name="dialogue",
-            description="a plain dialogue, for models of documents; with gosling: small talk and bookings",
-            begin=True,
-            user="User: {prompt}\n\n",
-            answer="Assistant:",
-            turn_end="\n\n",
-            stop=("\n\n", "\nUser:"),
-            sampling={
-                "temperature": 0.7,
-                "top_p": 0.6,
-                "presence_penalty": 0.2,
-                "frequency_penalty": 0.2,
-            },
-        ),
-        Template(
-            name="world",
-            description="chat with RWKV-7 World models",
-            opening=(
-                "User: hi\n\nAssistant: Hi. I am your assistant and I will provide expert full response in "
-                "full details. Please feel free to ask any question and I will always answer it.\n\n"
-            ),
-            system="System: {system}\n\n",
-            user="User: {prompt}\n\n",
-            answer="Assistant:",
-            turn_end="\n\n",
-            stop=("\n\n",),
-            sampling=_CHAT_SAMPLING,
-        ),
-        Template(
-            name="g1",
-            description="chat with RWKV-7 G1 models, which can think before they answer",
-            begin=True,
-            system="System: {system}\n\n",
-            user="User: {prompt}\n\n",
-            answer="Assistant:",
-            turn_end="\n\n",
-            thinking={
-                "off": Thinking("", ""),
-                "fast": Thinking("", " <think>\n</think"),
-                "on": Thinking("", " <think"),
-                "long": Thinking(" (think a lot)", " <think"),
-            },
-            # Answers contain blank lines: only the next turn ends one.
-            stop=("\n\nUser:",),
-            sampling={"temperature": 1.0, "top_p": 0.5, "presence_penalty": 0.0, "frequency_penalty": 0.0},
-        ),
-        Template(
-            name="qa",
-            description="one question, one answer",
-            user="Question: {prompt}\n\n",
-            answer="Answer:",
-            turn_end="\n\n",
-            stop=("\n\n",),
-            sampling=_CHAT_SAMPLING,
-        ),
-        Template(
-            name="instruct",
-            description="an instruction; with a system prompt, that is the instruction, the prompt its input",
-            system="Instruction: {system}\n\n",
-            user="Instruction: {prompt}\n\n",
-            user_after_system="Input: {prompt}\n\n",
-            answer="Response:",
-            turn_end="\n\n",
-            stop=("\n\n",),
-            sampling=_CHAT_SAMPLING,
-        ),
-    )
-}
-
-
-def chat_template(template: Template) -> Template:
-    """The format of a conversation with a model whose own format this is."""
-    return TEMPLATES[template.chat] if template.chat else template
-
-
-# The first pattern found in a model's name decides. The chat formats need the World vocabulary.
-_NAME_PATTERNS = ((r"^gosling", "story"), (r"rwkv-?7-g\d|-g1", "g1"), (r"-world", "world"))
-
-
-def get_template(name: str) -> Template:
-    """The template of that name. Raises UsageError with the nearest name and all of them."""
-    if name in TEMPLATES:
-        return TEMPLATES[name]
-    near = difflib.get_close_matches(name.lower(), TEMPLATES, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise UsageError(f"unknown template {name!r}{hint}: choose one of {', '.join(TEMPLATES)}")
-
-
-def find_template(source_name: str, vocab_size: int) -> str:
-    """The template for a model, guessed from the name of its file or repository; "raw" if none fits."""
-    name = re.split(r"[/\\]", source_name.rstrip("/\\"))[-1].lower()
-    for pattern, template in _NAME_PATTERNS:
-        if re.search(pattern, name) and (template == "story" or vocab_size >= _WORLD_VOCAB_SIZE):
-            return template
-    return "raw"

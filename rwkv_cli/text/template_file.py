@@ -1,4 +1,7 @@
-"""The user's own prompt formats, in TOML files; docs/chat.md describes their keys."""
+"""Prompt formats as tables of a file: TOML of the user's own, JSON in model files and states.
+
+docs/chat.md describes the keys.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,22 @@ from typing import Any, TypeVar
 
 from rwkv_cli.errors import UsageError, literal
 from rwkv_cli.sampling_settings import NUMERIC_FIELDS, check_number
-from rwkv_cli.text.template import TEMPLATES, Template, Thinking, get_template
+from rwkv_cli.text.chat_template import JinjaTemplate
+from rwkv_cli.text.template import Template, Thinking
 
-SUFFIX = ".toml"
 MOST_BYTES = 1 << 20
 
-_TEXTS = ("description", "opening", "system", "user", "user_after_system", "answer", "turn_end")
+_TEXTS = (
+    *("description", "opening", "system", "user", "user_after_system", "answer"),
+    *("turn_end", "document_end", "default_thinking", "chat"),
+)
 _SWITCHES = ("begin", "clean")
+_LISTS = ("stop", "stop_tokens")
 _PLACEHOLDERS = {"system": "{system}", "user": "{prompt}", "user_after_system": "{prompt}"}
-_THINKING = tuple(field.name for field in dataclasses.fields(Thinking))
-_KEYS = ("name", "base", *_TEXTS, *_SWITCHES, "stop", "thinking", "sampling")
+_THINKING_TEXTS = ("user_suffix", "answer_prefix")
+_KEYS = ("name", "base", *_TEXTS, *_SWITCHES, *_LISTS, "thinking", "sampling")
+# What only the program writes: into model files and states.
+_OWN_KEYS = ("jinja", "end_of_text")
 
 
 _Kind = TypeVar("_Kind", str, bool, list[Any], dict[str, Any])
@@ -35,23 +44,14 @@ class _WrongKeyError(ValueError):
         self.key = key
 
 
-def open_template(name_or_file: str) -> Template:
-    """The template of that name, or the one in a file: a path, or a name that ends in .toml. Raises UsageError."""
-    if name_or_file.lower().endswith(SUFFIX) or re.search(r"[/\\]", name_or_file):
-        return read_template(Path(name_or_file).expanduser())
-    return get_template(name_or_file)
-
-
-def read_template(path: Path) -> Template:
-    """The template in a file. Raises UsageError with the file, the line and the key that is wrong."""
+def read_tables(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises UsageError with the file, and what is wrong."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise UsageError(f"{path} is larger than {MOST_BYTES >> 20} MB: it is not a template")
-        text = data.decode("utf-8-sig")
-        fields = tomllib.loads(text)
-        return template_from(fields, path.stem)
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(
             f"cannot read the template {path}: {(error.strerror or str(error)).lower()}"
@@ -63,37 +63,74 @@ def read_template(path: Path) -> Template:
         raise UsageError(
             f"the template {path} is not valid TOML: {message[:1].lower()}{message[1:]}"
         ) from None
+
+
+def read_template(path: Path, bases: Mapping[str, Template]) -> Template:
+    """The template in a file, perhaps made of one of `bases`.
+
+    Raises UsageError with the file, the line and the key that is wrong.
+    """
+    return _located(path, read_tables(path), path.stem, bases)
+
+
+def read_templates(path: Path, bases: Mapping[str, Template]) -> dict[str, Template]:
+    """The templates in a file that has a table for each, by name. Raises UsageError like `read_template`."""
+    found = dict[str, Template]()
+    for name, fields in read_tables(path).items():
+        if not isinstance(fields, dict):
+            raise UsageError(f"{path}: {name} must be a table, [{name}], for the template of this name")
+        found[name] = _located(path, {**fields, "name": name}, name, {**bases, **found})
+    return found
+
+
+def _located(path: Path, fields: Mapping[str, object], name: str, bases: Mapping[str, Template]) -> Template:
+    try:
+        return template_from(fields, name, bases)
     except _WrongKeyError as error:
+        text = path.read_text(encoding="utf-8-sig")
         raise UsageError(f"{path}{_line_of(error.key, text)}: {literal(str(error))}") from None
 
 
-def template_from(fields: Mapping[str, object], name: str = "") -> Template:
+def template_from(
+    fields: Mapping[str, object], name: str = "", bases: Mapping[str, Template] | None = None
+) -> Template:
     """A template from the values of a file, or from `as_fields`. Raises ValueError, which names the key."""
-    _check_keys(fields, _KEYS)
+    known = _KEYS if bases is not None else (*_KEYS, *_OWN_KEYS)
+    _check_keys(fields, known)
     base = Template("", "a template of your own")
+    if "jinja" in fields:
+        base = JinjaTemplate("", "", jinja=_checked("jinja", fields["jinja"], str))
     if "base" in fields:
-        base = _base(_checked("base", fields["base"], str))
+        base = _base(_checked("base", fields["base"], str), bases or {})
     values: dict[str, Any] = {key: _text(key, fields[key]) for key in _TEXTS if key in fields}
     values |= {key: _checked(key, fields[key], bool) for key in _SWITCHES if key in fields}
+    values |= {key: tuple(_stops(key, fields[key])) for key in _LISTS if key in fields}
     values["name"] = _checked("name", fields.get("name", name), str)
-    if "stop" in fields:
-        values["stop"] = tuple(_stops(fields["stop"]))
     if "thinking" in fields:
         values["thinking"] = _thinking(fields["thinking"])
     if "sampling" in fields:
         values["sampling"] = {**base.sampling, **_sampling(fields["sampling"])}
-    return dataclasses.replace(base, chat=None, **values)
+    if "end_of_text" in fields:
+        values["end_of_text"] = _checked("end_of_text", fields["end_of_text"], str)
+    template = dataclasses.replace(base, **({"chat": None} | values))
+    if template.default_thinking is not None and template.default_thinking not in template.thinking:
+        raise _WrongKeyError("default_thinking", f"must be one of its thinking modes: {_names(template)}")
+    return template
 
 
 def as_fields(template: Template) -> dict[str, object]:
     """The values of a template, as `template_from` takes them, in types that JSON has."""
     values: dict[str, object] = {
-        key: getattr(template, key) for key in _KEYS if key != "base" and getattr(template, key) is not None
+        field.name: getattr(template, field.name) for field in dataclasses.fields(template)
     }
-    values["stop"] = list(template.stop)
+    values |= {key: list(getattr(template, key)) for key in _LISTS}
     values["thinking"] = {mode: dataclasses.asdict(thinking) for mode, thinking in template.thinking.items()}
     values["sampling"] = dict(template.sampling)
-    return values
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _names(template: Template) -> str:
+    return ", ".join(template.thinking) or "there are none"
 
 
 def _check_keys(fields: Mapping[str, object], known: tuple[str, ...], within: str = "") -> None:
@@ -106,11 +143,10 @@ def _check_keys(fields: Mapping[str, object], known: tuple[str, ...], within: st
             )
 
 
-def _base(name: str) -> Template:
-    try:
-        return get_template(name)
-    except UsageError as error:
-        raise _WrongKeyError("base", f"must be one of the templates {', '.join(TEMPLATES)}") from error
+def _base(name: str, bases: Mapping[str, Template]) -> Template:
+    if name not in bases:
+        raise _WrongKeyError("base", f"must be one of the templates {', '.join(bases)}")
+    return bases[name]
 
 
 _KINDS: Mapping[type, str] = {str: "a text", bool: "true or false", list: "a list of texts", dict: "a table"}
@@ -130,33 +166,37 @@ def _text(key: str, value: object) -> str:
     return text
 
 
-def _stops(value: object) -> list[str]:
-    stops: list[str] = [_checked("stop", each, str) for each in _checked("stop", value, list)]
+def _stops(key: str, value: object) -> list[str]:
+    stops: list[str] = [_checked(key, each, str) for each in _checked(key, value, list)]
     if "" in stops:
-        raise _WrongKeyError("stop", "contains an empty text, which would stop everything")
+        raise _WrongKeyError(key, "contains an empty text, which would stop everything")
     return stops
 
 
 def _thinking(value: object) -> dict[str, Thinking]:
     modes = {}
-    for mode, texts in _checked("thinking", value, dict).items():
+    for mode, settings in _checked("thinking", value, dict).items():
         key = f"thinking.{mode}"
-        _check_keys(_checked(key, texts, dict), _THINKING, f"{key}.")
-        given = {name: _checked(f"{key}.{name}", text, str) for name, text in texts.items()}
-        modes[mode] = Thinking(**{name: given.get(name, "") for name in _THINKING})
+        _check_keys(_checked(key, settings, dict), (*_THINKING_TEXTS, "sampling"), f"{key}.")
+        texts = {
+            name: _checked(f"{key}.{name}", settings[name], str)
+            for name in _THINKING_TEXTS
+            if name in settings
+        }
+        modes[mode] = Thinking(**texts, sampling=_sampling(settings.get("sampling", {}), f"{key}.sampling"))
     return modes
 
 
-def _sampling(value: object) -> dict[str, float]:
-    numbers: dict[str, float] = _checked("sampling", value, dict)
-    _check_keys(numbers, NUMERIC_FIELDS, "sampling.")
+def _sampling(value: object, key: str = "sampling") -> dict[str, float]:
+    numbers: dict[str, float] = _checked(key, value, dict)
+    _check_keys(numbers, NUMERIC_FIELDS, f"{key}.")
     for name, number in numbers.items():
         if type(number) not in (int, float):
-            raise _WrongKeyError(f"sampling.{name}", "must be a number")
+            raise _WrongKeyError(f"{key}.{name}", "must be a number")
         try:
             check_number(name, number)
         except UsageError as error:
-            raise _WrongKeyError(f"sampling.{name}", str(error).partition(" ")[2]) from None
+            raise _WrongKeyError(f"{key}.{name}", str(error).partition(" ")[2]) from None
     return numbers
 
 

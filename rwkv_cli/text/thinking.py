@@ -1,11 +1,13 @@
 """Separates the thought before an answer from the answer, while the text arrives.
 
-A model that thinks writes `<think>`, its thought, `</think>` and then the answer. The template may have begun the
-answer with `<think` or with a whole empty thought; see `rwkv_cli.text.template`.
+A model that thinks writes `<think>`, its thought, `</think>` and then the answer, whether it was asked to or not. A tag
+is several tokens, so it is looked for in the text. The template may have begun the answer with `<think` or with a whole
+empty thought; see `rwkv_cli.text.template`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,10 +33,9 @@ class ThoughtSplitter:
     """
 
     def __init__(self, template: Template, think: str | None = None) -> None:
-        """`think` is the mode of the template with which the answer was begun."""
-        thinking = template.thinking.get(think or "")
-        prefix = thinking.answer_prefix if thinking else ""
-        self._where: _Where = "before" if template.thinking else "answer"
+        """`think` is the mode of the template with which the answer was begun; None for its default."""
+        prefix = template.answer_prefix(think)
+        self._where: _Where = "before" if template.is_chat else "answer"
         self._held = ""
         self._ends_tag = False  # the next character is the > of a tag that the template began
         if prefix.endswith((OPEN[:-1], OPEN)):
@@ -83,8 +84,12 @@ def split(text: str, template: Template, think: str | None = None) -> tuple[str,
     """The thought and the answer of a whole text, without white space around them."""
     splitter = ThoughtSplitter(template, think)
     parts = splitter.feed(text) + splitter.flush()
-    thought, answer = ("".join(part.text for part in parts if part.thought is kind) for kind in (True, False))
-    return thought.strip(), answer.strip()
+    return joined(parts, thought=True).strip(), joined(parts, thought=False).strip()
+
+
+def joined(parts: Iterable[Part], *, thought: bool) -> str:
+    """The text of all parts of the thought, or of the answer."""
+    return "".join(part.text for part in parts if part.thought is thought)
 
 
 def _begun(text: str, tag: str) -> int:

@@ -59,6 +59,11 @@ class Tokenizer(Protocol):
         """The id that ends a document, and starts the next."""
         ...
 
+    @property
+    def text_of_end(self) -> str:
+        """What stands for `end_of_document` in a text that is encoded; empty where nothing does."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """The ids of text; nothing is added at either end. Raises UsageError for text that is not Unicode."""
         ...
@@ -206,6 +211,7 @@ class WorldTokenizer:
 
     name = "World"
     end_of_document = 0
+    text_of_end = ""
 
     def __init__(self, spec: TokenizerSpec = TokenizerSpec("world")) -> None:
         """Read the vocabulary, the packaged one if the spec has none. Raises TokenizerError if damaged."""
@@ -310,6 +316,8 @@ class JsonTokenizer:
         self._added = self._library.get_added_tokens_decoder()
         self.vocab_size: int = max(pieces.values()) + 1
         self.end_of_document: int = pieces.get("<|endoftext|>", 0)
+        end = self._added.get(self.end_of_document)
+        self.text_of_end: str = str(end.content) if end else ""
         kind = "byte-level " if self._byte_level else ""
         self.name = f"{kind}{description['model'].get('type', 'model')} (tokenizer.json)"
 

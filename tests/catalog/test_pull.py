@@ -71,7 +71,7 @@ def test_a_known_model(hub, tmp_path):
     assert registry.locate("t") == registry.locate("tiny") == registry.locate(PTH) == pulled.stored.path
     model = ModelFile(pulled.stored.path)
     np.testing.assert_allclose(model.tensor("head.weight"), WEIGHTS["head.weight"], atol=0.01)
-    assert model.info.template == "qa"
+    assert model.info.template.name == "qa"
     assert model.info.sampling == {"temperature": 0.25}
     source = model.info.source
     assert source["sha256"] == hashlib.sha256(hub.files["owner/repo"]["rwkv7-g1-tiny.pth"]).hexdigest()

@@ -11,7 +11,7 @@ from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.catalog.entries import Entry, is_name, line_of, make_entries, read_tables
 from rwkv_cli.catalog.registry import entries, locate
 from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
-from rwkv_cli.text.template import TEMPLATES
+from rwkv_cli.text.templates import templates
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +30,13 @@ def test_every_entry_is_whole():
     for entry in entries().values():
         assert entry.description
         assert entry.license == "Apache-2.0"
-        assert entry.template in TEMPLATES
+        assert entry.template in templates()
         if entry.repository is None:
             assert entry.name == registry.DEFAULT
             continue
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repository)
         assert entry.file is None or entry.file.endswith(".pth")
-        assert entry.sampling == TEMPLATES[entry.template].sampling
+        assert entry.sampling == templates()[entry.template].sampling
         assert entry.parameters is not None
         assert entry.bytes is None or 0 < entry.bytes - 2 * entry.parameters < 1e6
         assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)

@@ -25,7 +25,7 @@ from rwkv_cli.errors import StateError, StorageError, UsageError
 from rwkv_cli.sessions import state_file, state_store
 from rwkv_cli.sessions.autosave import AutosavedConversation, Choices, open_conversation
 from rwkv_cli.sessions.conversation import Conversation
-from rwkv_cli.text.template import TEMPLATES
+from rwkv_cli.text.templates import get_template, templates
 from rwkv_cli.text.thinking import Part
 
 RWKV = (sys.executable, "-m", "rwkv_cli")
@@ -266,7 +266,7 @@ def test_what_is_settled_cannot_be_chosen_again(play):
     ) as session:
         conversation = session.conversation
         assert (conversation.think, conversation.settings.top_p, conversation.max_tokens) == ("on", 0.125, 5)
-    for choices in (Choices(system="other"), Choices(TEMPLATES["world"])):
+    for choices in (Choices(system="other"), Choices(templates()["world"])):
         with pytest.raises(UsageError, match="leave out"):
             opened(name="talk", choices=choices, **g1)
     opened(name="talk", **g1).close()  # the lock was given back
@@ -281,7 +281,10 @@ def document(path, text="A book."):
     position = Snapshot(state, logits, 1 + len(text))
     state_store.prepare(path)
     state_file.save(
-        path, state_file.SavedState(position, state_file.identify(model), template="story", text=text)
+        path,
+        state_file.SavedState(
+            position, state_file.identify(model), template=get_template("story"), text=text
+        ),
     )
 
 
@@ -534,7 +537,7 @@ def test_a_history_that_cannot_be_written_is_no_matter(typed, data):
 
 
 def test_tab_completes(typed, play):
-    chat, _, _ = play("hi", "/save talk one", "/save other")
+    chat, _, _ = play("hi", "/save talk one", "/save other", model=talking(template="g1"))
 
     def complete(keys):
         return typed(keys, words=lambda line: commands.words(chat, line))

@@ -79,7 +79,7 @@ def test_the_current_folder_has_a_name(rwkv, folder, monkeypatch):
 
 def test_the_template_can_be_named(rwkv, folder):
     rwkv("quantize", "my.gguf", "out", "--template", "qa")
-    assert ModelFile(folder / "out").info.template == "qa"
+    assert ModelFile(folder / "out").info.template.name == "qa"
 
 
 def test_a_file_that_exists_is_replaced_only_by_force(rwkv, folder):

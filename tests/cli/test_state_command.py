@@ -22,6 +22,7 @@ from rwkv_cli.engine.state import State
 from rwkv_cli.model import load
 from rwkv_cli.paths import EMBEDDED_MODEL
 from rwkv_cli.sessions import state_file, state_store
+from rwkv_cli.text.templates import get_template
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_a_document_is_read_as_a_document(tiny):
     assert state_file.load(state_store.find("s")).text == "abcde"
     tiny("state save t --template qa -p", "why?")
     saved = state_file.load(state_store.find("t"))
-    assert (saved.text, saved.template) == ("Question: why?\n\nAnswer:", "qa")
+    assert (saved.text, saved.template) == ("Question: why?\n\nAnswer:", get_template("qa"))
 
 
 def test_the_template_of_a_state_lays_out_the_next_turn(tiny):

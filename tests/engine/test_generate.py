@@ -11,6 +11,7 @@ from rwkv_cli.files.model_file import ModelInfo
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import SamplingSettings
+from rwkv_cli.text.templates import get_template
 
 
 def perform(script, prompt="go", **options):
@@ -248,7 +249,7 @@ def test_a_generation_goes_on_without_a_prompt_where_something_was_read():
 
 
 def model(script, template="raw", **sampling):
-    info = ModelInfo(CONFIG, "int8", None, template, sampling)
+    info = ModelInfo(CONFIG, "int8", None, get_template(template), sampling)
     return Model(info, None, ByteTokenizer(), Actor(script))
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,10 +27,11 @@ from rwkv_cli.errors import (
 from rwkv_cli.files import model_file, weight_layouts
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write_model
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
+from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 WEIGHTS = fine_weights(TINY)
-INFO = ModelInfo(TINY, "int8", None, "raw")
+INFO = ModelInfo(TINY, "int8", None, get_template("raw"))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,8 @@ def test_a_changed_weight_shows_in_the_digest(good, tmp_path):
 )
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
 def test_what_the_file_says_of_itself(tmp_path, tokenizer, weight_type):
-    info = ModelInfo(TINY, weight_type, tokenizer, "world", {"top_p": 0.3}, {"name": "ü", "sha256": "0"})
+    template = replace(get_template("world"), name="mine", stop=("ü",))
+    info = ModelInfo(TINY, weight_type, tokenizer, template, {"top_p": 0.3}, {"name": "ü"}, "--template")
     write_model(tmp_path / "x", Weights(WEIGHTS), info)
     assert ModelFile(tmp_path / "x").info == info
     assert is_model_file(tmp_path / "x")
@@ -165,7 +168,10 @@ def test_opening_reads_no_weights(tmp_path):
     config = ModelConfig(
         n_layer=12, n_embd=4096, n_ffn=16384, vocab_size=65536, rank_w=64, rank_a=64, rank_v=32, rank_g=128
     )
-    header, position = {"__metadata__": model_file._metadata(ModelInfo(config, "int8", None, "raw"))}, 0
+    header, position = (
+        {"__metadata__": model_file._metadata(ModelInfo(config, "int8", None, get_template("raw")))},
+        0,
+    )
     for name, shape in config.tensor_shapes().items():
         for part, (dtype, stored) in weight_layouts.stored_form(name, shape, "int8").items():
             size = int(np.prod(stored)) * {"I8": 1, "BF16": 2, "F16": 2, "F32": 4}[dtype]
@@ -399,7 +405,7 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path):
 
     tracemalloc.start()
     try:
-        write_model(tmp_path / "x", Zeros(), ModelInfo(config, "int8", None, "raw"))
+        write_model(tmp_path / "x", Zeros(), ModelInfo(config, "int8", None, get_template("raw")))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -24,6 +24,7 @@ class ByteTokenizer:
     """Token = byte + 1; 0 ends a document."""
 
     end_of_document = END
+    text_of_end = ""
     vocab_size = 257
     name = "bytes"
     spec = TokenizerSpec("world")

@@ -15,6 +15,7 @@ from rwkv_cli.config import ModelConfig
 from rwkv_cli.engine.state import State
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, write_model
 from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
@@ -70,8 +71,9 @@ def write_file(
 ) -> Path:
     """A model file of ours; `info` are fields of `ModelInfo`."""
     source = Weights(tensors)
-    fields = {"template": "raw", "sampling": {"temperature": 0.5}, "source": {"name": "random"}} | info
-    write_model(path, source, ModelInfo(source.config, weight_type, tokenizer, **fields))
+    fields: dict[str, Any] = {"sampling": {"temperature": 0.5}, "source": {"name": "random"}} | info
+    template = get_template(fields.pop("template", "raw"))
+    write_model(path, source, ModelInfo(source.config, weight_type, tokenizer, template, **fields))
     return path
 
 

@@ -14,6 +14,7 @@ from rwkv_cli.engine.state import State
 from rwkv_cli.files.model_file import ModelInfo
 from rwkv_cli.model import Model
 from rwkv_cli.reporting import Progress
+from rwkv_cli.text.templates import get_template
 
 Array = NDArray[np.float32]
 
@@ -70,5 +71,5 @@ class Talker(Backend):
 
 def talking(script: Mapping[str, str] | None = None, template: str = "dialogue") -> Model:
     """A model that talks. `script` is as in `Talker`."""
-    info = ModelInfo(CONFIG, "int8", None, template, {}, {"name": "talker", "sha256": "0" * 64})
+    info = ModelInfo(CONFIG, "int8", None, get_template(template), {}, {"name": "talker", "sha256": "0" * 64})
     return Model(info, Path("talker.safetensors"), ByteTokenizer(), Talker(script))

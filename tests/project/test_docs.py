@@ -96,6 +96,7 @@ def test_an_option_is_the_same_everywhere():
         "--type",  # those of model files, or of exported files
         "--force",  # of a download
         "--system",  # in the panel of the conversation
+        "--think",
     }
     found = {}
     for name in COMMANDS:

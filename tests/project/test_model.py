@@ -37,7 +37,7 @@ from rwkv_cli.errors import (
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.paths import EMBEDDED_MODEL
 from rwkv_cli.reporting import Reporter
-from rwkv_cli.text.template import TEMPLATES
+from rwkv_cli.text.templates import templates
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 WEIGHTS = random_weights(TINY)
@@ -90,7 +90,7 @@ def test_the_embedded_model_is_the_default(gosling):
     assert gosling.path == EMBEDDED_MODEL
     assert gosling.backend.name == "cpu"
     assert gosling.info.weight_type == "int8"
-    assert gosling.template is TEMPLATES["story"]
+    assert gosling.template is templates()["story"]
     assert gosling.tokenizer.vocab_size == gosling.config.vocab_size == 8192
     assert load("gosling").path == EMBEDDED_MODEL
 
@@ -452,7 +452,7 @@ def test_a_template_lays_the_prompt_out(gosling):
         == [end, *raw]
     )
     asked = gosling.generate("Why?", template="world", system="Be kind.")
-    assert gosling.tokenizer.decode(asked.prompt) == TEMPLATES["world"].render("Why?", "Be kind.")
+    assert gosling.tokenizer.decode(asked.prompt) == templates()["world"].render("Why?", "Be kind.")
     assert "\n\n" in asked.stop
     with pytest.raises(UsageError, match="no place for a system prompt"):
         gosling.generate("Once", system="Be kind.")

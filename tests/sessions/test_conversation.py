@@ -15,7 +15,8 @@ from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.conversation import MOST_CHARACTERS, Conversation
 from rwkv_cli.sessions.snapshots import Snapshots
 from rwkv_cli.sessions.state_file import SavedState, identify
-from rwkv_cli.text.template import TEMPLATES, Template
+from rwkv_cli.text.template import Template
+from rwkv_cli.text.templates import get_template, templates
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_state_has_read_the_transcript():
 
 @pytest.mark.parametrize("template", ["world", "g1", "qa", "instruct", "raw", "story"])
 def test_in_every_template(template):
-    assert is_true(chat("one", "two", template=TEMPLATES[template]))
+    assert is_true(chat("one", "two", template=templates()[template]))
 
 
 def test_what_is_shown_is_what_is_recorded():
@@ -136,7 +137,8 @@ def test_progress_hears_of_a_long_message():
 # ------------------------------------------------------------------------------------------------------ thinking
 
 THINKING = {
-    "off": ("", " Yes.", "", "Yes."),
+    None: ("", " Yes.", "", "Yes."),
+    "off": (" <think></think", "> Yes.", "", "Yes."),
     "fast": (" <think>\n</think", ">\nYes.", "", "Yes."),
     "on": (" <think", ">\nWell, </th is\n\nno tag.\n</think>\nYes.", "Well, </th is\n\nno tag.", "Yes."),
     "long": (" <think", ">Hm.</think>Yes.", "Hm.", "Yes."),
@@ -309,16 +311,16 @@ def test_settings():
     conversation.choose(temperature=0.25)
     conversation.set_max_tokens(3)
     assert (conversation.settings.temperature, conversation.max_tokens) == (0.25, 3)
-    assert conversation.settings.top_p == TEMPLATES["dialogue"].sampling["top_p"]
+    assert conversation.settings.top_p == templates()["dialogue"].sampling["top_p"]
     conversation.choose(temperature=None)
-    assert conversation.settings.temperature == TEMPLATES["dialogue"].sampling["temperature"]
+    assert conversation.settings.temperature == templates()["dialogue"].sampling["temperature"]
     with pytest.raises(UsageError, match="top_p"):
         conversation.choose(top_p=2.0)
     with pytest.raises(UsageError, match="max_tokens"):
         conversation.set_max_tokens(-2)
     with pytest.raises(TypeError, match="temprature"):
         conversation.choose(temprature=1.0)
-    assert conversation.settings.top_p == TEMPLATES["dialogue"].sampling["top_p"]
+    assert conversation.settings.top_p == templates()["dialogue"].sampling["top_p"]
 
 
 def test_a_seed_begins_the_random_choices_anew():
@@ -343,7 +345,7 @@ def through_a_file(conversation, tmp_path, **options):
     """The conversation, saved and loaded with another model object, as another process would."""
     state_file.save(tmp_path / "a.safetensors", conversation.to_saved("a", **options))
     saved = state_file.load(tmp_path / "a.safetensors")
-    model = talking(template=conversation.model.info.template)
+    model = talking(template=conversation.model.template.name)
     assert state_file.fit(saved, model) is None
     return Conversation.from_saved(model, saved)
 
@@ -388,7 +390,9 @@ def document(text, model, **options):
 @pytest.mark.parametrize("template", ["story", None])
 def test_a_conversation_may_begin_after_a_document(tmp_path, template):
     model = talking(template="story")
-    conversation = Conversation.from_saved(model, document("A book.", model, template=template), budget=0)
+    conversation = Conversation.from_saved(
+        model, document("A book.", model, template=template and get_template(template)), budget=0
+    )
     assert conversation.template.name == "dialogue"
     for text in ("one", "two", "three"):
         say(conversation.ask(text))
@@ -399,7 +403,7 @@ def test_a_conversation_may_begin_after_a_document(tmp_path, template):
     say(came_back.ask("one"))
     assert heard(came_back) == read(0, [0, *model.tokenizer.encode(came_back.text)])
     with pytest.raises(UsageError, match="a system prompt comes first"):
-        Conversation.from_saved(model, document("A book.", model), TEMPLATES["g1"]).reset("System")
+        Conversation.from_saved(model, document("A book.", model), templates()["g1"]).reset("System")
 
 
 def test_without_its_text_a_conversation_becomes_a_document(tmp_path):

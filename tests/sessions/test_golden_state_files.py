@@ -12,6 +12,7 @@ import pytest
 import rwkv_cli
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.conversation import Conversation
+from rwkv_cli.text.templates import get_template
 
 FORMATS = Path(__file__).parents[1] / "golden" / "formats"
 SAMPLING = {"seed": 5, "presence_penalty": 0.5, "frequency_penalty": 0.5}
@@ -43,7 +44,7 @@ def test_they_load_and_belong_to_their_model(name, model):
 
 def test_all_that_a_state_holds(expected):
     saved = state_file.load(FORMATS / "state.safetensors")
-    assert (saved.name, saved.template, saved.text) == ("plain", "raw", str(expected["text"]))
+    assert (saved.name, saved.template, saved.text) == ("plain", get_template("raw"), str(expected["text"]))
     assert saved.settings == SAMPLING | MORE_SAMPLING
     assert saved.snapshot.n_tokens == len(b"Hello") + 8  # a token per byte
     assert saved.snapshot.memory

@@ -31,6 +31,7 @@ from rwkv_cli.paths import EMBEDDED_MODEL
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.model_identity import identify, identify_file
 from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.text.templates import get_template
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def assert_same(a, b):
         {},
         {"text": ""},
         {"text": "Es war einmal 🦢\n\0\x1b[31m"},
-        {"name": "ä b", "template": "g1", "created": "2026-01-01T00:00:00+00:00"},
+        {"name": "ä b", "template": get_template("g1"), "created": "2026-01-01T00:00:00+00:00"},
         {"memory": some_memory()},
         {"memory": SamplerMemory({}, np.random.default_rng(1).bit_generator.state)},
         {"settings": {"seed": 2**70, "top_p": 0.3, "banned": frozenset({4, 1}), "logit_bias": {3: -1.5}}},

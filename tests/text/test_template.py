@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,18 @@ from hypothesis import strategies as st
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.stop_strings import StopFilter
-from rwkv_cli.text.template import (
-    TEMPLATES,
-    Template,
-    chat_template,
-    clean_text,
+from rwkv_cli.text.template import Template, clean_text
+from rwkv_cli.text.template_file import as_fields, template_from
+from rwkv_cli.text.templates import (
     find_template,
+    for_chat,
+    from_json,
     get_template,
+    open_template,
+    templates,
+    to_json,
 )
-from rwkv_cli.text.template_file import as_fields, open_template, template_from
+from rwkv_cli.text.tokenizer import WorldTokenizer
 
 GREETING = (
     "User: hi\n\nAssistant: Hi. I am your assistant and I will provide expert full response in full details. "
@@ -63,19 +67,52 @@ def test_system_text_where_there_is_no_place_for_it(name: str) -> None:
 
 def test_thinking() -> None:
     g1 = get_template("g1")
-    assert g1.render("Why?", think="off") == g1.render("Why?")
+    assert g1.render("Why?") == "User: Why?\n\nAssistant:"
+    assert g1.render("Why?", think="off") == "User: Why?\n\nAssistant: <think></think"
     assert g1.render("Why?", think="fast") == "User: Why?\n\nAssistant: <think>\n</think"
+    assert g1.render("Why?", think="short") == "User: Why? (think a bit)\n\nAssistant: <think"
     assert g1.render("Why?", think="on") == "User: Why?\n\nAssistant: <think"
     assert g1.render("Why?", think="long") == "User: Why? (think a lot)\n\nAssistant: <think"
-    with pytest.raises(UsageError, match="no thinking mode 'hard': choose one of off, fast, on, long"):
+    with pytest.raises(UsageError, match="no thinking mode 'hard': choose one of off, fast, short, on, long"):
         g1.render("Why?", think="hard")
     with pytest.raises(UsageError, match="the template world has no thinking modes"):
         get_template("world").render("Why?", think="on")
 
 
+def test_the_form_with_flowers() -> None:
+    g1h = get_template("g1h")
+    assert g1h.render("Why?\r\n\r\nNow?") == "User✿Why?\nNow?✿\nBot✿<think"
+    assert g1h.render("Why?", "Be kind.", "off") == "System✿Be kind.✿\nUser✿Why?✿\nBot✿<think></think"
+    assert g1h.continuation("So?", "off") == "✿\nUser✿So?✿\nBot✿<think></think"
+    assert g1h.continuation("So?", "on", after_document=True) == "\nUser✿So?✿\nBot✿<think"
+    assert (g1h.stop, g1h.stop_tokens, g1h.begin) == (("✿",), ("✿",), True)
+    assert WorldTokenizer().encode("✿") == [10060]
+
+
+def test_sampling_depends_on_thinking() -> None:
+    """The publisher's: with a thought, penalties and a wider choice; without one, a narrow choice of 32 tokens."""
+    thinking = {"temperature": 0.96, "top_p": 0.76, "top_k": 32, "presence_penalty": 1.0}
+    thinking |= {"frequency_penalty": 0.1, "penalty_decay": 0.988}
+    plain = {
+        "temperature": 1.0,
+        "top_p": 0.28,
+        "top_k": 32,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
+    for name in ("g1", "g1h"):
+        template = get_template(name)
+        assert template.sampling_for("on") == thinking
+        assert template.sampling_for("off") == plain
+    assert get_template("g1").sampling_for() == plain
+    assert get_template("g1h").sampling_for() == thinking
+    world = {"temperature": 1.0, "top_p": 0.3, "presence_penalty": 0.5, "frequency_penalty": 0.5}
+    assert get_template("world").sampling_for() == world
+
+
 def test_turns_make_up_a_conversation() -> None:
     g1 = get_template("g1")
-    conversation = g1.render("One.", system="Short.") + " 1" + g1.turn_end + g1.turn("Two.") + " 2"
+    conversation = g1.render("One.", system="Short.") + " 1" + g1.continuation("Two.") + " 2"
     assert conversation == "System: Short.\n\nUser: One.\n\nAssistant: 1\n\nUser: Two.\n\nAssistant: 2"
 
 
@@ -98,9 +135,9 @@ def test_cleaning_keeps_indentation() -> None:
     assert clean_text("if x:\r\n\r\n  \t\n    y\n") == "if x:\n    y"
 
 
-@given(st.sampled_from(sorted(TEMPLATES)), st.text())
+@given(st.sampled_from(sorted(templates())), st.text())
 def test_every_template_is_complete(name: str, prompt: str) -> None:
-    template = TEMPLATES[name]
+    template = templates()[name]
     assert template.name == name
     assert template.description
     StopFilter(template.stop)
@@ -111,7 +148,9 @@ def test_every_template_is_complete(name: str, prompt: str) -> None:
 
 
 def test_published_stops_and_defaults() -> None:
-    assert get_template("raw") == Template("raw", TEMPLATES["raw"].description, clean=False, chat="dialogue")
+    assert get_template("raw") == Template(
+        "raw", templates()["raw"].description, clean=False, chat="dialogue"
+    )
     assert get_template("world").stop == ("\n\n",)
     assert get_template("g1").stop == ("\n\nUser:",)
     assert get_template("story").begin
@@ -149,14 +188,14 @@ def test_template_by_file_name(source: str, vocab_size: int, expected: str) -> N
 
 
 def test_models_of_documents_have_a_template_for_conversations() -> None:
-    for name, template in TEMPLATES.items():
-        chat = chat_template(template)
+    for name, template in templates().items():
+        chat = for_chat(template)
         assert chat.answer, name
         assert chat.turn_end
         assert chat.stop
-        assert chat_template(chat) == chat
-    assert chat_template(TEMPLATES["story"]).name == "dialogue"
-    assert chat_template(TEMPLATES["g1"]).name == "g1"
+        assert for_chat(chat) == chat
+    assert for_chat(templates()["story"]).name == "dialogue"
+    assert for_chat(templates()["g1"]).name == "g1"
 
 
 # ------------------------------------------------------------------------------------------- files of the user's own
@@ -203,7 +242,7 @@ def test_a_template_of_the_users_own(tmp_path: Path) -> None:
 def test_a_template_may_be_made_of_another(tmp_path: Path) -> None:
     template = open_template(own(tmp_path, 'name = "short"\nbase = "g1"\n[sampling]\ntop_p = 0.1\n'))
     assert template == dataclasses.replace(
-        TEMPLATES["g1"], name="short", sampling={**TEMPLATES["g1"].sampling, "top_p": 0.1}
+        templates()["g1"], name="short", sampling={**templates()["g1"].sampling, "top_p": 0.1}
     )
 
 
@@ -213,15 +252,48 @@ def test_a_template_is_known_by_its_path_or_its_suffix(
     own(tmp_path, OWN)
     monkeypatch.chdir(tmp_path)
     assert open_template("robot.toml") == open_template("./robot.toml")
-    assert open_template("g1") == TEMPLATES["g1"]
+    assert open_template("g1") == templates()["g1"]
     with pytest.raises(UsageError, match="unknown template 'robot'"):
         open_template("robot")
 
 
-@given(st.sampled_from(sorted(TEMPLATES)))
+@given(st.sampled_from(sorted(templates())))
 def test_templates_survive_json(name: str) -> None:
-    template = dataclasses.replace(TEMPLATES[name], chat=None)
+    template = templates()[name]
     assert template_from(json.loads(json.dumps(as_fields(template)))) == template
+    assert to_json(template) == name
+    other = dataclasses.replace(template, stop=("x",))
+    assert isinstance(to_json(other), dict)
+    assert from_json(json.loads(json.dumps(to_json(other)))) == other
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The user's folder for settings, as read by `templates`."""
+    monkeypatch.setenv("RWKV_CONFIG_DIR", str(tmp_path))
+    templates.cache_clear()
+    yield tmp_path
+    templates.cache_clear()
+
+
+def test_a_file_of_templates_corrects_ours_and_adds_to_them(own_folder: Path) -> None:
+    text = '[g1h]\nbase = "g1h"\nanswer = "Bot:"\n\n[g2]\nbase = "g1h"\nuser = "U✿{prompt}✿\\n"\n'
+    own(own_folder, text, "templates.toml")
+    assert get_template("g1h").render("Why?") == "User✿Why?✿\nBot:<think"
+    assert get_template("g2").render("Why?") == "U✿Why?✿\nBot:<think"
+    assert isinstance(
+        to_json(get_template("g1h")), dict
+    )  # a file takes it along: elsewhere the name means ours
+    assert to_json(get_template("world")) == "world"
+
+
+def test_a_wrong_file_of_templates_is_named(own_folder: Path) -> None:
+    own(own_folder, "[g2]\nanswer = 5\n", "templates.toml")
+    with pytest.raises(UsageError, match=r"templates\.toml, line 2: answer must be a text"):
+        get_template("g1")
+    own(own_folder, "g2 = 5\n", "templates.toml")
+    with pytest.raises(UsageError, match=r"templates\.toml: g2 must be a table, \[g2\]"):
+        get_template("g1")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +315,12 @@ def test_templates_survive_json(name: str) -> None:
         ("[thinking]\non = 5", "line 2: thinking.on must be a table"),
         ("[thinking.on]\nprefix = ''", "thinking.on.prefix is not a key of a template"),
         ("[thinking.on]\nanswer_prefix = 5", "line 2: thinking.on.answer_prefix must be a text"),
+        ("[thinking.on]\nsampling = { top_p = 5 }", "thinking.on.sampling.top_p is 5"),
+        (
+            "default_thinking = 'on'",
+            "line 1: default_thinking must be one of its thinking modes: there are none",
+        ),
+        ("jinja = 'x'", "line 1: jinja is not a key of a template"),
         ("base = 'nothing'", "line 1: base must be one of the templates raw, story"),
         ("answer = ", "is not valid TOML: invalid value (at end of document)"),
         ("answer = 'a'\nanswer = 'b'", "is not valid TOML: cannot overwrite a value"),

@@ -52,7 +52,7 @@ def words(chat: Chat, line: str) -> Iterable[str]:
     if not space:
         return [f"/{each}" for each in COMMANDS]
     if name == "set" and " " in argument:
-        return _values(argument.split(" ")[0])
+        return _values(chat, argument.split(" ")[0])
     return COMMANDS[name].completions(chat) if name in COMMANDS else ()
 
 
@@ -162,7 +162,7 @@ def _set(chat: Chat, argument: str) -> None:
         hint = f" (did you mean {near[0].replace('_', '-')}?)" if near else ""
         raise UsageError(f"unknown setting {name!r}{hint}: /set lists them")
     if not value:
-        raise UsageError(f"give it a value: /set {name} {'|'.join(_values(name)) or 'NUMBER'}")
+        raise UsageError(f"give it a value: /set {name} {'|'.join(_values(chat, name)) or 'NUMBER'}")
     if key in _SWITCHES:
         chat.switch(key, _choice(name, value, _SWITCHES[key]))
     else:
@@ -256,16 +256,17 @@ def _settings(chat: Chat) -> dict[str, str]:
         elif name in _SWITCHES:
             text = chat.switched(name)
         elif name == "think":
-            text = conversation.think or ("off" if conversation.template.thinking else "not in this template")
+            own = conversation.template.default_thinking or "default"
+            text = conversation.think or (own if conversation.template.thinking else "not in this template")
         else:
             text = str(conversation.max_tokens)
         rows[name.replace("_", "-")] = text
     return rows
 
 
-def _values(name: str) -> Sequence[str]:
+def _values(chat: Chat, name: str) -> Sequence[str]:
     if name == "think":
-        return ("off", "fast", "on", "long")
+        return (*chat.conversation.template.thinking, "default")
     return _SWITCHES.get(name.replace("-", "_"), ())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import IO
 
 from rwkv_cli.cli.commands.one_generation import Request
@@ -20,7 +21,7 @@ from rwkv_cli.sessions.prompt_cache import reader_for
 
 def run(request: Request, file: str, batch_size: int | None) -> int:
     """Answer the prompts of a file, in their order; gives the exit code. Raises UsageError for a file that is wrong."""
-    prompts = read_prompts(file, request.system)
+    prompts = read_prompts(file, request.system, request.think)
     with TerminalReporter(request.quiet) as reporter:
         model = load(request.model, request.device, threads=request.threads, reporter=reporter)
     found = answers(
@@ -47,10 +48,11 @@ def run(request: Request, file: str, batch_size: int | None) -> int:
     return 0
 
 
-def read_prompts(file: str, system: str | None = None) -> list[Prompt]:
+def read_prompts(file: str, system: str | None = None, think: str | None = None) -> list[Prompt]:
     """The prompts of a file, "-" for standard input: one per line, or JSON lines in a .jsonl file.
 
-    `system` is for those without a system prompt of their own. Raises UsageError, with the number of the line.
+    `system` and `think` are for those without a system prompt or mode of thinking of their own. Raises UsageError, with
+    the number of the line.
     """
     is_json = file.lower().endswith(".jsonl")
     name = "standard input" if file in ("", "-") else file
@@ -60,32 +62,39 @@ def read_prompts(file: str, system: str | None = None) -> list[Prompt]:
             continue
         where = f"{name}, line {number}"
         if is_json:
-            text, own = _parsed(line, where)
-            prompts.append(Prompt(text, system if own is None else own, where))
+            prompt = _parsed(line, where)
+            prompts.append(
+                replace(
+                    prompt,
+                    system=system if prompt.system is None else prompt.system,
+                    think=think if prompt.think is None else prompt.think,
+                )
+            )
         else:
-            prompts.append(Prompt(line.removesuffix("\r"), system, where))
+            prompts.append(Prompt(line.removesuffix("\r"), system, where, think))
     if not prompts:
         raise UsageError(f"there are no prompts in {name}")
     return prompts
 
 
-def _parsed(line: str, where: str) -> tuple[str, str | None]:
-    """The prompt and the system prompt of a line of JSON."""
+def _parsed(line: str, where: str) -> Prompt:
+    """The prompt in a line of JSON."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise UsageError(f'{where}: it must be a JSON object, such as {{"prompt": "Once upon a time"}}')
-    prompt, system = fields.get("prompt"), fields.get("system")
+    prompt, system, think = (fields.get(key) for key in ("prompt", "system", "think"))
     if not isinstance(prompt, str) or not prompt:
         raise UsageError(f'{where}: "prompt" must be a non-empty text')
-    if not isinstance(system, str | None):
-        raise UsageError(f'{where}: "system" must be a text')
+    for key, value in (("system", system), ("think", think)):
+        if not isinstance(value, str | None):
+            raise UsageError(f'{where}: "{key}" must be a text')
     for text in (prompt, system or ""):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError(f"{where}: it contains half of a surrogate pair, which is not text")
-    return prompt, system
+    return Prompt(prompt, system, where, think)
 
 
 def _write(out: IO[str], prompt: Prompt, answer: Answer) -> None:
@@ -94,6 +103,7 @@ def _write(out: IO[str], prompt: Prompt, answer: Answer) -> None:
         "index": answer.index,
         "prompt": prompt.text,
         "text": answer.text,
+        **({"thought": answer.thought} if answer.thought else {}),
         "finish": answer.finish,
         "prompt_tokens": answer.prompt_tokens,
         "generated_tokens": answer.generated_tokens,

@@ -23,7 +23,7 @@ def chat(
     name: options.Name = None,
     template: options.ChatTemplate = None,
     system: options.ChatSystem = None,
-    think: options.Think = None,
+    think: options.ChatThink = None,
     vi: options.Vi = False,
     model: options.Model = None,
     device: options.Device = "auto",

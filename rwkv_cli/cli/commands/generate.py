@@ -20,6 +20,7 @@ def generate(
     template: options.Template = None,
     raw: options.Raw = False,
     system: options.System = None,
+    think: options.Think = None,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -37,8 +38,9 @@ def generate(
 ) -> None:
     """Generate text from a prompt.
 
-    The prompt comes from --prompt, --prompt-file or standard input; the text goes to standard output. With --json,
-    every token is a JSON object on a line of its own, and the last line has the totals. With --batch, there are many
+    The prompt comes from --prompt, --prompt-file or standard input; the text goes to standard output. What a model
+    thinks before it answers is dimmed on a terminal, and left out elsewhere. With --json, every token is a JSON object
+    on a line of its own, and the last line has the totals. With --batch, there are many
     prompts, and every answer is one line of JSON: see docs/batch.md.
 
     Examples:
@@ -74,6 +76,7 @@ def generate(
     request = Request(
         template=options.parse_template("raw" if raw else template),
         system=options.parse_system(system),
+        think=think,
         stops=parse_stops(stop or ()),
         text="" if batch is not None else read_prompt(prompt, prompt_file, optional=state is not None),
         model=model,

@@ -82,8 +82,9 @@ def quantize(
     from rwkv_cli.cli.reports import quantize
     from rwkv_cli.cli.terminal.progress import TerminalReporter
     from rwkv_cli.convert import conversion, quantization_loss
+    from rwkv_cli.convert.template_choice import ChosenTemplate
 
-    layout = _template(template)
+    layout = options.parse_template(template)
     if (lora is None) != (lora_alpha is None):
         raise UsageError("give --lora and --lora-alpha together: an adapter does not record its alpha")
     path = registry.locate(source)
@@ -100,19 +101,13 @@ def quantize(
             reporter.note(
                 f"{path.name} is {opened.dtype}: converting it rounds a second time, which costs accuracy"
             )
-        conversion.convert(opened, target, weight_type, reporter, layout.name if layout else None)
+        chosen = ChosenTemplate(layout, "--template") if layout else None
+        conversion.convert(opened, target, weight_type, reporter, chosen)
         loss = quantization_loss.compare(opened, target, tokens, reporter) if tokens else None
     if json:
         quantize.write_json(opened, target, weight_type, loss)
     elif not quiet:
         quantize.show(opened, target, weight_type, loss)
-
-
-def _template(name: str | None) -> Template | None:
-    """The value of --template, a name, which is all that a model file stores. Raises UsageError."""
-    from rwkv_cli.text.template import get_template
-
-    return None if name is None else get_template(name)
 
 
 def _target(source: Path, target: Path | None, weight_type: str) -> Path:

@@ -96,8 +96,11 @@ def model_facts(path: Path) -> Facts:
         "ranks": ranks,
         "state_bytes": config.state_bytes,
         "tokenizer": tokenizer,
-        "template": about.template,
-        "sampling": dict(about.sampling),
+        "template": about.template.name,
+        "template_from": about.template_from or None,
+        "thinking": list(about.template.thinking) or None,
+        "prompt": about.template.render("{prompt}"),
+        "sampling": {**about.template.sampling_for(), **about.sampling},
     }
 
 
@@ -119,6 +122,8 @@ def _text(name: str, value: object) -> str:
         return "none" if name == "tokenizer" else ""
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
+    if name == "prompt":
+        return repr(value)[1:-1]  # in one line
     if isinstance(value, list):
         return ", ".join(value) or "none found"
     if isinstance(value, bool):

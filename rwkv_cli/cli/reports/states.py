@@ -122,7 +122,7 @@ def facts(path: Path, saved: SavedState) -> StateFacts:
         "bytes": status.st_size,
         "compact": state_file.peek(path).compact,
         "can_go_on_without_prompt": saved.snapshot.logits is not None,
-        "template": saved.template,
+        "template": saved.template.name if saved.template else None,
         "settings": plain_settings(saved.settings),
         "created": saved.created,
         "modified": _date(status.st_mtime),

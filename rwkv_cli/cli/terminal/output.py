@@ -12,8 +12,9 @@ from typing import Protocol
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import reading
-from rwkv_cli.generation import Generation, Step
+from rwkv_cli.generation import Generation, Shown, Step
 
+_NOTHING = Shown(text="")
 _ECHO = 1000  # characters of a prompt that are repeated before the text that continues it
 
 
@@ -28,7 +29,7 @@ class Output(Protocol):
         """A token has come."""
         ...
 
-    def end(self, finish: str, rest: str, generation: Generation) -> None:
+    def end(self, finish: str, rest: Shown, generation: Generation) -> None:
         """No more will come; `rest` is text that was held back."""
         ...
 
@@ -44,16 +45,18 @@ def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
             with reading(generation, quiet):
                 first = next(generation, None)
         except KeyboardInterrupt:
-            output.end("interrupted", "", generation)
+            output.end("interrupted", _NOTHING, generation)
             return ui.INTERRUPTED
         interrupts.hold()
         output.begin()
         for step in itertools.chain([first] if first else [], generation):
             output.step(step)
             if interrupts.asked and not generation.finish:
-                output.end("interrupted", generation.flush(), generation)
+                output.end("interrupted", generation.rest(), generation)
                 return ui.INTERRUPTED
-        output.end(generation.finish or "length", "", generation)  # without either, no tokens were wanted
+        output.end(
+            generation.finish or "length", _NOTHING, generation
+        )  # without either, no tokens were wanted
         return 0
 
 
@@ -79,21 +82,23 @@ class Recorder:
         self.pieces.append(step.text)
         self.output.step(step)
 
-    def end(self, finish: str, rest: str, generation: Generation) -> None:
+    def end(self, finish: str, rest: Shown, generation: Generation) -> None:
         """No more will come."""
         self.finish = finish
-        self.pieces.append(rest)
+        self.pieces.append(rest.text)
         self.output.end(finish, rest, generation)
 
 
 @dataclass
 class TextOutput:
-    """The text alone; on a terminal also the prompt that it continues and, below, the speed."""
+    """The text alone; on a terminal also the prompt that it continues, the thought and, below, the speed."""
 
     echo: str = ""  # the prompt, if the text continues it
     quiet: bool = False
     _at_line_start: bool = True
     _is_empty: bool = True  # no text has come
+    _is_in_thought: bool = False  # a thought is shown, and not ended
+    _has_thought: bool = False
 
     def begin(self) -> None:
         """Repeat the prompt on a terminal, so that both read as one."""
@@ -105,24 +110,45 @@ class TextOutput:
 
     def step(self, step: Step) -> None:
         """Show a token's text at once."""
-        self._is_empty &= not step.text
-        self._write(step.text)
+        self._show(step)
 
-    def end(self, finish: str, rest: str, generation: Generation) -> None:
+    def end(self, finish: str, rest: Shown, generation: Generation) -> None:
         """End the last line, and say how fast it went."""
-        self._write(rest)
+        self._show(rest)
         if not self._at_line_start or (finish == "interrupted" and ui.is_terminal(sys.stdout)):
             self._write("\n")  # the terminal has shown ^C
         if self.quiet:
             return
-        if self._is_empty and not rest and finish in ("end", "stop"):
+        if self._is_empty and self._has_thought:
+            ui.note("no answer: the model was still thinking; raise --max-tokens, or use --think off")
+        elif self._is_empty and finish in ("end", "stop"):
             ui.note("no text: the model ended the document at once; it may not know this prompt format")
         if ui.is_terminal(sys.stderr):
             ui.note(_summary(finish, generation))
 
-    def _write(self, text: str) -> None:
+    def _show(self, shown: Shown) -> None:
+        """The answer; on a terminal, before it, the thought, dimmed."""
+        for part in shown.parts:
+            self._has_thought |= part.thought
+            if not part.thought:
+                self._answer(part.text)
+            elif not self.quiet and ui.is_terminal(sys.stdout):
+                self._is_in_thought = True
+                self._write(part.text, is_dim=True)
+
+    def _answer(self, text: str) -> None:
+        if self._has_thought and self._is_empty:
+            text = text.lstrip()  # what separates it from the thought
+        if text and self._is_in_thought:
+            self._write("\n" if self._at_line_start else "\n\n")
+            self._is_in_thought = False
+        self._is_empty &= not text
+        self._write(text)
+
+    def _write(self, text: str, *, is_dim: bool = False) -> None:
         if text:
-            sys.stdout.write(ui.printable(text) if ui.is_terminal(sys.stdout) else text)
+            shown = ui.printable(text) if ui.is_terminal(sys.stdout) else text
+            sys.stdout.write(ui.styled(shown, ui.DIM, sys.stdout) if is_dim else shown)
             sys.stdout.flush()
             self._at_line_start = text.endswith("\n")
 
@@ -145,7 +171,10 @@ def _summary(finish: str, generation: Generation) -> str:
 
 @dataclass
 class JsonOutput:
-    """One object for each token, and one at the end; the `text` of all of them, joined, is the whole text."""
+    """One object for each token, and one at the end; the `text` of all of them, joined, is the whole text.
+
+    What the model thinks before that is in `thought`, which only those lines have that add to it.
+    """
 
     model: Path
 
@@ -154,9 +183,9 @@ class JsonOutput:
 
     def step(self, step: Step) -> None:
         """A line for a token."""
-        self._line({"token": step.token, "text": step.text, "logprob": round(step.logprob, 6)})
+        self._line({"token": step.token, **_texts(step), "logprob": round(step.logprob, 6)})
 
-    def end(self, finish: str, rest: str, generation: Generation) -> None:
+    def end(self, finish: str, rest: Shown, generation: Generation) -> None:
         """The line that sums up."""
         usage = generation.usage
         counts = {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens}
@@ -165,7 +194,7 @@ class JsonOutput:
         self._line(
             {
                 "finish": finish,
-                "text": rest,
+                **_texts(rest),
                 "usage": counts,
                 "timings": {
                     "prefill_seconds": round(usage.prefill_seconds, 6),
@@ -180,3 +209,7 @@ class JsonOutput:
 
     def _line(self, fields: dict[str, object]) -> None:
         print(json.dumps(fields, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _texts(shown: Shown) -> dict[str, str]:
+    return {"text": shown.answer} | ({"thought": shown.thought} if shown.thought else {})

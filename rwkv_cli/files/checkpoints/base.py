@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,13 @@ def mapped_tensor(view: NDArray[Any], dtype: str) -> LazyTensor:
     return LazyTensor(view.shape, dtype, lambda: widened(view, dtype))
 
 
+class ChatTemplate(NamedTuple):
+    """A Jinja template of a file, and where it was."""
+
+    text: str
+    origin: str
+
+
 class Checkpoint:
     """A published model, opened: its sizes are known, its tensors are read on demand.
 
@@ -100,6 +107,8 @@ class Checkpoint:
         self.config = _config(path, self._tensors)
         self.dtype = _prevailing_dtype(self._tensors)
         folder = path if path.is_dir() else path.parent
+        self.chat_template: ChatTemplate | None = None
+        self.name = path.name
         self.tokenizer = tokenizer or _usual_tokenizer(folder, self.config.vocab_size)
 
     def tensor(self, name: str) -> NDArray[np.float32]:

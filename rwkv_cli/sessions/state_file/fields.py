@@ -20,6 +20,8 @@ from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.safetensors import MappedTensor, Shape
 from rwkv_cli.sampling_settings import SAMPLING_FIELDS, SamplingOverrides, check_overrides
 from rwkv_cli.sessions.model_identity import ModelIdentity
+from rwkv_cli.text import templates
+from rwkv_cli.text.template import Template
 
 SCALE = ".scale"
 
@@ -190,9 +192,11 @@ def _is_short(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _MOST_CHARACTERS
 
 
-def read_template(metadata: Metadata) -> str | None:
-    """The name of the prompt template, if there was one."""
-    return None if metadata.get("template") == "null" else read_string(metadata, "template")
+def read_template(metadata: Metadata) -> Template | None:
+    """The prompt template, if there was one."""
+    if metadata.get("template") == "null":
+        return None
+    return templates.from_json(_value(metadata, "template"))
 
 
 def read_memory(metadata: Metadata, tensors: Tensors, vocab_size: int | None) -> SamplerMemory | None:
@@ -292,10 +296,15 @@ def read_conversation(tensor: MappedTensor | None) -> dict[str, object] | None:
 
 def read_json(metadata: Metadata, key: str, kind: type[T]) -> T:
     """A metadata entry, decoded. Raises ValueError when it is missing or of another kind."""
-    try:
-        value = json.loads(metadata[key])
-    except (KeyError, ValueError, RecursionError):
-        value = None
+    value = _value(metadata, key)
     if type(value) is not kind:  # a bool is not an int here
         raise ValueError(f"its metadata has no valid {key!r}")
     return value
+
+
+def _value(metadata: Metadata, key: str) -> object:
+    """A metadata entry, decoded; None if it is missing or damaged."""
+    try:
+        return json.loads(metadata[key])
+    except (KeyError, ValueError, RecursionError):
+        return None

@@ -44,6 +44,8 @@ from rwkv_cli.sessions.state_file.fields import (
     store_text,
     store_values,
 )
+from rwkv_cli.text import templates
+from rwkv_cli.text.template import Template
 
 if TYPE_CHECKING:
     from rwkv_cli.model import Model
@@ -65,7 +67,7 @@ class SavedState:
     model: ModelIdentity
     name: str = ""  # in the store, or of the conversation
     created: str = ""  # ISO 8601, UTC; `save` fills it in
-    template: str | None = None  # the name of the prompt template that was used
+    template: Template | None = None  # that was used; None after a document, which has none
     settings: SamplingOverrides = field(default_factory=SamplingOverrides)  # those that were chosen
     text: str | None = None  # all text since the start; None where it is not kept
     conversation: Mapping[str, object] | None = None  # JSON of `rwkv_cli.sessions.conversation`
@@ -78,7 +80,7 @@ class Summary:
     model: ModelIdentity
     name: str
     created: str
-    template: str | None
+    template: str | None  # its name
     tokens: int
     compact: bool
     has_text: bool
@@ -178,7 +180,7 @@ def _metadata(saved: SavedState) -> dict[str, str]:
         "tokens": saved.snapshot.n_tokens,
         "name": saved.name,
         "created": saved.created,
-        "template": saved.template,
+        "template": saved.template and templates.to_json(saved.template),
         "settings": plain_settings(saved.settings),
         "generator": plain_generator(saved.snapshot.memory),
         "text": saved.text is not None,
@@ -269,11 +271,12 @@ def _saved(mapped: Mapped) -> SavedState:
 def _summary(mapped: Mapped) -> Summary:
     metadata, tensors = mapped.metadata, mapped.tensors
     L, H, N = _shape(tensors)
+    template = read_template(metadata)
     return Summary(
         model=read_identity(metadata),
         name=read_string(metadata, "name"),
         created=read_string(metadata, "created"),
-        template=read_template(metadata),
+        template=template.name if template else None,
         tokens=read_tokens(metadata),
         compact=tensors["wkv"].dtype == "F16",
         has_text=read_json(metadata, "text", bool),
