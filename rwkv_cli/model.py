@@ -108,6 +108,7 @@ class Model:
         stop: Sequence[str] = (),
         start: Snapshot | None = None,
         after_document: bool = False,
+        said: str | None = None,
         reader: PromptReader = read_directly,
         progress: Progress | None = None,
         **sampling: Unpack[SamplingOverrides],
@@ -119,8 +120,9 @@ class Model:
         template and, if it is the model's own, those of the model file. The generation also ends at the end of the
         document and before a stop string, which is not part of the text. `start` is where to continue from, with its
         sampler: no prompt is needed there, and one in a template of conversations is the next turn, or the first one
-        `after_document`. It is left as it is. `reader` reads the prompt, perhaps from a cache; `progress` receives the
-        tokens read. Raises UsageError for invalid settings.
+        `after_document`. It is left as it is. `said` is the text up to there, where an answer is continued: it tells
+        whether that is in the middle of a thought. `reader` reads the prompt, perhaps from a cache; `progress` receives
+        the tokens read. Raises UsageError for invalid settings.
         """
         layout = get_template(template) if isinstance(template, str) else template or self.template
         has_read = start is not None and start.logits is not None
@@ -139,7 +141,7 @@ class Model:
             (*layout.stop, *stop),
             reader,
             stop_tokens=self.stop_tokens(layout),
-            splitter=ThoughtSplitter(layout, think),
+            splitter=ThoughtSplitter(layout, think, said=said),
         )
         if progress:
             generation.report_to(progress)

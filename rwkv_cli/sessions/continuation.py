@@ -63,6 +63,7 @@ class Continuation:
             stop=self.request.stops,
             start=self._start(),
             after_document=self.saved is not None and self.saved.template is None,
+            said=None if self.request.text else self.before,
             reader=reader,
             **sampling,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from rwkv_cli.model import Model
 from rwkv_cli.reporting import Progress
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import ModelIdentity, SavedState
+from rwkv_cli.text import templates
 
 LEAST = 512
 """Tokens of a prompt that are worth a file: fewer are read about as fast as the file is."""
@@ -136,7 +138,8 @@ class _Entries:
         """Length and key of every beginning that may have been kept."""
         identity = self._identity
         kernel = self._model.backend.kernel
-        about = (identity.weights, identity.weight_type, identity.tokenizer, kernel, __version__)
+        template = json.dumps(templates.to_json(self._model.template), sort_keys=True)
+        about = (identity.weights, identity.weight_type, identity.tokenizer, template, kernel, __version__)
         digest = hashlib.sha256("\n".join(about).encode())
         data = np.asarray(tokens, np.int32)
         for begin in range(0, len(data), STRIDE):

@@ -32,16 +32,18 @@ class ThoughtSplitter:
     How the text is split into pieces makes no difference. Tags are dropped, all else is passed on.
     """
 
-    def __init__(self, template: Template, think: str | None = None) -> None:
-        """`think` is the mode of the template with which the answer was begun; None for its default."""
-        prefix = template.answer_prefix(think)
+    def __init__(self, template: Template, think: str | None = None, *, said: str | None = None) -> None:
+        """`think` is the mode of the template with which the answer was begun; None for its default.
+
+        `said` is for an answer that is continued: the text up to there.
+        """
+        begun = template.answer_prefix(think) if said is None else said
         self._where: _Where = "before" if template.is_chat else "answer"
         self._held = ""
-        self._ends_tag = False  # the next character is the > of a tag that the template began
-        if prefix.endswith((OPEN[:-1], OPEN)):
-            self._where, self._ends_tag = "thought", not prefix.endswith(">")
-        elif prefix.endswith((CLOSE[:-1], CLOSE)):
-            self._where, self._ends_tag = "answer", not prefix.endswith(">")
+        self._ends_tag = begun.endswith((OPEN[:-1], CLOSE[:-1]))  # the next character is its >
+        opened, closed = begun.rfind(OPEN[:-1]), begun.rfind(CLOSE[:-1])
+        if template.is_chat and max(opened, closed) >= 0:
+            self._where = "thought" if opened > closed else "answer"
 
     @property
     def is_in_thought(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.models import write_file
+from helpers.talker import talking
 from helpers.writers import (
     random_weights,
     write_gguf,
@@ -151,6 +152,37 @@ def test_json(generate):
     assert summary["model"].endswith("tiny.safetensors")
     text = generate("-p", "abc", "-n", "50", "--seed", "7").out
     assert "".join(step["text"] for step in steps) + summary["text"] in (text, text.removesuffix("\n"))
+
+
+@pytest.fixture
+def thinking(rwkv, monkeypatch):
+    """Run `rwkv generate` with a model that thinks when it is asked to."""
+    model = talking({"<think": ">Hm.\nYes?</think>\n\nYes.\n\nUser: so"}, "g1")
+    monkeypatch.setattr("rwkv_cli.model.load", lambda *_, **__: model)
+    return lambda *arguments: rwkv("generate", "-p", "Is it?", "--think", "on", "-t", 0, *arguments)
+
+
+def test_a_pipe_gets_the_answer_without_the_thought(thinking):
+    result = thinking()
+    assert (result.code, result.out, result.err) == (0, "Yes.\n", "")
+
+
+def test_json_has_the_thought_apart(thinking):
+    *steps, summary = map(json.loads, thinking("--json").out.splitlines())
+    assert "".join(step["text"] for step in steps) == "\n\nYes."
+    assert "".join(step.get("thought", "") for step in steps) == "Hm.\nYes?"
+    assert summary["finish"] == "stop"
+
+
+def test_a_limit_within_the_thought_is_told(thinking):
+    result = thinking("-n", 4)
+    assert result.out == ""
+    assert result.err == "no answer: the model was still thinking; raise --max-tokens, or use --think off\n"
+    assert thinking("-n", 4, "-q").err == ""
+
+
+def test_a_mode_of_thinking_that_the_template_does_not_have(generate):
+    assert generate("-p", "a", "--think", "on").sentence == "the template raw has no thinking modes"
 
 
 def test_json_of_no_tokens(generate):

@@ -1,5 +1,7 @@
 """The token loop, with a backend that plays a script and a vocabulary of bytes: no weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.actor import CONFIG, END, Actor, ByteTokenizer, spoken
@@ -306,3 +308,65 @@ def test_the_same_seed_gives_the_same_tokens():
 
     assert tokens(5) == tokens(5)
     assert tokens(5) != tokens(6)
+
+
+def test_a_stop_token_ends_the_text_and_is_never_read():
+    end = replace(get_template("raw"), stop_tokens=("#", "two"))  # "two" is more than one token here
+    actor = replace(model(spoken("Yes#two")), info=replace(model([]).info, template=end))
+    generation = actor.generate("x", template=None, temperature=0)
+    steps = list(generation)
+    assert [step.token for step in steps] == spoken("Yes#")
+    assert "".join(step.text for step in steps) == "Yes"
+    assert (steps[-1].finish, generation.finish) == ("stop", "stop")
+    assert generation.commit().n_tokens == len("xYes")
+    assert generation.session.backend.passes == [[token] for token in spoken("xYes")]
+
+
+def test_a_stop_token_lets_go_of_what_was_held_back():
+    template = replace(get_template("raw"), stop=("--!",), stop_tokens=("#",))
+    actor = replace(model(spoken("a--#")), info=replace(model([]).info, template=template))
+    generation = actor.generate("x", template=None, temperature=0)
+    assert text_of(generation) == "a--"
+    assert generation.commit().n_tokens == len("xa--")
+
+
+@pytest.mark.parametrize(
+    ("said", "think", "thought", "answer"),
+    [
+        (">Hm.</think>\nYes.", "on", "Hm.", "\nYes."),
+        (">\nYes.", "off", "", "\nYes."),
+        (" <think>Hm.</think>Yes.", None, "Hm.", "Yes."),  # it was not asked for
+        (" Yes, <think> is a tag.", None, "", " Yes, <think> is a tag."),
+        (">Hm.", "on", "Hm.", ""),
+        (">Hm.</thi", "on", "Hm.</thi", ""),  # the end of the text decides
+    ],
+)
+def test_thoughts_are_told_from_the_answer(said, think, thought, answer):
+    generation = model(spoken(said), "g1").generate("Is it?", template=None, think=think, temperature=0)
+    steps = list(generation)
+    assert "".join(step.thought for step in steps) == thought
+    assert "".join(step.answer for step in steps) == answer
+    assert "".join(step.text for step in steps) == said
+
+
+@pytest.mark.parametrize(
+    ("read", "thought", "answer"), [("Assistant: <think>H", "m.", "Yes."), (None, "", "m.</think>Yes.")]
+)
+def test_a_thought_is_continued_as_one(read, thought, answer):
+    actor = model(spoken("Hm.</think>Yes."), "g1")
+    first = actor.generate("x", max_tokens=1, temperature=0)
+    list(first)
+    rest = actor.generate("", template=None, start=first.commit(), said=read, temperature=0)
+    steps = list(rest)
+    assert ("".join(step.thought for step in steps), "".join(step.answer for step in steps)) == (
+        thought,
+        answer,
+    )
+
+
+def test_sampling_follows_the_mode_of_thinking():
+    own = model([], template="g1", top_p=0.5)
+    on, off = (own.generate("x", template=None, think=mode).sampler.settings for mode in ("on", "off"))
+    assert (on.temperature, on.presence_penalty, on.penalty_decay, on.top_k) == (0.96, 1.0, 0.988, 32)
+    assert (off.temperature, off.presence_penalty, off.top_k) == (1.0, 0.0, 32)
+    assert on.top_p == off.top_p == 0.5  # what the model's file says of itself is over all modes

@@ -1,5 +1,6 @@
 """The Python API: what `load` opens, what it keeps in the cache, and how a model reads and writes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -533,3 +534,21 @@ def test_importing_the_package_imports_nothing_else():
 def test_the_kernels_stay_in_their_own_cache(cache):
     assert cpu.is_compiled()
     assert not cache.exists()
+
+
+def test_the_form_with_flowers_through_the_world_vocabulary(tmp_path):
+    """Letter by letter and token by token; the flower that ends an answer is one token."""
+    config = dataclasses.replace(TINY, vocab_size=65_536)
+    path = write_file(
+        tmp_path / "x", random_weights(config), tokenizer=TokenizerSpec("world"), template="g1h"
+    )
+    model = rwkv_cli.load(path, "cpu")
+    chosen = {"template": None, "temperature": 0, "logit_bias": {10060: 1000.0}}
+    generation = model.generate("Why?", system="Be kind.", think="off", **chosen)
+    assert generation.prompt[0] == 0
+    text = "System✿Be kind.✿\nUser✿Why?✿\nBot✿<think></think"
+    assert model.tokenizer.decode(generation.prompt) == text
+    assert generation.prompt.count(10060) == 5
+    steps = list(generation)
+    assert [(step.token, step.text, step.finish) for step in steps] == [(10060, "", "stop")]
+    assert generation.commit().n_tokens == len(generation.prompt)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.actor import CONFIG, END, Actor, ByteTokenizer
 from helpers.emulated_gpu import COMPILER, few_threads, tiny_backend
+from helpers.talker import talking
 
 import rwkv_cli
 from rwkv_cli.engine.backends.base import Backend
@@ -175,3 +176,12 @@ def test_a_template_lays_out_and_stops():
     template = templates()["world"]
     (found,) = together(model, [Prompt("a", "b")], template=template, temperature=0, presence_penalty=0.0)
     assert found[2] == len(template.render("a", "b").encode())
+
+
+def test_thoughts_are_apart():
+    model = talking({"<think": ">Hm.</think>Yes."}, "g1")
+    prompts = [Prompt("Is it?", think="on"), Prompt("Is it?"), Prompt("Why?", think="on")]
+    found = list(answers(model, prompts, temperature=0, max_tokens=20))
+    by_index = {answer.index: (answer.text, answer.thought) for answer in found}
+    assert by_index[0] == by_index[2] == ("Yes.", "Hm.")
+    assert by_index[1][1] == ""

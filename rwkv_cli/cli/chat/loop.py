@@ -20,6 +20,7 @@ from rwkv_cli.reporting import Progress, pluralize
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.autosave import AutosavedConversation
 from rwkv_cli.sessions.conversation import Conversation
+from rwkv_cli.text.templates import for_chat
 
 _LEAST_COLUMN = 20  # characters beside a name, or it goes above
 _REPEATED = 2000  # characters of the last exchange that are shown again
@@ -159,9 +160,9 @@ class Chat:
         """Say who talks, and where the conversation stands."""
         model, session = self.session.model, self.session
         about = f"{model.path.stem} ({model.info.weight_type}, {model.backend.name})"
-        self._note(
-            f"{about}, template {self.conversation.template.name}. /help lists commands, Ctrl-D to leave."
-        )
+        used, own = self.conversation.template.name, for_chat(model.template).name
+        other = f" (that of the model is {own})" if used != own and self.conversation.turns else ""
+        self._note(f"{about}, template {used}{other}. /help lists commands, Ctrl-D to leave.")
         turns, tokens = len(self.conversation.turns), self.conversation.snapshot.n_tokens
         stands = f"{pluralize(turns, 'turn')}, {tokens:,} tokens" if tokens else "new conversation"
         if session.name:
