@@ -3,7 +3,9 @@
 tokenizer      vocabularies: text to token ids and back
 text_stream    tokens become text as they come
 stop_strings   stop strings in text that arrives in pieces
-template       prompt formats, as data
-template_file  prompt formats of the user's own
+template       a prompt format, as data
+template_file  prompt formats as tables of a file
+chat_template  prompt formats in Jinja, which models bring; jinja runs them, in the process of jinja_worker
+templates      all of them by name, and the one for a model
 thinking       the thought before an answer, told apart from it
 """
