@@ -17,7 +17,7 @@ from rwkv_cli.files.checkpoints.gguf_header import map_gguf
 from rwkv_cli.text.tokenizer import TokenizerSpec, load_tokenizer
 
 WEIGHTS = random_weights(TINY, seed=5)
-TARGETS = {"pth": "out.pth", "hf": "out", "gguf": "out.gguf"}
+TARGETS = {"pth": "out.pth", "hf": "out", "st": "out.st", "gguf": "out.gguf"}
 
 
 def exported(folder, format, kind=None, weights=WEIGHTS, tokenizer=None):

@@ -107,12 +107,20 @@ def write_pth(
     """An official file; `vectors` is "[1,1,C]" or "[C]"."""
     if with_layer0_v:
         tensors = tensors | layer0_value_residual(tensors)
-    if vectors == "[1,1,C]":
-        tensors = {
-            name: tensor.reshape(1, 1, -1) if _VECTOR.fullmatch(name) else tensor
-            for name, tensor in tensors.items()
-        }
-    return write_torch(path, tensors, dtype)
+    return write_torch(path, rows(tensors) if vectors == "[1,1,C]" else tensors, dtype)
+
+
+def rows(tensors: Tensors) -> Tensors:
+    """Vectors in the shape [1, 1, C], as the official files have them."""
+    return {
+        name: tensor.reshape(1, 1, -1) if _VECTOR.fullmatch(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def with_low_rank_transposed(tensors: Tensors) -> Tensors:
+    """Low-rank matrices the other way round than in official files."""
+    return {name: tensor.T if _LOW_RANK.fullmatch(name) else tensor for name, tensor in tensors.items()}
 
 
 def write_torch(path: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: str = "bf16") -> Path:
@@ -251,12 +259,19 @@ def write_hf(
     folder: Path, tensors: Tensors, shards: int = 1, fused: bool = False, dtype: str = "bf16", **changes: Any
 ) -> Path:
     """A directory with `config.json` (and `changes` to it) and one or more safetensors files."""
-    folder.mkdir(parents=True, exist_ok=True)
     config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
-    (folder / "config.json").write_text(json.dumps(hf_config(config, **changes)))
     named = hf_tensors(tensors, fused)
     if changes.get("tie_word_embeddings"):
         del named["lm_head.weight"]
+    return write_folder(folder, named, hf_config(config, **changes), shards, dtype)
+
+
+def write_folder(
+    folder: Path, named: Tensors, settings: Mapping[str, Any], shards: int = 1, dtype: str = "bf16"
+) -> Path:
+    """A directory with `config.json` and tensors under any names, in one file or in shards with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings))
     if shards == 1:
         write_safetensors(folder / "model.safetensors", named, dtype)
         return folder
@@ -338,12 +353,15 @@ def write_gguf(
     tokenizer: Mapping[str, Any] | None = None,
     architecture: str = "rwkv7",
     suffix: str = ".weight",
+    values: Mapping[str, str | bytes | int] | None = None,
+    low_rank: str = "F32",
     **keys: int | float,
 ) -> Path:
     """A GGUF file; the big matrices are quantized, everything else is F32, as in llama.cpp's own files.
 
-    `tokenizer` has "model" and "tokens" and optionally "merges", "types", "pre". `keys` replace numbers under
-    `architecture.`, with two underscores for a dot.
+    `tokenizer` has "model" and "tokens" and optionally "merges", "types", "pre"; `values` are any other keys.
+    `low_rank` is the type of the low-rank matrices but those of the decay, which llama.cpp leaves alone. `keys` replace
+    numbers under `architecture.`, with two underscores for a dot.
     """
     config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
     numbers: dict[str, int | float] = {
@@ -358,18 +376,26 @@ def write_gguf(
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{architecture}.{key.replace('__', '.')}", value)
     _add_tokenizer(writer, tokenizer or {})
-    kind = gguf.GGMLQuantizationType[quantization]
+    for key, other in (values or {}).items():
+        kind = gguf.GGUFValueType.UINT32 if isinstance(other, int) else gguf.GGUFValueType.STRING
+        writer.add_key_value(key, other, kind)
     for name, tensor in gguf_tensors(tensors, suffix).items():
-        is_big = tensor.ndim == 2 and not re.search(r"time_mix_[wavg][12]", name)
-        if is_big and quantization != "F32":
-            writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
-        else:
+        stored = gguf.GGMLQuantizationType[_gguf_type(name, tensor, quantization, low_rank)]
+        if stored == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, tensor)
+        else:
+            writer.add_tensor(name, gguf.quantize(tensor, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _gguf_type(name: str, tensor: NDArray[np.float32], big: str, low_rank: str) -> str:
+    if tensor.ndim != 2 or re.search(r"time_mix_w[12]", name):
+        return "F32"
+    return low_rank if re.search(r"time_mix_[avg][12]", name) else big
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Mapping[str, Any]) -> None:

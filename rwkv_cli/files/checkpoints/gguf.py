@@ -16,8 +16,11 @@ from rwkv_cli.files.checkpoints.base import (
     renamed,
     split_fused_shifts,
 )
+from rwkv_cli.files.checkpoints.beside import sensible_name
+from rwkv_cli.files.checkpoints.chat_templates import template_of_keys
 from rwkv_cli.files.checkpoints.gguf_header import Gguf, map_gguf
 from rwkv_cli.files.checkpoints.gguf_tokenizer import tokenizer_spec
+from rwkv_cli.files.checkpoints.layouts import by_heads
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -35,7 +38,15 @@ def open_gguf(path: Path) -> Checkpoint:
     for name, tensor in tensors.items():
         if (row := table.find(name)) and row.dims == "H N":
             tensors[name] = _by_heads(path, tensor, head_size)
-    checkpoint = Checkpoint(path, "gguf", (path,), tensors, tokenizer_spec(path, file.keys))
+    checkpoint = Checkpoint(
+        path,
+        "gguf",
+        (path,),
+        tensors,
+        tokenizer_spec(path, file.keys),
+        template_of_keys(path, file.keys),
+        sensible_name(file.text("general.name")),
+    )
     _check_keys(path, file, checkpoint)
     return checkpoint
 
@@ -45,7 +56,7 @@ def _by_heads(path: Path, tensor: LazyTensor, head_size: object) -> LazyTensor:
     size = math.prod(tensor.shape)
     if type(head_size) is not int or head_size < 1 or size % head_size:
         raise CheckpointError(f"{path} has an invalid rwkv7.wkv.head_size ({str(head_size)[:20]})")
-    return tensor.reshaped(size // head_size, head_size)
+    return by_heads(tensor, head_size)
 
 
 def _check_keys(path: Path, file: Gguf, checkpoint: Checkpoint) -> None:
