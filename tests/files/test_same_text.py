@@ -51,7 +51,7 @@ def test_lossless_formats_give_the_same_logits(tmp_path, expected, format):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda folder: write_gguf(folder / "x.gguf", WEIGHTS, "Q8_0", low_rank="F16"),
+        lambda folder: write_gguf(folder / "x.gguf", WEIGHTS, "Q8_0"),
         lambda folder: exported(folder, "gguf", "q8_0"),
     ],
 )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rwkv_cli.config import ModelConfig
 
 Tensors = dict[str, NDArray[np.float32]]
+Stored = dict[str, tuple[NDArray[Any], gguf.GGMLQuantizationType]]
 
 TINY = ModelConfig(
     n_layer=3, n_embd=128, n_ffn=320, vocab_size=300, rank_w=32, rank_a=24, rank_v=16, rank_g=40
@@ -351,19 +352,46 @@ def write_gguf(
     tensors: Tensors,
     quantization: str = "F32",
     tokenizer: Mapping[str, Any] | None = None,
-    architecture: str = "rwkv7",
     suffix: str = ".weight",
-    values: Mapping[str, str | bytes | int] | None = None,
-    low_rank: str = "F32",
-    **keys: int | float,
+    **header: Any,
 ) -> Path:
     """A GGUF file; the big matrices are quantized, everything else is F32, as in llama.cpp's own files.
 
-    `tokenizer` has "model" and "tokens" and optionally "merges", "types", "pre"; `values` are any other keys.
-    `low_rank` is the type of the low-rank matrices but those of the decay, which llama.cpp leaves alone. `keys` replace
-    numbers under `architecture.`, with two underscores for a dot.
+    `tokenizer` and `header` are passed to `write_stored_gguf`.
     """
     config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
+    stored = stored_in_gguf(tensors, quantization, suffix)
+    return write_stored_gguf(path, config, stored, tokenizer, **header)
+
+
+def stored_in_gguf(
+    tensors: Tensors, quantization: str = "F32", suffix: str = ".weight", low_rank: str = "F32"
+) -> Stored:
+    """llama.cpp's name -> blocks and their type; it leaves the low-rank matrices of the decay alone."""
+    stored = {}
+    for name, tensor in gguf_tensors(tensors, suffix).items():
+        kind = gguf.GGMLQuantizationType.F32
+        if tensor.ndim == 2 and not re.search(r"time_mix_w[12]", name):
+            is_low_rank = re.search(r"time_mix_[avg][12]", name)
+            kind = gguf.GGMLQuantizationType[low_rank if is_low_rank else quantization]
+        stored[name] = (gguf.quantize(tensor, kind), kind)
+    return stored
+
+
+def write_stored_gguf(
+    path: Path,
+    config: ModelConfig,
+    stored: Stored,
+    tokenizer: Mapping[str, Any] | None = None,
+    architecture: str = "rwkv7",
+    values: Mapping[str, str | bytes | int] | None = None,
+    **keys: int | float,
+) -> Path:
+    """A GGUF file of tensors in any form.
+
+    `tokenizer` has "model" and "tokens" and optionally "merges", "types", "pre". `keys` replace numbers under
+    `architecture.`, with two underscores for a dot; `values` are any other keys.
+    """
     numbers: dict[str, int | float] = {
         "block_count": config.n_layer,
         "embedding_length": config.n_embd,
@@ -379,23 +407,13 @@ def write_gguf(
     for key, other in (values or {}).items():
         kind = gguf.GGUFValueType.UINT32 if isinstance(other, int) else gguf.GGUFValueType.STRING
         writer.add_key_value(key, other, kind)
-    for name, tensor in gguf_tensors(tensors, suffix).items():
-        stored = gguf.GGMLQuantizationType[_gguf_type(name, tensor, quantization, low_rank)]
-        if stored == gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(name, tensor)
-        else:
-            writer.add_tensor(name, gguf.quantize(tensor, stored), raw_dtype=stored)
+    for name, (data, kind) in stored.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def _gguf_type(name: str, tensor: NDArray[np.float32], big: str, low_rank: str) -> str:
-    if tensor.ndim != 2 or re.search(r"time_mix_w[12]", name):
-        return "F32"
-    return low_rank if re.search(r"time_mix_[avg][12]", name) else big
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Mapping[str, Any]) -> None:
