@@ -24,10 +24,12 @@ from helpers.writers import (
     write_torch,
     write_torch_archive,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.errors import CheckpointError, UnsupportedModelError
+from rwkv_cli.errors import CheckpointError, RwkvError, UnsupportedModelError
 from rwkv_cli.files.checkpoints import open_checkpoint
 from rwkv_cli.files.checkpoints.layouts import official_name
 
@@ -68,8 +70,8 @@ def test_unused_tensors_of_layer_0_are_left_out(tmp_path, port):
 
 
 def write_port_with(folder, port, more):
-    rename, settings = PORTS[port]
-    return write_folder(folder, rename(WEIGHTS | more), settings(TINY))
+    rename, config_of = PORTS[port]
+    return write_folder(folder, rename(WEIGHTS | more), config_of(TINY))
 
 
 @pytest.mark.parametrize("port", PORTS)
@@ -94,10 +96,11 @@ def test_a_flat_r_k_is_split_into_the_heads_of_the_config(tmp_path, port, settin
     config = replace(TINY, head_size=32)
     weights = random_weights(config)
     flat = {name: tensor.reshape(-1) if name.endswith("r_k") else tensor for name, tensor in weights.items()}
-    rename, settings = PORTS[port]
+    rename, config_of = PORTS[port]
     sizes = {"head_dim": None, "head_size": None} | {setting: 32}
     assert (
-        opened(write_folder(tmp_path / "m", rename(flat), settings(config) | sizes), weights).config == config
+        opened(write_folder(tmp_path / "m", rename(flat), config_of(config) | sizes), weights).config
+        == config
     )
 
 
@@ -264,6 +267,23 @@ def test_two_names_of_ports_for_one_tensor_are_refused(tmp_path):
 )
 def test_other_names_stay(name):
     assert official_name(name) == name
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused(tmp_path, data):
+    path = write_st(tmp_path / "x.st", random_weights(SHAPES["one-layer"]))
+    content = bytearray(path.read_bytes())
+    header = int.from_bytes(content[:8], "little")
+    for place in data.draw(st.lists(st.integers(0, header + 8), max_size=3)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        checkpoint = open_checkpoint(path)
+        for name, shape in checkpoint.config.tensor_shapes().items():
+            assert checkpoint.tensor(name).shape == shape
+    except RwkvError:
+        pass
 
 
 # ---------------------------------------------------------------------------------------------- .pth of trainers
