@@ -184,6 +184,12 @@ def test_a_link_is_called_as_it_is_named(tmp_path):
     assert named(snapshot / "rwkv7-g1d-0.1b.pth") == "rwkv7-g1d-0.1b"
 
 
+def test_a_blob_of_the_cache_is_called_like_its_repository(tmp_path):
+    blobs = tmp_path / "models--BlinkDL--rwkv7-g1" / "blobs"
+    blobs.mkdir(parents=True)
+    assert named(write_pth(blobs / ("0a" * 32), SMALL)) == "rwkv7-g1"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -199,6 +205,7 @@ def test_a_link_is_called_as_it_is_named(tmp_path):
         ("/home/someone/model", "file"),
         ("C:\\models\\x", "file"),
         ("model", "file"),
+        ("B672701CCCF4BDDCC66F65C8C9A468B776C9836A", "file"),
         ("x" * 101, "file"),
         (b"\xff\xfe", "file"),
     ],

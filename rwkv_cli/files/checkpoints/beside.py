@@ -24,12 +24,10 @@ _MAX_VOCABULARY = 16 << 20  # the published one has 1.2 MB
 _MAX_JSON = 64 << 20
 
 _SUFFIX = re.compile(r"\.(pth|pt|bin|gguf|safetensors|st)", re.IGNORECASE)
-# Names that every model's files have.
-_GENERIC = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?", re.IGNORECASE)
-_SNAPSHOTS, _MODELS = (
-    "snapshots",
-    "models--",
-)  # folders of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+# What the files of any model are called, and digests: names of commits, and of files in the hub's cache.
+_GENERIC = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?|[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
+# In the hub's cache: models--OWNER--NAME/snapshots/COMMIT/FILE, a link to models--OWNER--NAME/blobs/DIGEST.
+_SNAPSHOTS, _BLOBS, _MODELS = "snapshots", "blobs", "models--"
 _MAX_NAME = 100
 
 
@@ -115,17 +113,19 @@ def _is_trie(data: bytes) -> bool:
 def model_name(files: Sequence[Path], is_folder: bool = False) -> str:
     """What a model in these files is called: after its only file, otherwise or if `is_folder` after their folder.
 
-    It does not depend on how the path is written. A file called `model` or the like gives its folder's name, and a
-    snapshot in the cache of the hub that of the repository. Never empty.
+    It does not depend on how the path is written. A file called `model` or the like gives its folder's name, and the
+    hub's cache that of the repository. Never empty.
     """
     file = Path(os.path.abspath(files[0]))  # noqa: PTH100  # without following links, as resolve() would
     stem = without_suffix(file.name)
     if len(files) == 1 and not is_folder and not _GENERIC.fullmatch(stem):
         return stem
-    parts = file.parent.parts
-    if len(parts) > 2 and parts[-2] == _SNAPSHOTS and parts[-3].startswith(_MODELS):
-        return parts[-3].rpartition("--")[2] or stem
-    return file.parent.name or stem
+    folder = file.parent
+    repository = folder.parent if folder.name == _BLOBS else folder.parent.parent
+    is_cached = folder.name == _BLOBS or folder.parent.name == _SNAPSHOTS
+    if is_cached and repository.name.startswith(_MODELS):
+        return repository.name.rpartition("--")[2] or stem
+    return folder.name or stem
 
 
 def without_suffix(name: str) -> str:
@@ -138,7 +138,5 @@ def sensible_name(text: str | None) -> str | None:
     """A name that a file gives its model, or None if nobody would call a model that."""
     name = without_suffix((text or "").strip())
     is_plain = name.isprintable() and not set(name) & {"/", "\\", "\N{REPLACEMENT CHARACTER}"}
-    has_letter = any(character.isalnum() for character in name)
-    return (
-        name if is_plain and has_letter and len(name) <= _MAX_NAME and not _GENERIC.fullmatch(name) else None
-    )
+    is_name = any(character.isalnum() for character in name) and not _GENERIC.fullmatch(name)
+    return name if is_plain and is_name and len(name) <= _MAX_NAME else None

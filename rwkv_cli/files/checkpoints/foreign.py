@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-NOT_RECOGNISED = "is not a recognised model file (.pth, .gguf, .safetensors)"
+NOT_RECOGNISED = "is not a recognised model file (.pth, .gguf, .st, .safetensors)"
 
 
 class _Signature(NamedTuple):

@@ -20,7 +20,6 @@ from rwkv_cli.files.checkpoints.beside import sensible_name
 from rwkv_cli.files.checkpoints.chat_templates import template_of_keys
 from rwkv_cli.files.checkpoints.gguf_header import Gguf, map_gguf
 from rwkv_cli.files.checkpoints.gguf_tokenizer import tokenizer_spec
-from rwkv_cli.files.checkpoints.layouts import by_heads
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -56,7 +55,7 @@ def _by_heads(path: Path, tensor: LazyTensor, head_size: object) -> LazyTensor:
     size = math.prod(tensor.shape)
     if type(head_size) is not int or head_size < 1 or size % head_size:
         raise CheckpointError(f"{path} has an invalid rwkv7.wkv.head_size ({str(head_size)[:20]})")
-    return by_heads(tensor, head_size)
+    return tensor.reshaped(size // head_size, head_size)
 
 
 def _check_keys(path: Path, file: Gguf, checkpoint: Checkpoint) -> None:

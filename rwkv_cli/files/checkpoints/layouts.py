@@ -74,7 +74,7 @@ def official_tensors(
     split_fused_shifts(path, tensors)
     for name, tensor in tensors.items():
         if (row := table.find(name)) and row.dims == "H N":
-            tensors[name] = by_heads(tensor, head_size)
+            tensors[name] = _by_heads(tensor, head_size)
     linear = {official_name(name) for name in raw if name.endswith(".weight")}
     _turn(path, tensors, linear, is_transposed)
     return tensors
@@ -87,13 +87,6 @@ def official_name(name: str) -> str:
         if _is_known(candidate):
             return candidate
     return name
-
-
-def by_heads(tensor: LazyTensor, head_size: int) -> LazyTensor:
-    """r_k as [H, N] where it is stored flat, with dimensions of one or without; unchanged if heads do not fit."""
-    size = math.prod(tensor.shape)
-    is_flat = sum(extent > 1 for extent in tensor.shape) <= 1
-    return tensor.reshaped(size // head_size, head_size) if is_flat and size % head_size == 0 else tensor
 
 
 def _is_known(name: str) -> bool:
@@ -112,6 +105,13 @@ def _translated(name: str) -> str:
     row = table.find(official)
     # The weight of a linear layer, where official files have a bare matrix.
     return official if row and row.role == "low_rank" and rest == "weight" else official + dot + rest
+
+
+def _by_heads(tensor: LazyTensor, head_size: int) -> LazyTensor:
+    """r_k as [H, N] where it is stored flat, with dimensions of one or without; unchanged if heads do not fit."""
+    size = math.prod(tensor.shape)
+    is_flat = sum(extent > 1 for extent in tensor.shape) <= 1
+    return tensor.reshaped(size // head_size, head_size) if is_flat and size % head_size == 0 else tensor
 
 
 def _turn(path: Path, tensors: dict[str, LazyTensor], linear: set[str], is_transposed: bool | None) -> None:
