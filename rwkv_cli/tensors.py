@@ -26,8 +26,8 @@ Role = Literal["vector", "embedding", "matrix", "low_rank", "by_hidden_unit"]
     by_hidden_unit  ffn.value [C, F], most of whose inputs are zero: read by hidden unit
 """
 
-Format = Literal["pth", "hf", "gguf"]
-"""Official checkpoints, Hugging Face in the layout of flash-linear-attention (fla), and llama.cpp."""
+Format = Literal["pth", "hf", "st", "gguf"]
+"""Official checkpoints, Hugging Face in the layout of flash-linear-attention (fla), web-rwkv, and llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Tensor:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether GGUF and fla store it as [out, in], the transpose of the official [in, out]."""
+        """Whether GGUF, fla and web-rwkv store it as [out, in], the transpose of the official [in, out]."""
         return self.role == "low_rank"
 
     @property
@@ -73,8 +73,8 @@ class Tensor:
         return shape
 
 
-_ROW: tuple[Format, ...] = ("pth",)
-_ROW_IN_BOTH: tuple[Format, ...] = ("pth", "hf")
+_ROW: tuple[Format, ...] = ("pth", "st")
+_ROW_EVERYWHERE: tuple[Format, ...] = ("pth", "st", "hf")
 
 # In the order of the forward pass, which is also the order in which files are written.
 # fmt: off
@@ -86,12 +86,12 @@ INPUT = (
 BLOCK = (
     Tensor("ln1.weight", "C", "vector", "attn_norm.weight", "attn_norm.weight"),
     Tensor("ln1.bias", "C", "vector", "attn_norm.bias", "attn_norm.bias"),
-    Tensor("att.x_r", "C", "vector", None, "attn.x_r", row_in=_ROW_IN_BOTH),
-    Tensor("att.x_w", "C", "vector", None, "attn.x_w", row_in=_ROW_IN_BOTH),
-    Tensor("att.x_k", "C", "vector", None, "attn.x_k", row_in=_ROW_IN_BOTH),
-    Tensor("att.x_v", "C", "vector", None, "attn.x_v", row_in=_ROW_IN_BOTH),
-    Tensor("att.x_a", "C", "vector", None, "attn.x_a", row_in=_ROW_IN_BOTH),
-    Tensor("att.x_g", "C", "vector", None, "attn.x_g", row_in=_ROW_IN_BOTH),
+    Tensor("att.x_r", "C", "vector", None, "attn.x_r", row_in=_ROW_EVERYWHERE),
+    Tensor("att.x_w", "C", "vector", None, "attn.x_w", row_in=_ROW_EVERYWHERE),
+    Tensor("att.x_k", "C", "vector", None, "attn.x_k", row_in=_ROW_EVERYWHERE),
+    Tensor("att.x_v", "C", "vector", None, "attn.x_v", row_in=_ROW_EVERYWHERE),
+    Tensor("att.x_a", "C", "vector", None, "attn.x_a", row_in=_ROW_EVERYWHERE),
+    Tensor("att.x_g", "C", "vector", None, "attn.x_g", row_in=_ROW_EVERYWHERE),
     Tensor("att.w0", "C", "vector", "time_mix_w0.weight", "attn.w_lora.lora.2.bias", row_in=_ROW),
     Tensor("att.w1", "C Dw", "low_rank", "time_mix_w1.weight", "attn.w_lora.lora.0.weight", gguf_float32=True),
     Tensor("att.w2", "Dw C", "low_rank", "time_mix_w2.weight", "attn.w_lora.lora.2.weight", gguf_float32=True),

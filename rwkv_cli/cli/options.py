@@ -129,7 +129,7 @@ Model = Annotated[
         "-m",
         envvar="RWKV_MODEL",
         metavar="PATH|NAME",
-        help="A model file, a checkpoint (.pth, .gguf, Hugging Face folder) or a name.",
+        help="A model file, a checkpoint (.pth, .gguf, .st, Hugging Face folder) or a name.",
         show_default="the built-in gosling",
         autocompletion=completion.models,
         rich_help_panel=MODEL,
@@ -139,7 +139,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="A model file, a checkpoint (.pth, .gguf, Hugging Face folder) or a name.",
+        help="A model file, a checkpoint (.pth, .gguf, .st, Hugging Face folder) or a name.",
         autocompletion=completion.models,
     ),
 ]
@@ -180,7 +180,7 @@ ExportType = Annotated[
         "-t",
         metavar="TYPE",
         help="How weights are stored: bf16, fp16, fp32 or q8_0.",
-        show_default="bf16; fp16 for gguf",
+        show_default="bf16; fp16 for st and gguf",
         rich_help_panel=MODEL,
     ),
 ]

@@ -38,7 +38,7 @@ def describe(
     `chosen` is its prompt template; without it, the one that its files bring, or that its name implies.
     """
     chosen = chosen or choose_template(checkpoint)
-    source = {"name": checkpoint.path.name, "format": checkpoint.format}
+    source = {"name": checkpoint.name, "format": checkpoint.format}
     return ModelInfo(
         config=checkpoint.config,
         weight_type=weight_type,

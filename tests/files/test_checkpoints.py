@@ -7,7 +7,17 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers.writers import TINY, hf_tensors, random_weights, write_gguf, write_hf, write_pth, write_torch
+from helpers.ports import write_port, write_st
+from helpers.writers import (
+    TINY,
+    hf_tensors,
+    random_weights,
+    write_gguf,
+    write_hf,
+    write_pth,
+    write_safetensors,
+    write_torch,
+)
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
@@ -25,6 +35,9 @@ WRITERS = {
     "hf": lambda folder: write_hf(folder / "x", WEIGHTS),
     "hf-fused-f16": lambda folder: write_hf(folder / "x", WEIGHTS, fused=True, dtype="f16"),
     "hf-shards-f32": lambda folder: write_hf(folder / "x", WEIGHTS, shards=4, dtype="f32"),
+    "hf-port": lambda folder: write_port(folder / "x", WEIGHTS, "RwkvForCausalLM"),
+    "st": lambda folder: write_st(folder / "x.st", WEIGHTS),
+    "st-plain-bf16": lambda folder: write_safetensors(folder / "x.safetensors", WEIGHTS),
     "gguf-f32": lambda folder: write_gguf(folder / "x.gguf", WEIGHTS),
     "gguf-f16": lambda folder: write_gguf(folder / "x.gguf", WEIGHTS, "F16"),
 }

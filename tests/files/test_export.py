@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 from helpers.models import SHAPES, Weights, byte_tokenizer, some_tokens
+from helpers.ports import write_st
 from helpers.writers import TINY, random_weights, write_gguf, write_hf, write_pth
 from safetensors import safe_open
 
@@ -17,7 +18,7 @@ from rwkv_cli.files.checkpoints.gguf_header import map_gguf
 from rwkv_cli.text.tokenizer import TokenizerSpec, load_tokenizer
 
 WEIGHTS = random_weights(TINY, seed=5)
-TARGETS = {"pth": "out.pth", "hf": "out", "gguf": "out.gguf"}
+TARGETS = {"pth": "out.pth", "hf": "out", "st": "out.st", "gguf": "out.gguf"}
 
 
 def exported(folder, format, kind=None, weights=WEIGHTS, tokenizer=None):
@@ -42,7 +43,8 @@ def test_every_tensor_comes_back(tmp_path, format, name):
 
 
 @pytest.mark.parametrize(
-    ("format", "kind"), [("pth", "fp32"), ("pth", "fp16"), ("hf", "fp32"), ("gguf", "fp32")]
+    ("format", "kind"),
+    [("pth", "fp32"), ("pth", "fp16"), ("hf", "fp32"), ("st", "fp32"), ("st", "fp16"), ("gguf", "fp32")],
 )
 def test_other_types(tmp_path, format, kind):
     weights = {name: tensor * np.float32(1.001) for name, tensor in WEIGHTS.items()}
@@ -70,7 +72,7 @@ def test_progress_and_one_file_at_the_end(tmp_path, format):
     assert [path.name for path in tmp_path.iterdir()] == [TARGETS[format]]
 
 
-@pytest.mark.parametrize("format", ["pth", "gguf"])
+@pytest.mark.parametrize("format", ["pth", "st", "gguf"])
 def test_a_failure_leaves_nothing(tmp_path, format):
     weights = WEIGHTS | {"head.weight": np.full_like(WEIGHTS["head.weight"], 1e38)}
     with pytest.raises(
@@ -118,6 +120,22 @@ def test_a_folder_has_settings_and_names(tmp_path):
     ).encode("a b")
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(None, "F16"), ("fp16", "F16"), ("bf16", "BF16"), ("fp32", "F32")]
+)
+def test_an_st_has_the_names_shapes_and_types_of_web_rwkv(tmp_path, kind, dtype):
+    path = exported(tmp_path, "st", kind)
+    reference = write_st(tmp_path / "written.st", WEIGHTS)
+    with safe_open(path, framework="np") as file, safe_open(reference, framework="np") as expected:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(expected.keys()) == set(WEIGHTS)
+        for name in WEIGHTS:
+            found = file.get_slice(name)
+            assert (found.get_dtype(), found.get_shape()) == (dtype, expected.get_slice(name).get_shape())
+            if dtype == "F16":
+                np.testing.assert_array_equal(file.get_tensor(name), expected.get_tensor(name))
+
+
 def test_a_gguf_has_the_names_and_shapes_of_llama_cpp(tmp_path):
     found = map_gguf(exported(tmp_path, "gguf"))
     expected = map_gguf(write_gguf(tmp_path / "written.gguf", WEIGHTS))
@@ -158,6 +176,20 @@ def test_from_a_checkpoint_to_a_model_file_and_back(rwkv, tmp_path, monkeypatch,
     assert facts["file_bytes"] > 100_000
 
 
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("x.pth", "pth"), ("x.PTH", "pth"), ("x.st", "st"), ("x.gguf", "gguf"), ("x", "hf")],
+)
+def test_a_name_implies_a_format(tmp_path, name, format):
+    assert export.format_of(tmp_path / name) == format
+
+
+@pytest.mark.parametrize("name", ["x.hf", "x.safetensors", "rwkv7-0.1b"])
+def test_a_name_that_implies_none(tmp_path, name):
+    with pytest.raises(UsageError, match=r"does not imply a format: set format to one of pth, hf, st, gguf"):
+        export.format_of(tmp_path / name)
+
+
 def test_what_was_rounded_is_said(rwkv, tmp_path):
     result = rwkv("export", "gosling", tmp_path / "gosling.gguf", "--type", "q8_0")
     assert result.code == 0
@@ -171,6 +203,7 @@ def test_what_was_rounded_is_said(rwkv, tmp_path):
         (("in.pth", "out.bin"), "does not imply a format"),
         (("in.pth", "out.pth", "--type", "q8_0"), "choose one of bf16, fp16, fp32"),
         (("in.pth", "out.gguf", "--type", "bf16"), "choose one of fp16, q8_0, fp32"),
+        (("in.pth", "out.st", "--type", "q8_0"), "choose one of fp16, bf16, fp32"),
         (("in.pth", "in.pth", "--force"), "is or contains the model itself"),
         (("in.pth", ".", "--format", "hf", "--force"), "is or contains the model itself"),
         (("in.pth", "none/out.pth"), "the folder none does not exist"),

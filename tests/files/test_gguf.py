@@ -3,7 +3,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
-from helpers.writers import TINY, random_weights, write_gguf
+from helpers.writers import TINY, random_weights, stored_in_gguf, write_gguf, write_stored_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -16,7 +16,6 @@ from rwkv_cli.text.tokenizer import TokenizerSpec
 
 WEIGHTS = random_weights(TINY)
 SMALL = ModelConfig(n_layer=1, n_embd=64, n_ffn=64, vocab_size=8, rank_w=4, rank_a=4, rank_v=0, rank_g=4)
-BIG = ("emb.weight", "blocks.0.att.key.weight", "blocks.1.ffn.key.weight", "blocks.2.ffn.value.weight")
 
 
 @pytest.mark.parametrize("quantization", ["F32", "F16", "BF16"])
@@ -27,16 +26,71 @@ def test_plain_types_are_exact(tmp_path, quantization):
         np.testing.assert_array_equal(checkpoint.tensor(name), tensor, err_msg=name)
 
 
-@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0", "Q4_1", "Q5_0"])
-def test_quantized_types_are_decoded(tmp_path, quantization):
-    checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", WEIGHTS, quantization))
-    assert checkpoint.dtype == quantization.lower()
+def types_that(function, argument):
+    """The block types that the installed package can quantize, or dequantize."""
+    found = []
+    for kind in gguf.GGMLQuantizationType:
+        try:
+            function(argument(*gguf.GGML_QUANT_SIZES[kind]), kind)
+        except NotImplementedError:
+            continue
+        if kind.name not in ("F32", "F16", "BF16"):
+            found.append(kind.name)
+    return found
+
+
+QUANTIZED = types_that(gguf.quantize, lambda block, _: np.ones((1, block), np.float32))
+DECODED = types_that(gguf.dequantize, lambda _, n_bytes: np.zeros((1, n_bytes), np.uint8))
+# Rows of multiples of 256, the largest block.
+WIDE = ModelConfig(2, 256, 512, 32, rank_w=32, rank_a=64, rank_v=32, rank_g=256)
+
+
+def test_the_types_of_llama_quantize_are_among_them():
+    assert set(QUANTIZED) >= {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}
+    assert set(DECODED) >= {*QUANTIZED, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ2_XXS"}
+
+
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_what_the_package_quantizes_is_decoded_as_it_does(tmp_path, quantization):
+    weights = random_weights(WIDE)
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", weights, quantization))
+    assert (checkpoint.dtype, checkpoint.config) == (quantization.lower(), WIDE)
     kind = gguf.GGMLQuantizationType[quantization]
-    for name in BIG:
-        expected = gguf.dequantize(gguf.quantize(WEIGHTS[name], kind), kind)
-        np.testing.assert_array_equal(checkpoint.tensor(name), expected)
-        assert np.abs(expected - WEIGHTS[name]).max() < 0.6
-    np.testing.assert_array_equal(checkpoint.tensor("blocks.1.att.v1"), WEIGHTS["blocks.1.att.v1"])
+    for name, tensor in weights.items():
+        is_big = tensor.ndim == 2 and not name.endswith((*"12", "r_k"))
+        expected = gguf.dequantize(gguf.quantize(tensor, kind), kind) if is_big else tensor
+        np.testing.assert_array_equal(checkpoint.tensor(name), expected, err_msg=name)
+        if is_big and quantization[0] == "Q":
+            assert 0 < np.abs(expected - tensor).max() < 0.6
+
+
+@pytest.mark.parametrize("quantization", DECODED)
+def test_every_type_that_the_package_decodes_is_read(tmp_path, quantization):
+    weights = random_weights(WIDE)
+    kind = gguf.GGMLQuantizationType[quantization]
+    block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+    # Bytes below 64 are valid in every type: all scales stay finite.
+    shape = (WIDE.n_ffn, WIDE.n_embd // block * n_bytes)
+    blocks = np.random.default_rng(0).integers(1, 64, shape, dtype=np.uint8)
+    stored = stored_in_gguf(weights) | {"blk.1.channel_mix_key.weight": (blocks, kind)}
+    checkpoint = open_checkpoint(write_stored_gguf(tmp_path / "x.gguf", WIDE, stored))
+    found = checkpoint.tensor("blocks.1.ffn.key.weight")
+    np.testing.assert_array_equal(found, gguf.dequantize(blocks, kind))
+    assert found.shape == (WIDE.n_ffn, WIDE.n_embd)
+    assert len(np.unique(found)) > 2
+
+
+@pytest.mark.parametrize("low_rank", ["F16", "Q8_0", "Q5_1"])
+def test_low_rank_matrices_may_be_quantized_too(tmp_path, low_rank):
+    weights = random_weights(WIDE)
+    stored = stored_in_gguf(weights, "Q8_0", low_rank=low_rank)
+    checkpoint = open_checkpoint(write_stored_gguf(tmp_path / "x.gguf", WIDE, stored))
+    kind = gguf.GGMLQuantizationType[low_rank]
+    for name in ("blocks.0.att.a1", "blocks.0.att.a2", "blocks.1.att.v2", "blocks.1.att.g1"):
+        transposed = np.ascontiguousarray(weights[name].T)
+        expected = gguf.dequantize(gguf.quantize(transposed, kind), kind).T
+        np.testing.assert_array_equal(checkpoint.tensor(name), expected, err_msg=name)
+    np.testing.assert_array_equal(checkpoint.tensor("blocks.1.att.w1"), weights["blocks.1.att.w1"])
 
 
 def test_the_gguf_package_sees_the_same_layout(tmp_path):
@@ -50,6 +104,47 @@ def test_names_without_the_weight_suffix(tmp_path):
     checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", WEIGHTS, suffix=""))
     for name, tensor in WEIGHTS.items():
         np.testing.assert_array_equal(checkpoint.tensor(name), tensor, err_msg=name)
+
+
+def without(path, *beginnings):
+    """A file that lacks the tensors whose names begin like this."""
+    stored = {
+        name: tensor for name, tensor in stored_in_gguf(WEIGHTS).items() if not name.startswith(beginnings)
+    }
+    return write_stored_gguf(path, TINY, stored)
+
+
+def test_layer_0s_stand_in_for_the_value_residual_is_not_needed(tmp_path):
+    checkpoint = open_checkpoint(without(tmp_path / "x.gguf", *(f"blk.0.time_mix_v{i}" for i in range(3))))
+    for name, tensor in WEIGHTS.items():
+        np.testing.assert_array_equal(checkpoint.tensor(name), tensor, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["blk.1.time_mix_lerp_fused"], "blocks.1.att.x_r"),
+        (["blk.1.time_mix_g1", "blk.1.time_mix_g2"], "blocks.1.att.g1"),
+        ([f"blk.{layer}.time_mix_g" for layer in range(3)], "blocks.0.att.g1"),
+        (["token_embd_norm"], "blocks.0.ln0.weight"),
+    ],
+)
+def test_missing_tensors_are_named_officially(tmp_path, names, missing):
+    with pytest.raises(
+        CheckpointError, match=f"the tensor {missing} is missing: the checkpoint is incomplete"
+    ):
+        open_checkpoint(without(tmp_path / "x.gguf", *names))
+
+
+def test_a_model_without_a_gate_is_refused(tmp_path):
+    """Its five token shifts are fused all the same."""
+    five = np.zeros((5, 1, 1, TINY.n_embd), np.float32), gguf.GGMLQuantizationType.F32
+    stored = stored_in_gguf(WEIGHTS) | {"blk.0.time_mix_lerp_fused.weight": five}
+    path = write_stored_gguf(tmp_path / "x.gguf", TINY, stored)
+    with pytest.raises(
+        CheckpointError, match=r"\[5, 1, 1, 128\] for the six token shifts 'blocks.0.att.x_x'"
+    ):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,8 @@ def test_a_pickle_without_an_end_is_refused(tmp_path, pickled):
 
 def test_other_values_than_a_dict_of_tensors_are_refused(tmp_path):
     assert "not a dict of tensors" in refused(tmp_path, START + pickled_text("x") + STOP)
-    assert "damaged" in refused(tmp_path, START + b"}" + b"K\x01K\x02s" + STOP)
+    assert "'1' is something else" in refused(tmp_path, START + b"}" + b"K\x01K\x02s" + STOP)
+    assert "damaged" in refused(tmp_path, START + b"}" + b")K\x02s" + STOP)
 
 
 def test_a_huge_pickle_is_refused(tmp_path):

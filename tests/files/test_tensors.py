@@ -76,11 +76,19 @@ def test_shapes_of_other_formats():
     def shape_in(format, name):
         return tensors.row_of(name).shape_in(format, shapes[name])
 
-    assert [shape_in(f, "blocks.1.att.w1") for f in ("pth", "hf", "gguf")] == [
+    assert [shape_in(f, "blocks.1.att.w1") for f in ("pth", "hf", "st", "gguf")] == [
         (128, 32),
         (32, 128),
         (32, 128),
+        (32, 128),
     ]
+    for vector in ("w0", "x_r", "k_k"):
+        assert (
+            shape_in("st", f"blocks.1.att.{vector}")
+            == shape_in("pth", f"blocks.1.att.{vector}")
+            == (1, 1, 128)
+        )
+    assert shape_in("st", "blocks.1.att.r_k") == (2, 64)
     assert [shape_in(f, "blocks.1.att.x_r") for f in ("pth", "hf")] == [(1, 1, 128), (1, 1, 128)]
     assert [shape_in(f, "blocks.1.att.w0") for f in ("pth", "hf", "gguf")] == [(1, 1, 128), (128,), (128,)]
     assert [shape_in(f, "blocks.1.att.r_k") for f in ("pth", "hf", "gguf")] == [(2, 64), (2, 64), (128,)]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rwkv_cli.config import ModelConfig
 
 Tensors = dict[str, NDArray[np.float32]]
+Stored = dict[str, tuple[NDArray[Any], gguf.GGMLQuantizationType]]
 
 TINY = ModelConfig(
     n_layer=3, n_embd=128, n_ffn=320, vocab_size=300, rank_w=32, rank_a=24, rank_v=16, rank_g=40
@@ -107,12 +108,20 @@ def write_pth(
     """An official file; `vectors` is "[1,1,C]" or "[C]"."""
     if with_layer0_v:
         tensors = tensors | layer0_value_residual(tensors)
-    if vectors == "[1,1,C]":
-        tensors = {
-            name: tensor.reshape(1, 1, -1) if _VECTOR.fullmatch(name) else tensor
-            for name, tensor in tensors.items()
-        }
-    return write_torch(path, tensors, dtype)
+    return write_torch(path, rows(tensors) if vectors == "[1,1,C]" else tensors, dtype)
+
+
+def rows(tensors: Tensors) -> Tensors:
+    """Vectors in the shape [1, 1, C], as the official files have them."""
+    return {
+        name: tensor.reshape(1, 1, -1) if _VECTOR.fullmatch(name) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def with_low_rank_transposed(tensors: Tensors) -> Tensors:
+    """Low-rank matrices the other way round than in official files."""
+    return {name: tensor.T if _LOW_RANK.fullmatch(name) else tensor for name, tensor in tensors.items()}
 
 
 def write_torch(path: Path, tensors: Mapping[str, NDArray[np.float32]], dtype: str = "bf16") -> Path:
@@ -251,12 +260,19 @@ def write_hf(
     folder: Path, tensors: Tensors, shards: int = 1, fused: bool = False, dtype: str = "bf16", **changes: Any
 ) -> Path:
     """A directory with `config.json` (and `changes` to it) and one or more safetensors files."""
-    folder.mkdir(parents=True, exist_ok=True)
     config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
-    (folder / "config.json").write_text(json.dumps(hf_config(config, **changes)))
     named = hf_tensors(tensors, fused)
     if changes.get("tie_word_embeddings"):
         del named["lm_head.weight"]
+    return write_folder(folder, named, hf_config(config, **changes), shards, dtype)
+
+
+def write_folder(
+    folder: Path, named: Tensors, settings: Mapping[str, Any], shards: int = 1, dtype: str = "bf16"
+) -> Path:
+    """A directory with `config.json` and tensors under any names, in one file or in shards with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings))
     if shards == 1:
         write_safetensors(folder / "model.safetensors", named, dtype)
         return folder
@@ -336,16 +352,46 @@ def write_gguf(
     tensors: Tensors,
     quantization: str = "F32",
     tokenizer: Mapping[str, Any] | None = None,
-    architecture: str = "rwkv7",
     suffix: str = ".weight",
-    **keys: int | float,
+    **header: Any,
 ) -> Path:
     """A GGUF file; the big matrices are quantized, everything else is F32, as in llama.cpp's own files.
 
-    `tokenizer` has "model" and "tokens" and optionally "merges", "types", "pre". `keys` replace numbers under
-    `architecture.`, with two underscores for a dot.
+    `tokenizer` and `header` are passed to `write_stored_gguf`.
     """
     config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
+    stored = stored_in_gguf(tensors, quantization, suffix)
+    return write_stored_gguf(path, config, stored, tokenizer, **header)
+
+
+def stored_in_gguf(
+    tensors: Tensors, quantization: str = "F32", suffix: str = ".weight", low_rank: str = "F32"
+) -> Stored:
+    """llama.cpp's name -> blocks and their type; it leaves the low-rank matrices of the decay alone."""
+    stored = {}
+    for name, tensor in gguf_tensors(tensors, suffix).items():
+        kind = gguf.GGMLQuantizationType.F32
+        if tensor.ndim == 2 and not re.search(r"time_mix_w[12]", name):
+            is_low_rank = re.search(r"time_mix_[avg][12]", name)
+            kind = gguf.GGMLQuantizationType[low_rank if is_low_rank else quantization]
+        stored[name] = (gguf.quantize(tensor, kind), kind)
+    return stored
+
+
+def write_stored_gguf(
+    path: Path,
+    config: ModelConfig,
+    stored: Stored,
+    tokenizer: Mapping[str, Any] | None = None,
+    architecture: str = "rwkv7",
+    values: Mapping[str, str | bytes | int] | None = None,
+    **keys: int | float,
+) -> Path:
+    """A GGUF file of tensors in any form.
+
+    `tokenizer` has "model" and "tokens" and optionally "merges", "types", "pre". `keys` replace numbers under
+    `architecture.`, with two underscores for a dot; `values` are any other keys.
+    """
     numbers: dict[str, int | float] = {
         "block_count": config.n_layer,
         "embedding_length": config.n_embd,
@@ -358,13 +404,11 @@ def write_gguf(
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{architecture}.{key.replace('__', '.')}", value)
     _add_tokenizer(writer, tokenizer or {})
-    kind = gguf.GGMLQuantizationType[quantization]
-    for name, tensor in gguf_tensors(tensors, suffix).items():
-        is_big = tensor.ndim == 2 and not re.search(r"time_mix_[wavg][12]", name)
-        if is_big and quantization != "F32":
-            writer.add_tensor(name, gguf.quantize(tensor, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, tensor)
+    for key, other in (values or {}).items():
+        kind = gguf.GGUFValueType.UINT32 if isinstance(other, int) else gguf.GGUFValueType.STRING
+        writer.add_key_value(key, other, kind)
+    for name, (data, kind) in stored.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

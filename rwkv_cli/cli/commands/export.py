@@ -19,11 +19,11 @@ def export(
     ],
     *,
     format: Annotated[
-        Literal["pth", "hf", "gguf"] | None,
+        Literal["pth", "hf", "st", "gguf"] | None,
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="pth (PyTorch, as published), hf (a Hugging Face folder) or gguf (llama.cpp).",
+            help="pth (PyTorch, as published), hf (a Hugging Face folder), st (web-rwkv, Ai00) or gguf (llama.cpp).",
             show_default="from the name of DST",
             rich_help_panel=options.MODEL,
         ),
@@ -40,6 +40,8 @@ def export(
         rwkv export g1-0.1b g1-0.1b.gguf
         # For Hugging Face transformers
         rwkv export g1-0.1b g1-hf --format hf --type fp16
+        # For web-rwkv and Ai00
+        rwkv export g1-0.1b g1-0.1b.st
     """
     from rwkv_cli.catalog import registry
     from rwkv_cli.cli.terminal.progress import TerminalReporter

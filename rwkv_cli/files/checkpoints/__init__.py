@@ -1,10 +1,12 @@
 """Readers of published checkpoints: `open_checkpoint` detects the format of a file.
 
     pth    the official files, a zip archive of PyTorch storages
-    hf     Hugging Face directories in the layout of flash-linear-attention
+    hf     safetensors: Hugging Face directories of every port of RWKV-7, and single files under official names
     gguf   files of llama.cpp
 
-All of them return a `Checkpoint`: the same tensors under the same official names, read one at a time.
+All of them return a `Checkpoint`: the same tensors under the same official names, read one at a time. `layouts` knows
+the names and orientations that files use, `beside` finds the vocabulary and the name of a model, `chat_templates` how
+it wants conversations to be written.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rwkv_cli.errors import CheckpointError
-from rwkv_cli.files.checkpoints.base import Checkpoint
+from rwkv_cli.files.checkpoints.base import ChatTemplate, Checkpoint
+from rwkv_cli.files.checkpoints.beside import CONFIG
 from rwkv_cli.files.checkpoints.foreign import NOT_RECOGNISED
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["ChatTemplate", "Checkpoint", "open_checkpoint"]
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _GGUF = b"GGUF"
@@ -26,7 +29,7 @@ _LEGACY_TORCH = b"\x80\x02"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a published model: a `.pth`, `.gguf` or `.safetensors` file, or a directory that holds one.
+    """Open a published model: a `.pth`, `.gguf`, `.st` or `.safetensors` file, or a directory that holds one.
 
     The content decides, not the name. Raises CheckpointError, in one sentence, for anything that cannot be
     read, and UnsupportedModelError for a model of another kind than RWKV-7.
@@ -57,7 +60,7 @@ def _open_file(path: Path) -> Checkpoint:
 
         return open_gguf(path)
     # The first byte of the header, after its length.
-    if path.suffix == ".safetensors" or magic[8:] == b"{":
+    if path.suffix in (".safetensors", ".st") or magic[8:] == b"{":
         from rwkv_cli.files.checkpoints.hf import open_hf
 
         return open_hf(path)
@@ -69,11 +72,11 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _open_directory(path: Path) -> Checkpoint:
-    from rwkv_cli.files.checkpoints.hf import CONFIG, open_hf, weight_files
+    from rwkv_cli.files.checkpoints.hf import open_hf, weight_files
 
     if weight_files(path):
         return open_hf(path)
-    singles = sorted(file for suffix in ("*.pth", "*.gguf") for file in path.glob(suffix))
+    singles = sorted(file for suffix in ("*.pth", "*.gguf", "*.st") for file in path.glob(suffix))
     if len(singles) == 1:
         return _open_file(singles[0])
     if singles:
@@ -81,5 +84,5 @@ def _open_directory(path: Path) -> Checkpoint:
     if (path / CONFIG).is_file():
         raise CheckpointError(f"{path} has a {CONFIG} but no weights: get its model.safetensors too")
     raise CheckpointError(
-        f"{path} does not contain a model: name a .pth, .gguf or .safetensors file or its folder"
+        f"{path} does not contain a model: name a .pth, .gguf, .st or .safetensors file or its folder"
     )

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from rwkv_cli import tensors as table
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
+from rwkv_cli.files.checkpoints.beside import model_name, tokenizer_beside
 from rwkv_cli.files.checkpoints.foreign import describe_foreign
 from rwkv_cli.files.safetensors import release_pages
 from rwkv_cli.tensors import Format
 from rwkv_cli.text.tokenizer import TokenizerSpec
-
-WORLD_VOCAB_SIZE = 65_536
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def mapped_tensor(view: NDArray[Any], dtype: str) -> LazyTensor:
 
 
 class ChatTemplate(NamedTuple):
-    """A Jinja template of a file, and where it was."""
+    """How a file wants conversations to be written: a Jinja template, and the file or key that it comes from."""
 
     text: str
     origin: str
@@ -82,6 +81,8 @@ class ChatTemplate(NamedTuple):
 
 class Checkpoint:
     """A published model, opened: its sizes are known, its tensors are read on demand.
+
+    `name` is what the model is called, however its path is written; `chat_template` is what its file brings, unchecked.
 
     Usable as a context manager; `close` releases the mapped files.
     """
@@ -93,8 +94,10 @@ class Checkpoint:
         files: tuple[Path, ...],
         tensors: Mapping[str, LazyTensor],
         tokenizer: TokenizerSpec | None = None,
+        chat_template: ChatTemplate | None = None,
+        name: str | None = None,
     ) -> None:
-        """Check officially named tensors and derive the sizes; `tokenizer` is the file's own, if any.
+        """Check officially named tensors and derive the sizes; the last three are the file's own, if it has any.
 
         Raises UnsupportedModelError for a model of another kind, CheckpointError for tensors that are
         missing, unknown or of the wrong shape.
@@ -103,13 +106,15 @@ class Checkpoint:
         self.format: Format = format
         self.files = files
         refuse_foreign(path, tensors)
-        self._tensors = {name: _flat_vector(tensors[name]) for name in tensors if not table.is_absent(name)}
+        self._tensors = {
+            title: _squeezed(title, tensor) for title, tensor in tensors.items() if not table.is_absent(title)
+        }
         self.config = _config(path, self._tensors)
         self.dtype = _prevailing_dtype(self._tensors)
         folder = path if path.is_dir() else path.parent
-        self.chat_template: ChatTemplate | None = None
-        self.name = path.name
-        self.tokenizer = tokenizer or _usual_tokenizer(folder, self.config.vocab_size)
+        self.tokenizer = tokenizer or tokenizer_beside(folder, self.config.vocab_size)
+        self.chat_template = chat_template
+        self.name: str = name or model_name(files)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor by its official name, in the shape of `ModelConfig.tensor_shapes`.
@@ -187,18 +192,12 @@ def split_fused_shifts(path: Path, tensors: dict[str, LazyTensor]) -> None:
             tensors[block + shift] = fused.row(index).reshaped(n_embd)
 
 
-def _usual_tokenizer(folder: Path, vocab_size: int) -> TokenizerSpec | None:
-    """The World vocabulary for models of its size, otherwise the folder's `tokenizer.json`, if any."""
-    if vocab_size == WORLD_VOCAB_SIZE:
-        return TokenizerSpec("world")
-    file = folder / "tokenizer.json"
-    return TokenizerSpec("tokenizer.json", file.read_bytes()) if file.is_file() else None
-
-
-def _flat_vector(tensor: LazyTensor) -> LazyTensor:
-    """[1, 1, C] as [C]; everything else unchanged."""
-    is_row = len(tensor.shape) == 3 and tensor.shape[:2] == (1, 1)
-    return tensor.reshaped(tensor.shape[2]) if is_row else tensor
+def _squeezed(name: str, tensor: LazyTensor) -> LazyTensor:
+    """Without the leading dimensions of one that a file has beyond the official ones: [1, 1, C] as [C]."""
+    row, shape = table.find(name), tensor.shape
+    while row and shape[:1] == (1,) and len(shape) > len(row.dims.split()):
+        shape = shape[1:]
+    return tensor if shape == tensor.shape else tensor.reshaped(*shape)
 
 
 def _config(path: Path, tensors: Mapping[str, LazyTensor]) -> ModelConfig:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-NOT_RECOGNISED = "is not a recognised model file (.pth, .gguf, .safetensors)"
+NOT_RECOGNISED = "is not a recognised model file (.pth, .gguf, .st, .safetensors)"
 
 
 class _Signature(NamedTuple):
@@ -26,7 +26,8 @@ _ATTENTION = (
 # The first row that matches is the answer. Official names and those of Hugging Face exports share these parts.
 _SIGNATURES = (
     _Signature(
-        "is an RWKV-7a or RWKV-7b model (DeepEmbed)", (_RWKV7, r"\bffn\.s_emb|\bffn\.s[012]$|\bqkv\b")
+        "is an RWKV-7a or RWKV-7b model (DeepEmbed)",
+        (_RWKV7, r"\b(ffn|feed_forward|mlp)\.(s_emb|s[012]$)|\bqkv\b"),
     ),
     _Signature("is a hybrid of RWKV-7 and a transformer", (_RWKV7, _ATTENTION)),
     _Signature("is an RWKV-6 model (Finch)", (r"\btime_maa_",)),
@@ -39,7 +40,6 @@ _SIGNATURES = (
 
 # What config.json (model_type) and GGUF (general.architecture) call their models.
 _MODEL_TYPES = {
-    "rwkv": "is an RWKV-4 model (Raven)",
     "rwkv4": "is an RWKV-4 model (Raven)",
     "rwkv5": "is an RWKV-5 model (Eagle)",
     "rwkv6": "is an RWKV-6 model (Finch)",
@@ -47,6 +47,8 @@ _MODEL_TYPES = {
     "arwkv7": "is a hybrid of RWKV-7 and a transformer",
     "rwkv_hybrid": "is a hybrid of RWKV-7 and a transformer",
 }
+# "rwkv" was RWKV-4 in transformers, and is RWKV-7 for rwkv-rs: the tensors tell them apart.
+_ANY_RWKV7 = (None, "", "rwkv7", "rwkv")
 
 
 def describe_foreign(names: Iterable[str], model_type: str | None = None) -> str | None:
@@ -55,7 +57,7 @@ def describe_foreign(names: Iterable[str], model_type: str | None = None) -> str
     `model_type` is what the file calls itself, if it does. A file without any sign of RWKV-7 or of another kind
     is `NOT_RECOGNISED`.
     """
-    called = None if model_type in (None, "", "rwkv7") else _printable(str(model_type))
+    called = None if model_type in _ANY_RWKV7 else _printable(str(model_type))
     if called in _MODEL_TYPES:
         return _MODEL_TYPES[called]
     names = list(names)

@@ -16,6 +16,8 @@ from rwkv_cli.files.checkpoints.base import (
     renamed,
     split_fused_shifts,
 )
+from rwkv_cli.files.checkpoints.beside import sensible_name
+from rwkv_cli.files.checkpoints.chat_templates import template_of_keys
 from rwkv_cli.files.checkpoints.gguf_header import Gguf, map_gguf
 from rwkv_cli.files.checkpoints.gguf_tokenizer import tokenizer_spec
 
@@ -35,7 +37,15 @@ def open_gguf(path: Path) -> Checkpoint:
     for name, tensor in tensors.items():
         if (row := table.find(name)) and row.dims == "H N":
             tensors[name] = _by_heads(path, tensor, head_size)
-    checkpoint = Checkpoint(path, "gguf", (path,), tensors, tokenizer_spec(path, file.keys))
+    checkpoint = Checkpoint(
+        path,
+        "gguf",
+        (path,),
+        tensors,
+        tokenizer_spec(path, file.keys),
+        template_of_keys(path, file.keys),
+        sensible_name(file.text("general.name")),
+    )
     _check_keys(path, file, checkpoint)
     return checkpoint
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rwkv_cli.errors import CheckpointError
-from rwkv_cli.files.checkpoints.base import WORLD_VOCAB_SIZE
+from rwkv_cli.files.checkpoints.beside import WORLD_VOCAB_SIZE
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
 _PREFIX = "tokenizer.ggml."

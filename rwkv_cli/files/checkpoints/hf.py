@@ -1,49 +1,49 @@
-"""Hugging Face directories in the layout of flash-linear-attention: `config.json` and safetensors files."""
+"""Safetensors files, with or without a Hugging Face directory around them: `config.json` and one or more files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_cli.config import LAYER_NORM_EPS, ModelConfig
+from rwkv_cli import tensors as table
+from rwkv_cli.config import HEAD_SIZE, LAYER_NORM_EPS, ModelConfig
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
-from rwkv_cli.files.checkpoints.base import (
-    Checkpoint,
-    LazyTensor,
-    mapped_tensor,
-    official_orientation,
-    refuse_foreign,
-    renamed,
-    split_fused_shifts,
-)
+from rwkv_cli.files.checkpoints.base import Checkpoint, LazyTensor, mapped_tensor, refuse_foreign
+from rwkv_cli.files.checkpoints.beside import CONFIG, model_name, read_json
+from rwkv_cli.files.checkpoints.chat_templates import template_of_folder
+from rwkv_cli.files.checkpoints.layouts import official_tensors
 from rwkv_cli.files.checkpoints.pth import read_state_dict
 from rwkv_cli.files.safetensors import map_safetensors
-from rwkv_cli.tensors import from_hf
+from rwkv_cli.tensors import Format
 
-CONFIG = "config.json"
 # One file or an index of several, in safetensors or in the older PyTorch pickles.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
-_MAX_JSON = 64 << 20
 
 _FLOATS = ("bf16", "f16", "f32", "f64")
 
-# Settings of the layout that a checkpoint cannot show in its tensors, with the only values that RWKV-7 has.
-_FIXED_SETTINGS = {"norm_eps": LAYER_NORM_EPS, "hidden_act": "sqrelu", "norm_first": True}
+# Settings that a checkpoint cannot show in its tensors, with the only values that RWKV-7 has, the usual one first.
+_FIXED_SETTINGS: Mapping[str, tuple[object, ...]] = {
+    "norm_eps": (LAYER_NORM_EPS,),
+    "layer_norm_epsilon": (LAYER_NORM_EPS,),
+    "group_norm_epsilon": (64e-5,),
+    "hidden_act": ("sqrelu", "relu2"),
+    "norm_first": (True,),
+}
 # Settings that repeat the sizes of the tensors, and their names in ModelConfig.
 _SIZES = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
     "vocab_size": "vocab_size",
     "head_dim": "head_size",
+    "head_size": "head_size",
     "intermediate_size": "n_ffn",
 }
 
 
 def open_hf(path: Path) -> Checkpoint:
-    """Open a directory, or one safetensors file with the `config.json` beside it.
+    """Open a directory, or one safetensors file with the `config.json` beside it, if there is one.
 
     Raises CheckpointError, or UnsupportedModelError for another kind of model.
     """
@@ -62,16 +62,27 @@ def open_hf(path: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path} has the tensor {name[:80]!r} in the type {tensor.dtype}, which is not a type of weights"
             )
-    tensors = renamed(path, raw, from_hf)
-    split_fused_shifts(path, tensors)
-    official_orientation(tensors)
+    tensors = official_tensors(path, raw, _head_size(settings))
+    if settings.get("embedding_layer_norm_fused") is True and "emb.weight" in tensors:
+        raise UnsupportedModelError(
+            f"{path} has its first normalization folded into the embedding, which cannot be undone: use the .pth or "
+            "convert that without folding"
+        )
     if (
         settings.get("tie_word_embeddings") is True
         and "head.weight" not in tensors
         and "emb.weight" in tensors
     ):
         tensors["head.weight"] = tensors["emb.weight"]
-    checkpoint = Checkpoint(path, "hf", files, tensors)
+    is_folder = (folder / CONFIG).is_file()
+    checkpoint = Checkpoint(
+        path,
+        _format(raw),
+        files,
+        tensors,
+        chat_template=template_of_folder(folder) if is_folder else None,
+        name=model_name(files, is_folder),
+    )
     _check_settings(folder / CONFIG, settings, checkpoint.config)
     return checkpoint
 
@@ -108,7 +119,7 @@ def _map_weights(file: Path) -> dict[str, LazyTensor]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    names = _read_json(index).get("weight_map")
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{index} lists no weight files: get it again")
     files = []
@@ -124,25 +135,26 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """`config.json`, or an empty dictionary if it is missing: the sizes come from the tensors."""
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_JSON else None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object: get it again")
-    return content
+def _head_size(settings: Mapping[str, object]) -> int:
+    """The size of heads that r_k is split into where it is stored flat."""
+    value = settings.get("head_dim") or settings.get("head_size")
+    return value if type(value) is int and value > 0 else HEAD_SIZE
+
+
+def _format(names: Mapping[str, object]) -> Format:
+    """`st` for official names without a prefix, `hf` for those of any port to transformers."""
+    return "st" if all(table.find(name) for name in names) else "hf"
 
 
 def _check_settings(path: Path, settings: Mapping[str, object], config: ModelConfig) -> None:
     """Refuse a `config.json` that describes another model than the tensors."""
-    for name, value in _FIXED_SETTINGS.items():
-        if name in settings and settings[name] != value:
+    for name, values in _FIXED_SETTINGS.items():
+        if name in settings and settings[name] not in values:
             shown = str(settings[name])[:20]
-            raise UnsupportedModelError(f"{path} sets {name} to {shown}; RWKV-7 models have {value}")
+            raise UnsupportedModelError(f"{path} sets {name} to {shown}; RWKV-7 models have {values[0]}")
     sizes = config.as_dict()
     for name, field in _SIZES.items():
         value = settings.get(name)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from rwkv_cli.errors import CheckpointError
-from rwkv_cli.files.checkpoints.base import Checkpoint, LazyTensor, mapped_tensor
+from rwkv_cli.files.checkpoints.base import Checkpoint, LazyTensor, mapped_tensor, refuse_foreign
+from rwkv_cli.files.checkpoints.layouts import official_tensors
 
 # The pickle of the largest published model (13.3B, about 2,000 tensors) has some 220 KB.
 _MAX_PICKLE = 4 << 20
@@ -38,17 +39,22 @@ _STORAGES: Mapping[str, tuple[str, np.dtype[Any]]] = {
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
+# Entries of a trainer's checkpoint that hold the weights.
+_NESTED = ("state_dict", "model")
 _GLOBALS = frozenset({*_STORAGES, _ORDERED_DICT, _TENSOR, _PARAMETER})
 
 
 def open_pth(path: Path) -> Checkpoint:
     """Open an official RWKV-7 file. Raises CheckpointError or UnsupportedModelError."""
-    return Checkpoint(path, "pth", (path,), read_state_dict(path))
+    raw = read_state_dict(path)
+    refuse_foreign(path, raw)
+    return Checkpoint(path, "pth", (path,), official_tensors(path, raw, is_transposed=False))
 
 
 def read_state_dict(path: Path) -> dict[str, LazyTensor]:
     """Map the tensors of any `torch.save` file that holds one flat dict of floating-point tensors.
 
+    The dict may be the entry "state_dict" or "model" of another one, as trainers write it beside their own values.
     Raises CheckpointError, in one sentence, for anything else.
     """
     archive = _Archive(path)
@@ -61,10 +67,13 @@ def read_state_dict(path: Path) -> dict[str, LazyTensor]:
         raise CheckpointError(f"{path} contains a damaged pickle: get the file again") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is a PyTorch file, but not a dict of tensors")
+    state = next((state[key] for key in _NESTED if isinstance(state.get(key), dict)), state)
     tensors = {}
     for name, value in state.items():
-        if not isinstance(value, _Tensor):
-            raise CheckpointError(f"{path} is not a flat dict of tensors: {name[:80]!r} is something else")
+        if not isinstance(value, _Tensor) or not isinstance(name, str):
+            raise CheckpointError(
+                f"{path} is not a flat dict of tensors: {str(name)[:80]!r} is something else"
+            )
         tensors[name] = archive.tensor(name, value)
     return tensors
 
@@ -178,12 +187,12 @@ class _RefusedPickleError(Exception):
 _MARK = object()
 
 _CONSTANTS: Mapping[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"})
+_LITERALS = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"})
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _PickleMachine:
-    """Follows a pickle of a state dict; a value is a str, int, tuple, dict or one of the records above."""
+    """Follows a pickle of a state dict; a value is a number, str, tuple, list, dict or one of the records above."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -220,6 +229,12 @@ class _PickleMachine:
                 self._stack.append(())
             case "EMPTY_DICT":
                 self._stack.append({})
+            case "EMPTY_LIST":
+                self._stack.append([])
+            case "APPEND":
+                self._append(self._pop_many(1))
+            case "APPENDS":
+                self._append(self._pop_to_mark())
             case "TUPLE":
                 self._stack.append(tuple(self._pop_to_mark()))
             case "SETITEM":
@@ -258,9 +273,15 @@ class _PickleMachine:
         if type(target) is not dict:
             raise ValueError("items for something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:
-                raise ValueError("a key that is not a string")
+            if type(key) not in (str, int):  # optimizers number their entries
+                raise ValueError("a key that is neither a string nor a number")
             target[key] = value
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not list:
+            raise ValueError("items for something that is not a list")
+        target.extend(items)
 
     def _global(self, argument: str) -> _Global:
         name = ".".join(argument.split(" ", 1))

@@ -2,6 +2,7 @@
 
     pth    the official format, for PyTorch and the package `rwkv`; written without PyTorch
     hf     a folder for Hugging Face's transformers with flash-linear-attention
+    st     a safetensors file for web-rwkv and Ai00
     gguf   a file for llama.cpp
 
 `write` holds one tensor at a time in memory, and nothing appears under its name before it is complete.
@@ -24,6 +25,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 _TYPES: dict[Format, tuple[ExportType, ...]] = {  # the default first
     "pth": ("bf16", "fp16", "fp32"),
     "hf": ("bf16", "fp16", "fp32"),
+    "st": ("fp16", "bf16", "fp32"),  # web-rwkv reads fp16 alone
     "gguf": ("fp16", "q8_0", "fp32"),
 }
 
@@ -53,8 +55,9 @@ def type_for(format: Format, wanted: ExportType | None) -> ExportType:
 def format_of(target: Path) -> Format:
     """The format that a file name implies. Raises UsageError if it implies none."""
     suffix = target.suffix.lower().lstrip(".")
-    if suffix in ("pth", "gguf"):
-        return "pth" if suffix == "pth" else "gguf"
+    named: Format | None = next((format for format in FORMATS if format == suffix != "hf"), None)
+    if named:
+        return named
     if not suffix and not target.is_file():
         return "hf"
     raise UsageError(f"{target.name} does not imply a format: set {{format}} to one of {', '.join(FORMATS)}")
@@ -74,6 +77,10 @@ def write(format: Format, target: Path, job: ExportJob) -> None:
         from rwkv_cli.files.export.hf import write_hf
 
         write_hf(target, job)
+    elif format == "st":
+        from rwkv_cli.files.export.st import write_st
+
+        write_st(target, job)
     else:
         from rwkv_cli.files.export.gguf import write_gguf
 

@@ -14,6 +14,9 @@ from rwkv_cli.files.quantization import Array, check_range, f32_to_bf16
 from rwkv_cli.files.safetensors import release_pages
 from rwkv_cli.tensors import Format, Tensor
 
+SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+"""What safetensors files call the types that `encoded` makes."""
+
 
 def each_tensor(job: ExportJob, format: Format) -> Iterator[tuple[str, Tensor, Array]]:
     """Official name, row of the table and values, in the shape of the format, of every tensor; read one at a time."""

@@ -10,17 +10,16 @@ from rwkv_cli.config import LAYER_NORM_EPS, ModelConfig
 from rwkv_cli.errors import StorageError
 from rwkv_cli.files.atomic import replacing, storage_error
 from rwkv_cli.files.export import ExportJob
-from rwkv_cli.files.export.encoding import each_tensor, encoded
+from rwkv_cli.files.export.encoding import SAFETENSORS, each_tensor, encoded
 from rwkv_cli.files.safetensors import SafetensorsWriter
 from rwkv_cli.tensors import hf_name
 
-_DTYPES = {"bf16": ("BF16", "bfloat16"), "fp16": ("F16", "float16"), "fp32": ("F32", "float32")}
+_TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def write_hf(target: Path, job: ExportJob) -> None:
     """Write a folder; config.json comes last, so that a folder that has it is complete. Raises StorageError."""
     config = job.source.config
-    dtype, torch_dtype = _DTYPES[job.type]
     try:
         target.mkdir(exist_ok=True)
     except OSError as error:
@@ -29,7 +28,7 @@ def write_hf(target: Path, job: ExportJob) -> None:
         raise StorageError(f"cannot write {target}: it is not a folder")
     shapes = config.tensor_shapes()
     announced = {
-        hf_name(name): (dtype, row.shape_in("hf", shapes[name]))
+        hf_name(name): (SAFETENSORS[job.type], row.shape_in("hf", shapes[name]))
         for name, row in tensors.every(config.n_layer)
     }
     with SafetensorsWriter(target / "model.safetensors", announced, {"format": "pt"}) as writer:
@@ -37,7 +36,8 @@ def write_hf(target: Path, job: ExportJob) -> None:
             writer.write(hf_name(name), encoded(name, tensor, job.type))
     if job.tokenizer and job.tokenizer.kind == "tokenizer.json" and job.tokenizer.data:
         _write(target / "tokenizer.json", job.tokenizer.data)
-    _write(target / "config.json", json.dumps(settings(config, torch_dtype), indent=2).encode() + b"\n")
+    config_json = json.dumps(settings(config, _TORCH_DTYPES[job.type]), indent=2)
+    _write(target / "config.json", config_json.encode() + b"\n")
 
 
 def settings(config: ModelConfig, torch_dtype: str) -> dict[str, object]:
