@@ -38,7 +38,9 @@ def describe(
     `chosen` is its prompt template; without it, the one that its files bring, or that its name implies.
     """
     chosen = chosen or choose_template(checkpoint)
-    source = {"name": checkpoint.name, "format": checkpoint.format}
+    file = checkpoint.path.name
+    name = file if file.startswith(checkpoint.name) else checkpoint.name  # with the ending of a file of its own name
+    source = {"name": name, "format": checkpoint.format}
     return ModelInfo(
         config=checkpoint.config,
         weight_type=weight_type,

@@ -415,7 +415,7 @@ def test_the_identity_of_a_model(gosling, reference, gosling_int4, tmp_path):
     raw = identify(rwkv_cli.load(path, device="reference"))
     with rwkv_cli.files.checkpoints.open_checkpoint(path) as checkpoint:
         assert raw.weights == checkpoint.sha256()
-    assert (raw.name, raw.weight_type, raw.tokenizer, raw.location) == ("a", "fp32", "none", str(path))
+    assert (raw.name, raw.weight_type, raw.tokenizer, raw.location) == ("a.pth", "fp32", "none", str(path))
 
 
 def test_another_quantization_goes_on_with_a_warning(path, gosling, gosling_int4):
