@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rwkv_cli.errors import UsageError
+from rwkv_cli.text import generations
 
 # Fewer rows than this cannot hold the World vocabulary, which the chat formats are made for.
 _WORLD_VOCAB_SIZE = 65530
@@ -164,6 +165,17 @@ TEMPLATES: dict[str, Template] = {
             sampling={"temperature": 1.0, "top_p": 0.5, "presence_penalty": 0.0, "frequency_penalty": 0.0},
         ),
         Template(
+            name="g1h",
+            description="chat with RWKV-7 models of G1h and later, which can think before they answer",
+            begin=True,
+            system="System✿{system}✿\n",
+            user="User✿{prompt}✿\n",
+            answer="Bot✿",
+            turn_end="✿\n",
+            thinking={"off": Thinking("", "<think></think"), "on": Thinking("", "<think")},
+            stop=("✿",),
+        ),
+        Template(
             name="qa",
             description="one question, one answer",
             user="Question: {prompt}\n\n",
@@ -192,10 +204,6 @@ def chat_template(template: Template) -> Template:
     return TEMPLATES[template.chat] if template.chat else template
 
 
-# The first pattern found in a model's name decides. The chat formats need the World vocabulary.
-_NAME_PATTERNS = ((r"^gosling", "story"), (r"rwkv-?7-g\d|-g1", "g1"), (r"-world", "world"))
-
-
 def get_template(name: str) -> Template:
     """The template of that name. Raises UsageError with the nearest name and all of them."""
     if name in TEMPLATES:
@@ -208,7 +216,10 @@ def get_template(name: str) -> Template:
 def find_template(source_name: str, vocab_size: int) -> str:
     """The template for a model, guessed from the name of its file or repository; "raw" if none fits."""
     name = re.split(r"[/\\]", source_name.rstrip("/\\"))[-1].lower()
-    for pattern, template in _NAME_PATTERNS:
-        if re.search(pattern, name) and (template == "story" or vocab_size >= _WORLD_VOCAB_SIZE):
-            return template
-    return "raw"
+    if name.startswith("gosling"):
+        return "story"
+    if vocab_size < _WORLD_VOCAB_SIZE:  # the chat formats are made for the World vocabulary
+        return "raw"
+    if generation := generations.generation_in(name):
+        return generations.template_of(generation)
+    return "world" if re.search(r"(?<![a-z0-9])world", name) else "raw"
