@@ -1,5 +1,6 @@
 """Models by name, and the way from a name to a file on this machine.
 
+names        how models, repositories and addresses may be written
 entries      models.toml, read and checked
 reference    what a user may write for a published model: a name, hf:owner/repo/file or a URL
 registry     the models that are known by name

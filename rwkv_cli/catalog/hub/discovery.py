@@ -10,12 +10,12 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import HfApi, ModelInfo, constants, get_hf_file_metadata, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but resolved lazily
 
-from rwkv_cli.catalog.entries import DEFAULT_REVISION, is_relative_file
 from rwkv_cli.catalog.hub import cache, failures
 from rwkv_cli.catalog.hub.failures import Note
 from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, checksums, safe_name, with_claims
 from rwkv_cli.catalog.hub.selection import is_folder, model_files, parse_json
 from rwkv_cli.catalog.hub.xet import XetLocation
+from rwkv_cli.catalog.names import DEFAULT_REVISION, is_relative_file
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import DownloadError
 

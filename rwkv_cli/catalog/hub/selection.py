@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rwkv_cli.catalog.entries import is_relative_file
+from rwkv_cli.catalog.names import is_relative_file
 from rwkv_cli.errors import DownloadError, UnsupportedModelError, UsageError
 
 # The files of a folder in the layout of Hugging Face that a conversion reads.
