@@ -109,25 +109,22 @@ def _pulled(reference: Reference, shown: str, wanted: str) -> Path:
     """The file of a published model in the store. Raises MissingModelError with the command that downloads it."""
     if stored := model_store.find_pulled(reference.name):
         return stored.path
-    problem = f"the model {shown} is not on this machine"
-    command = f"`rwkv pull {shlex.quote(shown)}`"
-    if wanted != shown and (
-        other := _other_generation(reference)
-    ):  # a short name that meant another one before
+    problem, instead = f"the model {shown} is not on this machine", ""
+    other = None if wanted == shown else _other_generation(reference)
+    if other:  # which the short name may have meant before
         problem = f"{wanted} now means {shown}, which is not on this machine"
-        raise MissingModelError(
-            f"{problem}: download it with {command}, or choose {other}, which is here", shown, problem
-        )
-    raise MissingModelError(f"{problem}: download it with {command}", shown, problem)
+        instead = f", or choose {other}, which is here"
+    message = f"{problem}: download it with `rwkv pull {shlex.quote(shown)}`{instead}"
+    raise MissingModelError(message, shown, problem)
 
 
 def _other_generation(reference: Reference) -> str | None:
     """The name of the newest model in the store that is of the same size and another generation."""
-    published = parse(reference.file or "")
-    if published is None:
+    pulled = parse(reference.file or "")
+    if pulled is None:
         return None
     names = {stored.name.rpartition("-")[0] for stored in model_store.listed()}
-    there = {name: parts[0] for name in names if (parts := split_name(name)) and parts[1] == published.size}
+    there = {name: parts[0] for name in names if (parts := split_name(name)) and parts[1] == pulled.size}
     return max(there, key=lambda name: order_of(there[name]), default=None)
 
 

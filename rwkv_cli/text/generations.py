@@ -82,7 +82,12 @@ def newest(files: Iterable[str]) -> dict[str, Published]:
         before = found.get(published.size)
         if published.architecture == ARCHITECTURE and (before is None or before.order < published.order):
             found[published.size] = published
-    return dict(sorted(found.items(), key=lambda item: float(item[0].removesuffix("b"))))
+    return dict(sorted(found.items(), key=lambda item: parameters_of(item[0])))
+
+
+def parameters_of(size: str) -> float:
+    """The billions of parameters that a size stands for: 1.5 for 1.5b."""
+    return float(size.removesuffix("b"))
 
 
 def order_of(generation: str) -> _Order:

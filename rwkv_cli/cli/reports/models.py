@@ -15,9 +15,10 @@ from rwkv_cli.cli.reports.info import model_facts
 from rwkv_cli.errors import ModelFileError, UsageError
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.reporting import format_size
+from rwkv_cli.text import generations
 
 STORED = ("name", "type", "size", "parameters", "last use")
-KNOWN = ("name", "also", "download", "parameters", "description")
+KNOWN = ("name", "also", "date", "download", "parameters", "description")
 INTACT, UNKNOWN = "intact", "readable, but without a digest to verify it with"
 GOOD = (INTACT, UNKNOWN)
 
@@ -43,6 +44,8 @@ class KnownRow(TypedDict):
     name: str
     aliases: list[str]
     description: str
+    generation: str | None
+    date: str | None
     parameters: int | None
     bytes: int | None
     sha256: str | None
@@ -50,6 +53,7 @@ class KnownRow(TypedDict):
     sampling: dict[str, float]
     license: str | None
     origin: str | None
+    mirrors: list[str]
     path: str | None
 
 
@@ -88,6 +92,8 @@ def _known_row(entry: Entry) -> KnownRow:
         "name": entry.name,
         "aliases": list(entry.aliases),
         "description": entry.description,
+        "generation": entry.published.generation if entry.published else None,
+        "date": generations.day_of(entry.file or ""),
         "parameters": entry.parameters,
         "bytes": entry.bytes,
         "sha256": entry.sha256,
@@ -95,6 +101,7 @@ def _known_row(entry: Entry) -> KnownRow:
         "sampling": dict(entry.sampling),
         "license": entry.license,
         "origin": reference.of_entry(entry).text if is_remote else None,
+        "mirrors": list(entry.mirrors),
         "path": str(here.path) if here else None,
     }
 
@@ -106,7 +113,8 @@ def cells(row: StoredRow | KnownRow) -> tuple[str, ...]:
         size = row["bytes"] or 2 * (row["parameters"] or 0)
         about = "" if row["bytes"] or not size else "about "
         shown = about + format_size(size) if size else ""
-        return row["name"], ", ".join(row["aliases"]), shown, parameters, row["description"]
+        also = ", ".join(row["aliases"])
+        return row["name"], also, row["date"] or "", shown, parameters, row["description"]
     used = row["last_used"][:16].replace("T", " ") if row["last_used"] else "never"
     kind = row["weight_type"] or "damaged"
     return row["name"], kind, format_size(row["file_bytes"]), parameters, used
@@ -142,11 +150,12 @@ def chosen(name: str, action: str) -> Stored:
     Raises UsageError.
     """
     found = model_store.find(name.lower())
-    if found is None and (reference.is_reference(name) or name.lower() in registry.entries()):
+    if found is None:
         entry = registry.entries().get(name.lower())
         if entry and not entry.is_published:
             raise UsageError(f"{entry.name} is built in: it cannot be {action}")
-        pulled_as = registry.resolve(name).name
+        is_known = entry or reference.is_reference(name)
+        pulled_as = registry.resolve(name).name if is_known else name.lower()
         there = [each for each in model_store.listed() if each.name.rpartition("-")[0] == pulled_as]
         if len(there) > 1:
             raise UsageError(
