@@ -697,8 +697,11 @@ def test_a_folder_of_a_repository(collection, tmp_path):
     }
     assert fetched.checked_by == "the git hash that the hub gives and the sha256 that the hub gives"
     downloads.discard(fetched)
-    assert not list((tmp_path / "hf" / "assets").rglob("rwkv7-*"))
     assert left(tmp_path / "hf") == []
+    collection.files["owner/st"]["1/2/3/model.pth"] = DATA
+    downloads.discard(bring("hf:owner/st/1/2/3/model.pth"))
+    folders = [path.name for path in (tmp_path / "hf" / "assets").rglob("*") if path.is_dir()]
+    assert folders == ["rwkv", "owner--st"]  # with the lock files in it
     assert bring(f"hf:owner/st@v1/{FOLDER}/").path.name == FOLDER
 
 

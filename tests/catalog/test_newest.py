@@ -120,7 +120,7 @@ def test_an_installed_model_is_found_without_a_request(hub, publish):
 
 def test_a_slow_listing_delays_nothing(hub, publish, monkeypatch):
     """The list of files comes only when all is over: so nothing can have waited for it."""
-    monkeypatch.setattr(listing, "LIMIT", 0.05)
+    monkeypatch.setattr(listing, "LIMIT", 0.3)
     publish(files=(G1K, G1L))
     hub.listing_opens = threading.Event()
     result, notes = pulled("g1-1.5b")
