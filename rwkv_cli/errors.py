@@ -80,11 +80,15 @@ class UnsupportedModelError(CheckpointError):
 
 
 class MissingModelError(CheckpointError):
-    """A model that is known by name, but not on this machine; `reference` is what to give to `rwkv pull`."""
+    """A model that is known by name, but not on this machine.
 
-    def __init__(self, message: str, reference: str) -> None:
+    `reference` is what to give to `rwkv pull`, `problem` the message without what to do.
+    """
+
+    def __init__(self, message: str, reference: str, problem: str) -> None:
         super().__init__(message)
         self.reference = reference
+        self.problem = problem
 
 
 class RegistryError(RwkvError):

@@ -9,19 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rwkv_cli.catalog.names import (
+    DEFAULT_REVISION,
+    is_file_reference,
+    is_name,
+    is_relative_file,
+    is_repository,
+    is_revision,
+    is_url,
+)
 from rwkv_cli.errors import RegistryError, UsageError
+from rwkv_cli.text import generations
+from rwkv_cli.text.generations import Published
 
-DEFAULT_REVISION = "main"
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 1 << 50  # more bytes or weights than this are a mistake
 _MAX_FILE = 1 << 20
-# Names that are reserved by Windows.
-_DEVICES = frozenset(
-    {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
-)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Entry:
     revision: str = DEFAULT_REVISION
     bytes: int | None = None
     sha256: str | None = None
+    mirrors: tuple[str, ...] = ()  # references to the same file elsewhere
     parameters: int | None = None
     template: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
@@ -46,6 +50,11 @@ class Entry:
     def is_published(self) -> bool:
         """Whether it can be pulled; False for the built-in model."""
         return self.repository is not None or self.url is not None
+
+    @property
+    def published(self) -> Published | None:
+        """What the name of its file tells, if the publisher of the generations has given it that name."""
+        return generations.parse(self.file) if self.file else None
 
 
 Tables = dict[str, dict[str, Any]]
@@ -78,52 +87,16 @@ def make_entries(path: Path, tables: Tables) -> dict[str, Entry]:
     """The entries of merged tables by name. Raises RegistryError for fields that exclude each other."""
     entries = {}
     for name, fields in tables.items():
-        entry = Entry(name=name, **(fields | {"aliases": tuple(fields.get("aliases", ()))}))
+        lists = {key: tuple(fields.get(key, ())) for key in ("aliases", "mirrors")}
+        entry = Entry(name=name, **(fields | lists))
         if entry.url and (entry.repository or entry.file):
             raise RegistryError(f"{path}: [{name}] has both a url and a repository or file: keep one")
         if entry.file and not entry.repository:
             raise RegistryError(f"{path}: [{name}] has a file but no repository that holds it")
+        if entry.mirrors and not (entry.file or entry.url):
+            raise RegistryError(f"{path}: [{name}] has mirrors but no file or url that they repeat")
         entries[name] = entry
     return entries
-
-
-def is_name(text: str) -> bool:
-    """Whether this is a valid name of a model, which is also a file name on every system."""
-    sound = bool(_NAME.fullmatch(text)) and ".." not in text and not text.endswith(".")
-    return sound and text.split(".")[0] not in _DEVICES
-
-
-def is_repository(text: str) -> bool:
-    """Whether this is a valid owner/name on the hub."""
-    return bool(_REPOSITORY.fullmatch(text)) and ".." not in text and "--" not in text
-
-
-def is_relative_file(text: str) -> bool:
-    """Whether this is a valid file name in a repository, which cannot lead out of it."""
-    parts = text.split("/")
-    sound = all(part not in ("", ".", "..") and not part.endswith((" ", ".")) for part in parts)
-    return sound and len(text) <= 400 and text.isprintable() and not set(text) & set('\\:*?"<>|')
-
-
-def is_revision(text: str) -> bool:
-    """Whether this is a valid branch, tag or commit."""
-    return is_relative_file(text) and not set(text) & set("@#%& ")
-
-
-def is_url(text: str) -> bool:
-    """Whether this is a valid http or https URL."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(text)
-        return (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and text.isprintable()
-            and " " not in text
-        )
-    except ValueError:
-        return False
 
 
 def _string(check: Callable[[str], bool], demand: str) -> Callable[[object], str | None]:
@@ -138,6 +111,13 @@ def _count(value: object) -> str | None:
 def _aliases(value: object) -> str | None:
     sound = isinstance(value, list) and all(isinstance(item, str) and is_name(item) for item in value)
     return None if sound else 'a list of names, such as ["small"]'
+
+
+def _mirrors(value: object) -> str | None:
+    sound = isinstance(value, list) and all(
+        isinstance(item, str) and is_file_reference(item) for item in value
+    )
+    return None if sound else "a list of files, each hf:OWNER/REPO/FILE or a URL"
 
 
 def _template(value: object) -> str | None:
@@ -172,6 +152,7 @@ _FIELDS: Mapping[str, Callable[[object], str | None]] = {
     "revision": _string(is_revision, "a branch, a tag or a commit"),
     "bytes": _count,
     "sha256": _string(lambda value: bool(_SHA256.fullmatch(value)), "64 hexadecimal digits in lower case"),
+    "mirrors": _mirrors,
     "parameters": _count,
     "template": _template,
     "sampling": _sampling,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkv_cli import paths
-from rwkv_cli.catalog.entries import is_name
+from rwkv_cli.catalog.names import is_name
 from rwkv_cli.errors import StorageError, UsageError
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
 from rwkv_cli.reporting import did_you_mean

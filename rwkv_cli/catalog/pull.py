@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.catalog.model_store import Stored
+from rwkv_cli.catalog.newest import in_place_of, newest_of, remark_on_newer
 from rwkv_cli.catalog.reference import Reference
-from rwkv_cli.convert.conversion import convert_checkpoint
+from rwkv_cli.convert.conversion import convert_checkpoint, source_name
 from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
-from rwkv_cli.errors import CheckpointError
+from rwkv_cli.errors import CheckpointError, DownloadError
 from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import is_usable
@@ -40,6 +41,18 @@ class Pulled:
     checked_by: str | None = None  # in words; None for a file without any checksum
     downloaded: int = 0  # bytes
     original: Path | None = None  # what was downloaded, if it was kept
+    mirror: str | None = None  # that it came from
+
+
+@dataclass(frozen=True)
+class _Order:
+    """How a model is wanted."""
+
+    weight_type: WeightType
+    keep: bool
+    force: bool
+    sha256: str | None
+    reporter: Reporter
 
 
 def pull(
@@ -48,51 +61,69 @@ def pull(
     *,
     keep: bool = False,
     force: bool = False,
+    newest: bool = False,
     sha256: str | None = None,
     reporter: Reporter | None = None,
 ) -> Pulled:
     """Install a published model in the store; one that is there already is left as it is, unless `force` is set.
 
-    `keep` moves the download into the cache of the hub instead of removing it. `sha256` is what the user expects of the
-    file. Raises DownloadError, VerificationError, CheckpointError, UsageError and StorageError; the store never holds
-    an incomplete file.
+    `keep` moves the download into the cache of the hub instead of removing it. `newest` takes the newest model of the
+    same size that the hub has now. `sha256` is what the user expects of the file. Raises DownloadError,
+    VerificationError, CheckpointError, UsageError and StorageError; the store never holds an incomplete file.
     """
     reporter = reporter or Reporter()
+    order = _Order(weight_type, keep, force, sha256, reporter)
     reference = registry.resolve(wanted)
-    name = f"{reference.name}-{weight_type}"
-    target = model_store.path_of(name)
-    with _locked(target, reporter):
-        if target.is_file() and not force and is_usable(target):
-            return Pulled(Stored(name, target), reference, is_new=False)
-        return _pull(reference, Stored(name, target), weight_type, keep, sha256, reporter)
+    if newest:
+        return _install(newest_of(reference, reporter), order)
+    try:
+        return _install(reference, order, wanted)
+    except DownloadError as error:
+        other = None if sha256 else in_place_of(reference, error, reporter)
+        if other is None:
+            raise
+    return _install(other, order)
 
 
-def _pull(
-    reference: Reference,
-    stored: Stored,
-    weight_type: WeightType,
-    keep: bool,
-    sha256: str | None,
-    reporter: Reporter,
-) -> Pulled:
+def _install(reference: Reference, order: _Order, wanted: str | None = None) -> Pulled:
+    """Bring a model into the store, if it is not there. A newer one is remarked on, as what `wanted` could be."""
+    name = f"{reference.name}-{order.weight_type}"
+    stored = Stored(name, model_store.path_of(name))
+    with _locked(stored.path, order.reporter):
+        if stored.path.is_file() and not order.force and is_usable(stored.path):
+            return Pulled(stored, reference, is_new=False)
+        return _pull(reference, stored, order, wanted)
+
+
+def _pull(reference: Reference, stored: Stored, order: _Order, wanted: str | None) -> Pulled:
     from rwkv_cli.catalog import hub
 
-    remote = hub.find(reference, reporter.note, sha256)
-    _require_space(remote, stored.path, weight_type)
-    size = f" ({format_size(remote.size)})" if remote.size else ""
-    reporter.note(f"downloading {reference.text}{size}")
-    fetched = hub.fetch(remote, reporter.downloading, reporter.note)
+    reporter, weight_type = order.reporter, order.weight_type
+
+    def ready(remote: Remote) -> None:
+        _require_space(remote, stored.path, weight_type)
+        if remote.reference is reference:  # otherwise a mirror, which was mentioned
+            is_online = bool(remote.files[0].url)
+            if wanted and is_online and (remark := remark_on_newer(reference, wanted)):
+                reporter.note(remark)
+            size = f" ({format_size(remote.size)})" if remote.size else ""
+            reporter.note(f"downloading {reference.text}{size}")
+
+    fetched = hub.obtain(reference, order.sha256, ready, reporter.downloading, reporter.note)
     if fetched.checked_by is None:
         reporter.note("no published checksum for this file; only its size was verified")
-    if keep:
+    if order.keep:
         fetched = hub.keep(fetched, reporter.note)
+    remote = fetched.remote
+    if fetched.mirror:  # which holds the very same file
+        remote = replace(remote, reference=reference, commit=None)
     try:
         _convert(remote, fetched, stored.path, weight_type, reporter)
     except CheckpointError:
-        if not keep:
+        if not order.keep:
             hub.discard(fetched)  # the right file, but not a model that can be converted
         raise
-    if not keep:
+    if not order.keep:
         hub.discard(fetched)
     return Pulled(
         stored,
@@ -101,6 +132,7 @@ def _pull(
         fetched.checked_by,
         fetched.downloaded,
         fetched.path if fetched.is_present() else None,
+        fetched.mirror,
     )
 
 
@@ -122,6 +154,8 @@ def _convert(
             "pulled": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "checked_by": fetched.checked_by or "nothing but the size",
         }
+        if fetched.mirror:
+            source["mirror"] = fetched.mirror
         if remote.commit:
             source["commit"] = remote.commit
         if entry:
@@ -144,7 +178,7 @@ def _published_name(reference: Reference, checkpoint: Checkpoint) -> str:
     """The publisher's name for it; the folder that it was downloaded to is named by a commit."""
     if reference.repository and not reference.file:
         return reference.repository.partition("/")[2]
-    return checkpoint.path.name
+    return source_name(checkpoint)
 
 
 def _require_space(remote: Remote, target: Path, weight_type: WeightType) -> None:

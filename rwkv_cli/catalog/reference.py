@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from rwkv_cli.catalog.entries import (
+from rwkv_cli.catalog.entries import Entry
+from rwkv_cli.catalog.names import (
     DEFAULT_REVISION,
-    Entry,
+    HUB,
     is_relative_file,
     is_repository,
     is_revision,
     is_url,
+    split_hub,
 )
 from rwkv_cli.errors import UsageError
 
-HUB = "hf:"
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/(?:resolve|blob|raw)/([^/]+)/(.+)")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _UNSAFE = re.compile(r"[^a-z0-9._-]+")
@@ -53,7 +54,7 @@ def parse(text: str) -> Reference:
     """A Reference from hf:owner/repo[@revision][/file] or a URL. Raises UsageError for anything else."""
     if not text.lower().startswith(HUB):
         return _from_url(text)
-    return _on_the_hub(text[len(HUB) :].rstrip("/"), text)
+    return _on_the_hub(text, text)
 
 
 def of_entry(entry: Entry) -> Reference:
@@ -63,11 +64,8 @@ def of_entry(entry: Entry) -> Reference:
     return Reference(entry.name, entry.repository, entry.file, entry.revision, entry=entry)
 
 
-def _on_the_hub(rest: str, shown: str) -> Reference:
-    owner, _, rest = rest.partition("/")
-    name, _, file = rest.partition("/")
-    name, _, revision = name.partition("@")
-    repository = f"{owner}/{name}"
+def _on_the_hub(text: str, shown: str) -> Reference:
+    repository, revision, file = split_hub(text)
     if not is_repository(repository):
         raise UsageError(
             f"{shown[:120]!r} does not name a repository: write hf:owner/name or hf:owner/name/file"
@@ -78,9 +76,8 @@ def _on_the_hub(rest: str, shown: str) -> Reference:
         raise UsageError(f"{shown[:120]!r} names an invalid file, or one outside the repository")
     revision = revision or DEFAULT_REVISION
     parts = [
-        owner,
-        name,
-        PurePosixPath(file).stem if file else "",
+        *repository.split("/"),
+        _stem(file),
         "" if revision == DEFAULT_REVISION else revision,
     ]
     stored_as = _file_name("--".join(part for part in parts if part), shown if file.count("/") else "")
@@ -93,9 +90,16 @@ def _from_url(text: str) -> Reference:
     parts = urlsplit(text)
     found = _RESOLVE.fullmatch(unquote(parts.path))
     if parts.hostname in _HUB_HOSTS and found:
-        return _on_the_hub(f"{found[1]}@{found[2]}/{found[3]}".replace(f"@{DEFAULT_REVISION}/", "/"), text)
-    stem = PurePosixPath(unquote(parts.path)).stem
-    return Reference(_file_name(stem or "model", text), url=text)
+        return _on_the_hub(
+            f"{HUB}{found[1]}@{found[2]}/{found[3]}".replace(f"@{DEFAULT_REVISION}/", "/"), text
+        )
+    return Reference(_file_name(_stem(unquote(parts.path)) or "model", text), url=text)
+
+
+def _stem(path: str) -> str:
+    """The last part of a path without the suffix of a file; the ".5b-20260930" of a folder is none."""
+    last = PurePosixPath(path)
+    return last.stem if last.suffix[1:].isalnum() and not last.suffix[1:2].isdigit() else last.name
 
 
 def _file_name(text: str, whole: str) -> str:

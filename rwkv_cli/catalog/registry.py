@@ -9,16 +9,18 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference
 from rwkv_cli.catalog.entries import Entry, Tables, make_entries, read_tables
+from rwkv_cli.catalog.names import DEFAULT_REVISION
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
 from rwkv_cli.reporting import did_you_mean
+from rwkv_cli.text.generations import Published, order_of, parse, split_name
 
 DEFAULT = "gosling"
 _EXAMPLE = "world-0.1b"
 
 # Where a model is published. If the user overrides one of these, ours no longer apply, nor does _CONTENT.
 _PLACE = ("repository", "file", "url", "revision")
-_CONTENT = ("bytes", "sha256", "parameters")
+_CONTENT = ("bytes", "sha256", "mirrors", "parameters")
 
 
 @functools.cache
@@ -48,7 +50,9 @@ def _merged(ours: Tables, own: Tables) -> Tables:
     for name, fields in own.items():
         base = dict(ours.get(name, {}))
         if any(field in fields for field in _PLACE):
-            dropped = _CONTENT + (_PLACE if "url" in fields or "repository" in fields else ("url",))
+            dropped = _CONTENT + (
+                _PLACE if "url" in fields or "repository" in fields else ("url", "revision")
+            )
             base = {field: value for field, value in base.items() if field not in dropped}
         merged[name] = base | fields
     return merged
@@ -82,7 +86,7 @@ def locate(path_or_name: str | Path | None) -> Path:
     if not wanted.strip():
         raise UsageError("the name of the model is empty")
     if reference.is_reference(wanted):
-        return _pulled(resolve(wanted), wanted)
+        return _pulled(resolve(wanted), wanted, wanted)
     path = Path(path_or_name).expanduser()
     if path.is_file() or path.is_dir():
         return path
@@ -93,25 +97,56 @@ def locate(path_or_name: str | Path | None) -> Path:
     if entry := entries().get(wanted.lower()):
         if not entry.is_published:
             return paths.EMBEDDED_MODEL
-        return _pulled(reference.of_entry(entry), entry.name)
+        return _pulled(reference.of_entry(entry), entry.name, wanted.lower())
+    if stored := model_store.find_pulled(wanted.lower()):  # of a generation that models.toml does not have
+        return stored.path
     if path.name != wanted or path.suffix[1:].isalpha():  # a name may end in ".1b"
         raise CheckpointError(f"there is no file {wanted}")
     raise _unknown(wanted)
 
 
-def _pulled(reference: Reference, shown: str) -> Path:
+def _pulled(reference: Reference, shown: str, wanted: str) -> Path:
     """The file of a published model in the store. Raises MissingModelError with the command that downloads it."""
     if stored := model_store.find_pulled(reference.name):
         return stored.path
-    raise MissingModelError(
-        f"the model {shown} is not on this machine: download it with `rwkv pull {shlex.quote(shown)}`", shown
-    )
+    problem, instead = f"the model {shown} is not on this machine", ""
+    other = None if wanted == shown else _other_generation(reference)
+    if other:  # which the short name may have meant before
+        problem = f"{wanted} now means {shown}, which is not on this machine"
+        instead = f", or choose {other}, which is here"
+    message = f"{problem}: download it with `rwkv pull {shlex.quote(shown)}`{instead}"
+    raise MissingModelError(message, shown, problem)
+
+
+def _other_generation(reference: Reference) -> str | None:
+    """The name of the newest model in the store that is of the same size and another generation."""
+    pulled = parse(reference.file or "")
+    if pulled is None:
+        return None
+    names = {stored.name.rpartition("-")[0] for stored in model_store.listed()}
+    there = {name: parts[0] for name in names if (parts := split_name(name)) and parts[1] == pulled.size}
+    return max(there, key=lambda name: order_of(there[name]), default=None)
 
 
 def _unknown(wanted: str) -> UsageError:
+    if last := _last_known(wanted.lower()):
+        return UsageError(
+            f"unknown model {wanted}: the newest that is known by name is {last}; "
+            f"`rwkv pull {last} --newest` gets what is newer"
+        )
     known = [*entries(), *(stored.name for stored in model_store.listed())]
     hint = did_you_mean(wanted, known) or f": give a path, or a name such as {DEFAULT} or {_EXAMPLE}"
     return UsageError(f"unknown model {wanted}{hint}")
+
+
+def _last_known(wanted: str) -> str | None:
+    """The newest known model of a size, if `wanted` is the name of a newer one; else None."""
+    generation, size = split_name(wanted) or ("", "")
+    of_size = [found for entry, found in published() if found.name == entry.name and found.size == size]
+    last = max(of_size, key=lambda found: found.order, default=None)
+    if last is None or order_of(generation) <= order_of(last.generation):
+        return None
+    return last.name
 
 
 def _references() -> list[Reference]:
@@ -123,5 +158,13 @@ def set_of(named: dict[str, Entry]) -> list[Entry]:
     return list({entry.name: entry for entry in named.values()}.values())
 
 
-def _is_same(a: Reference, b: Reference) -> bool:
-    return (a.repository, a.file, a.revision, a.url) == (b.repository, b.file, b.revision, b.url)
+def published() -> list[tuple[Entry, Published]]:
+    """The known models whose files are named by their generation, each with what its name tells."""
+    return [(entry, found) for entry in set_of(entries()) if (found := entry.published)]
+
+
+def _is_same(known: Reference, found: Reference) -> bool:
+    """Whether a reference is to a known model: without a revision, to the one that models.toml names."""
+    is_same_revision = found.revision in (known.revision, DEFAULT_REVISION)
+    is_same_file = (known.repository, known.file, known.url) == (found.repository, found.file, found.url)
+    return is_same_file and is_same_revision

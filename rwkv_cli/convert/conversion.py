@@ -38,9 +38,7 @@ def describe(
     `chosen` is its prompt template; without it, the one that its files bring, or that its name implies.
     """
     chosen = chosen or choose_template(checkpoint)
-    file = checkpoint.path.name
-    name = file if file.startswith(checkpoint.name) else checkpoint.name  # with the ending of a file of its own name
-    source = {"name": name, "format": checkpoint.format}
+    source = {"name": source_name(checkpoint), "format": checkpoint.format}
     return ModelInfo(
         config=checkpoint.config,
         weight_type=weight_type,
@@ -49,6 +47,12 @@ def describe(
         template_from=chosen.origin,
         source=source | ({"sha256": checkpoint.sha256()} if digest else {}),
     )
+
+
+def source_name(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is called, with the ending of a file that has this name itself."""
+    file = checkpoint.path.name
+    return file if file.startswith(checkpoint.name) else checkpoint.name
 
 
 def convert_checkpoint(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rwkv_cli import paths
 from rwkv_cli.errors import UsageError
-from rwkv_cli.text import chat_template
+from rwkv_cli.text import chat_template, generations
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.template_file import as_fields, read_template, read_templates, template_from
 
@@ -75,14 +75,15 @@ def from_json(value: object) -> Template:
     return templates()[value]
 
 
-# The first pattern found in a model's name decides. The chat formats need the World vocabulary.
-_NAME_PATTERNS = ((r"^gosling", "story"), (r"rwkv-?7-g\d|-g1", "g1"), (r"-world", "world"))
-
-
 def find_template(source_name: str, vocab_size: int) -> str:
     """The template for a model, guessed from the name of its file or repository; "raw" if none fits."""
     name = re.split(r"[/\\]", source_name.rstrip("/\\"))[-1].lower()
-    for pattern, template in _NAME_PATTERNS:
-        if re.search(pattern, name) and (template == "story" or vocab_size >= _WORLD_VOCAB_SIZE):
-            return template
-    return "raw"
+    if name.startswith("gosling"):
+        return "story"
+    if vocab_size < _WORLD_VOCAB_SIZE:  # the chat formats are made for the World vocabulary
+        return "raw"
+    if generation := generations.generation_in(name):
+        return generations.template_of(generation)
+    if re.search(r"(?<![a-z0-9])world", name):
+        return "world"
+    return generations.template_since(name) or "raw"

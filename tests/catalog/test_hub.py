@@ -3,6 +3,8 @@
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -637,3 +639,162 @@ def test_shards_that_would_leave_the_folder(hub):
     hub.files["owner/evil"] = {"model.safetensors.index.json": index, "../../x": DATA}
     with pytest.raises(DownloadError, match="is missing"):
         bring("hf:owner/evil")
+
+
+BESIDES = {
+    "config.json": b"{}",
+    "tokenizer.json": b"[]",
+    "tokenizer_config.json": b'{"a": 1}',
+    "special_tokens_map.json": b"{ }",
+    "generation_config.json": b"{  }",
+    "chat_template.jinja": b"{{ x }}",
+    "rwkv_vocab_v20230424.txt": b"1 'x' 1\n",
+}
+
+
+def test_what_a_folder_brings_beside_the_weights_comes_along(hub):
+    hub.files["owner/folder"] = {"model.safetensors": DATA, **BESIDES, "optimizer.pt": DATA, "x.py": b""}
+    fetched = bring("hf:owner/folder")
+    assert {path.name for path in fetched.path.iterdir()} == {"model.safetensors", *BESIDES}
+    assert (fetched.path / "chat_template.jinja").read_bytes() == b"{{ x }}"
+
+
+# ------------------------------------------------------------------------------------------ folders of a repository
+
+FOLDER = "rwkv7-g1k-1.5b-20260930-ctx25600"
+
+
+@pytest.fixture
+def collection(hub):
+    """A repository with a model in each of several folders, one of them with a name that begins like another."""
+    hub.files["owner/st"] = {
+        "README.md": b"",
+        "config.json": b"top",
+        f"{FOLDER}/config.json": b"{}",
+        f"{FOLDER}/chat_template.jinja": b"{{ x }}",
+        f"{FOLDER}/model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors", "b": "m.safetensors"}}',
+        f"{FOLDER}/model-1.safetensors": DATA,
+        f"{FOLDER}/m.safetensors": OTHER,
+        f"{FOLDER}/deep/config.json": b"deep",
+        f"{FOLDER}-b/model.safetensors": OTHER,
+        "single/deep/model.pth": DATA,
+        "empty/README.md": b"",
+    }
+    return hub
+
+
+def names_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_folder_of_a_repository(collection, tmp_path):
+    fetched = bring(f"hf:owner/st/{FOLDER}")
+    assert fetched.path.name == FOLDER
+    assert names_in(fetched.path) == {
+        name.removeprefix(f"{FOLDER}/"): data
+        for name, data in collection.files["owner/st"].items()
+        if name.startswith(f"{FOLDER}/") and "deep" not in name
+    }
+    assert fetched.checked_by == "the git hash that the hub gives and the sha256 that the hub gives"
+    downloads.discard(fetched)
+    assert left(tmp_path / "hf") == []
+    collection.files["owner/st"]["1/2/3/model.pth"] = DATA
+    downloads.discard(bring("hf:owner/st/1/2/3/model.pth"))
+    folders = [path.name for path in (tmp_path / "hf" / "assets").rglob("*") if path.is_dir()]
+    assert folders == ["rwkv", "owner--st"]  # with the lock files in it
+    assert bring(f"hf:owner/st@v1/{FOLDER}/").path.name == FOLDER
+
+
+def test_a_folder_of_a_repository_is_kept_and_found_without_a_connection(collection, tmp_path, monkeypatch):
+    kept = downloads.keep(bring(f"hf:owner/st/{FOLDER}"), print)
+    assert kept.path.name == FOLDER
+    assert kept.path.is_relative_to(tmp_path / "hf" / "hub")
+    assert left(tmp_path / "hf" / "assets") == []
+    sent = collection.sent
+    again = bring(f"hf:owner/st/{FOLDER}")
+    assert (again.path, again.downloaded) == (kept.path, 0)
+    assert collection.sent < sent + 1000  # the list of shards
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert bring(f"hf:owner/st/{FOLDER}").path == kept.path
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        bring(f"hf:owner/st/{FOLDER}-b")
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        bring("hf:owner/st/empty")
+
+
+@pytest.mark.usefixtures("collection")
+def test_the_only_file_in_a_folder():
+    fetched = bring("hf:owner/st/single")
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.path.name == "model.pth"
+    assert bring("hf:owner/st/single/deep").path.read_bytes() == DATA
+
+
+def test_folders_that_are_not_there(collection):
+    for name in ("none", FOLDER[:-1], f"{FOLDER}/model", "README"):
+        with pytest.raises(
+            DownloadError, match=f"^cannot download {name} of owner/st: there is no such file$"
+        ):
+            bring(f"hf:owner/st/{name}")
+    with pytest.raises(UnsupportedModelError, match=r"^owner/st/empty holds no weights"):
+        bring("hf:owner/st/empty")
+    assert len(collection.listings()) == 5
+    with pytest.raises(DownloadError, match="there is no such file"):
+        bring("hf:owner/st/none.pth")
+    assert len(collection.listings()) == 5  # a name of a file with weights is none of a folder
+
+
+def test_a_folder_with_several_models_needs_a_name(collection):
+    collection.files["owner/st"]["single/other.pth"] = OTHER
+    with pytest.raises(
+        UsageError, match=r"name one, hf:owner/st/single/FILE; there are deep/model.pth, other.pth"
+    ):
+        bring("hf:owner/st/single")
+
+
+# ------------------------------------------------------------------------------------------ revisions, and other hubs
+
+
+def test_a_revision_keeps_its_files(hub):
+    hub.push("owner/repo", "b" * 40, {"other.pth": OTHER})
+    assert bring(f"hf:owner/repo@{'a' * 40}/model.pth").path.read_bytes() == DATA
+    with pytest.raises(failures.GoneError, match="there is no such file"):
+        bring()
+    del hub.history["owner/repo"]["a" * 40]
+    with pytest.raises(failures.GoneError, match="there is no such revision"):
+        bring(f"hf:owner/repo@{'a' * 40}/model.pth")
+    with pytest.raises(failures.GoneError, match="there is no such revision"):
+        bring(f"hf:owner/repo@{'a' * 40}")
+
+
+def test_an_endpoint_below_a_path(hub, monkeypatch, tmp_path):
+    """As of a hub behind a proxy: files, folders, lists and what is kept."""
+    hub.prefix = "/some/path"
+    hub.files["owner/folder"] = {"config.json": b"{}", "model.safetensors": DATA}
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    hub.token = "hf_secret"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert bring().path.read_bytes() == DATA
+    kept = downloads.keep(bring("hf:owner/folder"), print)
+    assert kept.path.is_relative_to(tmp_path / "hf" / "hub")
+    assert downloads.glance("owner/folder").files.keys() == {"config.json", "model.safetensors"}
+    assert {path.split("/")[1] for _, path, _ in hub.requests if "/lfs/" not in path} == {"some"}
+
+
+def test_the_variable_for_an_endpoint_below_a_path(hub, tmp_path):
+    hub.prefix = "/some/path"
+    script = (
+        "from rwkv_cli.catalog import hub, reference\n"
+        f"remote = hub.find(reference.parse({FILE!r}), print)\n"
+        "print(hub.fetch(remote, lambda *_: None, print).path)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"HF_ENDPOINT": f"{hub.endpoint}/", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert Path(done.stdout.strip()).read_bytes() == DATA

@@ -122,6 +122,17 @@ def test_a_folder_of_the_hub(hub, tmp_path, folder_of):
     assert left(tmp_path / "hf") == []
 
 
+def test_a_folder_in_a_repository(hub, tmp_path, folder_of):
+    name = "rwkv7-g1k-1.5b-20260930-ctx25600"
+    files = folder_of(write_hf(tmp_path / "x", WEIGHTS))
+    hub.files["owner/st"] = {f"{name}/{file}": data for file, data in files.items()}
+    pulled = pull.pull(f"hf:owner/st/{name}")
+    assert pulled.stored.name.startswith(f"owner--st--{name}")
+    assert ModelFile(pulled.stored.path).info.source["name"] == name
+    assert registry.locate(f"hf:owner/st/{name}") == pulled.stored.path
+    assert left(tmp_path / "hf") == []
+
+
 def test_a_gguf_at_an_address(hub, tmp_path):
     hub.plain["tiny.gguf"] = write_gguf(tmp_path / "x.gguf", WEIGHTS).read_bytes()
     pulled = pull.pull(f"{hub.endpoint}/plain/tiny.gguf")
@@ -339,6 +350,7 @@ def test_a_program_that_is_killed_leaves_nothing_but_what_it_can_use(hub, tmp_pa
     process = subprocess.Popen([sys.executable, "-m", "rwkv_cli", "pull", "tiny"], env=environment)
     part = None
     while part is None or part.stat().st_size < 5000:
+        assert process.poll() is None
         part = next((tmp_path / "home").rglob("*.rwkv-part"), None)
     process.kill()
     process.wait()

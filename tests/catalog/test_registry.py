@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, registry
-from rwkv_cli.catalog.entries import Entry, is_name, line_of, make_entries, read_tables
+from rwkv_cli.catalog.entries import Entry, line_of, make_entries, read_tables
+from rwkv_cli.catalog.names import is_name
 from rwkv_cli.catalog.registry import entries, locate
 from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
-from rwkv_cli.text.templates import templates
+from rwkv_cli.text import generations
+from rwkv_cli.text.templates import find_template, templates
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +37,41 @@ def test_every_entry_is_whole():
             assert entry.name == registry.DEFAULT
             continue
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repository)
-        assert entry.file is None or entry.file.endswith(".pth")
-        assert entry.sampling == templates()[entry.template].sampling
+        assert entry.file.endswith(".pth")
+        assert re.fullmatch(r"[0-9a-f]{40}", entry.revision)  # a branch loses its files one day
+        assert not entry.sampling  # the template has it
         assert entry.parameters is not None
-        assert entry.bytes is None or 0 < entry.bytes - 2 * entry.parameters < 1e6
-        assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+        assert entry.bytes is None or 0 < entry.bytes / (2 * entry.parameters) - 1 < 1e-3
         assert entry.bytes is None or entry.bytes > 100e6
+        assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+        assert all(mirror.endswith(f"/{entry.file}") for mirror in entry.mirrors)
+        size = entry.name.rpartition("-")[2]
+        assert size in entry.file.lower()
+        assert {entry.parameters} == {each.parameters for each in entries().values() if size in each.name}
+
+
+def test_names_and_templates_of_generations():
+    found = registry.published()
+    assert len(found) == 14
+    for entry, published in found:
+        assert entry.name == published.name
+        assert entry.template == generations.template_of(published.generation)
+        assert find_template(entry.file, 65536) == entry.template
+        assert len(entry.mirrors) == 2
+
+
+@pytest.mark.parametrize("size", ["0.1b", "0.4b", "1.5b", "2.9b", "7.2b", "13.3b"])
+def test_a_short_name_is_the_newest_model_whose_checksum_is_known(size):
+    verifiable = [
+        found for entry, found in registry.published() if found.size == size and entry.sha256 is not None
+    ]
+    newest = max(verifiable, key=lambda found: found.order).name
+    assert entries()[f"g1-{size}"].name == entries()[size].name == newest
+
+
+def test_short_names():
+    short = {"latest": "g1k-1.5b", "7.2b": "g1j-7.2b", "13.3b": "g1k-13.3b", "1.5b": "g1k-1.5b"}
+    assert {alias: entries()[alias].name for alias in short} == short
 
 
 def test_names_and_aliases_are_distinct():
@@ -86,14 +117,14 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert locate("~/x.pth") == tmp_path / "x.pth"
 
 
-@pytest.mark.parametrize("name", ["world-0.1b", "0.1b", "WORLD-0.1B"])
+@pytest.mark.parametrize("name", ["g1d-0.1b", "0.1b", "G1D-0.1B"])
 def test_a_known_model_that_is_not_here_says_where_it_is(name):
     with pytest.raises(CheckpointError) as caught:
         locate(name)
     message = str(caught.value)
-    assert "the model world-0.1b is not on this machine" in message
-    assert "`rwkv pull world-0.1b`" in message
-    assert caught.value.reference == "world-0.1b"
+    assert "the model g1d-0.1b is not on this machine" in message
+    assert "`rwkv pull g1d-0.1b`" in message
+    assert caught.value.reference == "g1d-0.1b"
 
 
 @pytest.mark.parametrize(
@@ -139,11 +170,26 @@ def test_the_users_file_is_merged_field_by_field(own):
     assert known["latest"] == known["mine"]
     assert known["world-0.1b"].description == "other words"
     assert known["world-0.1b"].sha256
-    changed = known["0.4b"]
+    assert known["world-0.1b"].revision != "main"
+    changed = known["world-0.4b"]
     assert (changed.file, changed.repository) == ("new.pth", "BlinkDL/rwkv-7-world")
     assert changed.sha256 is changed.bytes is None  # they were of another file
-    assert (known["1.5b"].url, known["1.5b"].repository) == ("https://example.org/x.pth", None)
+    assert changed.revision == "main"  # the commit held that file, and need not hold this one
+    assert (known["world-1.5b"].url, known["world-1.5b"].repository) == ("https://example.org/x.pth", None)
     assert known["0.1b"].repository == "me/small"  # a name of its own comes before an alias of ours
+
+
+def test_mirrors_are_of_one_file(own):
+    """Where the user changes the place or the content, ours no longer apply; otherwise the user's replace them."""
+    own.write_text(
+        '["g1k-1.5b"]\nmirrors = ["https://example.org/x.pth", "hf:me/copy@v1/a/x.pth"]\n'
+        '["g1j-1.5b"]\nfile = "mine.pth"\n["g1g-1.5b"]\nrevision = "main"\n["g1k-13.3b"]\nlicense = "none"\n'
+    )
+    known = entries()
+    assert known["latest"].mirrors == ("https://example.org/x.pth", "hf:me/copy@v1/a/x.pth")
+    assert known["latest"].sha256
+    assert known["g1j-1.5b"].mirrors == known["g1g-1.5b"].mirrors == ()
+    assert len(known["13.3b"].mirrors) == 2
 
 
 @pytest.mark.parametrize(
@@ -168,6 +214,15 @@ def test_the_users_file_is_merged_field_by_field(own):
         ("[a.sampling]\ntemperature = 'hot'", 1, "a table of sampling settings"),
         ("[a]\naliases = 'b'", 2, "a list of names"),
         ("[a]\naliases = ['../b']", 2, "a list of names"),
+        ("[a]\nmirrors = 'https://x.y/z'", 2, "a list of files, each hf:OWNER/REPO/FILE or a URL"),
+        ("[a]\nurl = 'https://x.y/z'\nmirrors = ['hf:o/r']", 3, "a list of files"),
+        ("[a]\nurl = 'https://x.y/z'\nmirrors = ['hf:o/../x']", 3, "a list of files"),
+        ("[a]\nurl = 'https://x.y/z'\nmirrors = ['hf:o/r@a b/x']", 3, "a list of files"),
+        (
+            "[a]\nurl = 'https://x.y/z'\nmirrors = ['https://x.y/z', 'file:///etc/passwd']",
+            3,
+            "a list of files",
+        ),
         ("[a]\nsize = 1", 2, "unknown field 'size'"),
         ("[b]\n['../a']", 2, "cannot be the name of a model"),
         ("[b]\n[con]", 2, "cannot be the name of a model"),
@@ -191,6 +246,7 @@ def test_what_is_wrong_in_it_is_told_with_the_line(own, text, line, message):
         ("[a]", r"\[a\] has neither a repository nor a url"),
         ("[a]\nurl = 'https://x.y/z'\nrepository = 'o/r'", r"\[a\] has both a url and a repository"),
         ("[a]\nfile = 'x'", r"\[a\] has a file but no repository"),
+        ("[a]\nrepository = 'o/r'\nmirrors = ['hf:o/s/x']", r"\[a\] has mirrors but no file or url"),
         ("x = " + "[" * 5000, "is (nested too deeply|not TOML)"),
         ("#" * 2_000_000, "too large for a list"),
     ],
@@ -222,6 +278,8 @@ def test_any_text_is_read_or_refused(tmp_path_factory, text):
         ("hf:Owner/Repo", "owner--repo", "hf:Owner/Repo"),
         ("hf:o/r/x.pth", "o--r--x", "hf:o/r/x.pth"),
         ("hf:o/r@v1/x.pth", "o--r--x--v1", "hf:o/r@v1/x.pth"),
+        ("hf:o/r/g1k-1.5b-20260930", "o--r--g1k-1.5b-20260930", "hf:o/r/g1k-1.5b-20260930"),
+        ("hf:o/r/rwkv7-2.9b", "o--r--rwkv7-2.9b", "hf:o/r/rwkv7-2.9b"),
         ("https://huggingface.co/o/r/resolve/main/x.pth?download=true", "o--r--x", "hf:o/r/x.pth"),
         ("https://huggingface.co/o/r/blob/v1/x.pth", "o--r--x--v1", "hf:o/r@v1/x.pth"),
     ],
@@ -233,9 +291,13 @@ def test_references(text, name, shown):
 
 
 def test_a_reference_to_a_known_model_has_its_name():
-    known = registry.resolve("0.4b")
+    known = registry.resolve("World-0.4b")
     assert known.name == "world-0.4b"
     assert registry.resolve(known.text) == known
+    file = "BlinkDL/rwkv-7-world{}/RWKV-x070-World-0.4B-v2.9-20250107-ctx4096.pth"
+    assert registry.resolve("hf:" + file.format("")) == known  # without a revision: the one in models.toml
+    assert registry.resolve("https://huggingface.co/" + file.format("/resolve/main")) == known
+    assert registry.resolve("hf:" + file.format("@" + "c" * 40)).entry is None
 
 
 @pytest.mark.parametrize(
@@ -288,13 +350,50 @@ def test_a_model_of_the_store_has_names():
     model_store.folder().mkdir(parents=True)
     int4 = model_store.path_of("world-0.1b-int4")
     int4.touch()
-    assert locate("0.1b") == locate("world-0.1b") == locate("world-0.1b-int4") == int4
+    assert locate("World-0.1b") == locate("world-0.1b") == locate("world-0.1b-int4") == int4
     int8 = model_store.path_of("world-0.1b-int8")
     int8.touch()
-    assert locate("0.1b") == int8
+    assert locate("world-0.1b") == int8
     assert locate("hf:BlinkDL/rwkv-7-world/RWKV-x070-World-0.1B-v2.8-20241210-ctx4096.pth") == int8
     with pytest.raises(UsageError, match=r"did you mean world-0.1b-int8"):
         locate("world-0.1b-int9")
+
+
+def install(*names):
+    model_store.folder().mkdir(parents=True, exist_ok=True)
+    for name in names:
+        model_store.path_of(name).touch()
+
+
+def test_a_short_name_that_has_moved_to_another_generation():
+    install("g1g-1.5b-int8", "g1d-0.1b-int8", "world-1.5b-int8")
+    with pytest.raises(MissingModelError) as caught:
+        locate("G1-1.5b")
+    assert str(caught.value) == (
+        "g1-1.5b now means g1k-1.5b, which is not on this machine: download it with `rwkv pull g1k-1.5b`, "
+        "or choose g1g-1.5b, which is here"
+    )
+    assert caught.value.reference == "g1k-1.5b"
+    assert caught.value.problem == "g1-1.5b now means g1k-1.5b, which is not on this machine"
+    with pytest.raises(MissingModelError, match=r"^the model g1k-1\.5b is not on this machine: "):
+        locate("g1k-1.5b")
+    with pytest.raises(MissingModelError, match=r"^the model g1j-7\.2b is not on this machine: "):
+        locate("7.2b")
+    install("g1l-1.5b-int4", "g1a2-1.5b-int8")
+    with pytest.raises(MissingModelError, match=r"or choose g1l-1\.5b, which is here"):
+        locate("latest")
+
+
+def test_a_model_of_a_generation_that_is_not_known_by_name():
+    install("g1l-1.5b-int4", "g1a-0.1b-int8")
+    assert locate("g1l-1.5b") == locate("G1L-1.5B") == locate("g1l-1.5b-int4")
+    assert locate("g1a-0.1b") == model_store.path_of("g1a-0.1b-int8")
+    with pytest.raises(
+        UsageError, match=r"^unknown model g1m-1\.5b: .* is g1k-1\.5b; `rwkv pull g1k-1\.5b --newest`"
+    ):
+        locate("g1m-1.5b")
+    with pytest.raises(UsageError, match=r"unknown model g1b-1\.5b; did you mean"):
+        locate("g1b-1.5b")
 
 
 def test_a_reference_that_was_not_pulled():

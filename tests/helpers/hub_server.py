@@ -1,9 +1,12 @@
 """A server that speaks the protocol of the Hugging Face hub, and fails in the ways that networks do.
 
-The hub answers HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE and /api/models/OWNER/REPO. Large files are redirected
-to a second server, the storage, which supports ranges; small ones are sent at once. With `xet`, large files are also
-in a Xet storage, which is a folder. `faults` are used up, one by each response with content; `refusals`, one by each
-request for metadata.
+The hub answers HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE and /api/models/OWNER/REPO[/revision/REVISION], below
+`prefix`. Large files are redirected to a second server, the storage, which supports ranges; small ones are sent at
+once. With `xet`, large files are also in a Xet storage, which is a folder. `faults` are used up, one by each response
+with content; `refusals`, one by each request for metadata.
+
+`files` is the main branch of each repository, at `commit`. Any other revision shows the same files, unless the
+repository is in `history`: then a revision is main, the commit that main is at, or one that is listed there.
 """
 
 from __future__ import annotations
@@ -46,6 +49,10 @@ class Hub:
         self.files: dict[str, dict[str, bytes]] = {}
         self.plain: dict[str, bytes] = {}  # at /plain/NAME, as of a server that is not a hub
         self.commit = COMMIT
+        self.history: dict[str, dict[str, dict[str, bytes]]] = {}  # repository, revision -> files
+        self.prefix = ""  # of all paths, as of a hub behind a proxy
+        self.listing_opens: threading.Event | None = None  # that a list of files waits for
+        self.listing_body: bytes | None = None  # in place of a list of files
         self.token: str | None = None  # required for access
         self.faults: deque[Fault] = deque()
         self.refusals: deque[Fault] = deque()
@@ -67,12 +74,23 @@ class Hub:
     @property
     def endpoint(self) -> str:
         """The address of the hub."""
-        return f"http://127.0.0.1:{self.hub.server_port}"
+        return f"http://127.0.0.1:{self.hub.server_port}{self.prefix}"
 
     @property
     def storage_address(self) -> str:
         """The address of the server that large files are redirected to."""
         return f"http://127.0.0.1:{self.storage.server_port}"
+
+    def tree(self, repository: str, revision: str) -> dict[str, bytes] | None:
+        """The files of a repository at a revision; None if there is no such revision."""
+        if repository not in self.history or revision in ("main", self.commit):
+            return self.files[repository]
+        return self.history[repository].get(revision)
+
+    def push(self, repository: str, commit: str, files: dict[str, bytes]) -> None:
+        """Make these the files of the main branch, at a new commit; the commit before keeps its own."""
+        self.history.setdefault(repository, {})[self.commit] = self.files.get(repository, {})
+        self.files[repository], self.commit = files, commit
 
     def close(self) -> None:
         """Stop both servers."""
@@ -87,6 +105,10 @@ class Hub:
         with hf_xet.XetSession().new_upload_commit(endpoint=f"local://{self.xet}") as commit:
             upload = commit.start_upload_bytes(data)
         self.xet_hashes[data] = upload.result().xet_info.hash
+
+    def listings(self) -> list[str]:
+        """The paths of the requests for lists of files."""
+        return [path for method, path, _ in self.requests if method == "GET" and "/api/models/" in path]
 
     def gets(self) -> list[tuple[str, str, dict[str, str]]]:
         """The requests for contents."""
@@ -206,6 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
 class _HubHandler(_Handler):
     def answer(self, path: str) -> None:
         hub = self.hub
+        if not path.startswith(f"{hub.prefix}/"):
+            self.reply(404, {})
+            return
+        path = path.removeprefix(hub.prefix)
         if path.startswith("/plain/"):
             self._plain(path.removeprefix("/plain/"))
             return
@@ -218,23 +244,37 @@ class _HubHandler(_Handler):
             self._grant()
             return
         if path.startswith("/api/models/"):
-            self._describe("/".join(path.split("/")[3:5]))
+            owner, name, *rest = path.removeprefix("/api/models/").split("/")
+            self._describe(f"{owner}/{name}", rest[1] if rest else "main")
             return
         if "/resolve/" not in path:  # other parts of the hub's API
             self.reply(404, {})
             return
-        owner, name, _, _revision, *parts = path.strip("/").split("/")
-        files = hub.files.get(f"{owner}/{name}")
+        owner, name, _, revision, *parts = path.strip("/").split("/")
+        files = self._tree(f"{owner}/{name}", revision)
         file = "/".join(parts)
         if files is None:
-            self.reply(404, {"X-Error-Code": "RepoNotFound"})
-        elif file not in files:
+            return
+        if file not in files:
             self.reply(404, {"X-Error-Code": "EntryNotFound"})
         else:
-            self._resolve(f"{owner}/{name}", file, files[file])
+            self._resolve(f"{owner}/{name}", revision, file, files[file])
 
-    def _resolve(self, repository: str, file: str, data: bytes) -> None:
-        headers = {"X-Repo-Commit": self.hub.commit}
+    def _tree(self, repository: str, revision: str) -> dict[str, bytes] | None:
+        """The files at a revision; where there are none, the request is answered."""
+        if repository not in self.hub.files:
+            self.reply(404, {"X-Error-Code": "RepoNotFound"})
+            return None
+        files = self.hub.tree(repository, revision)
+        if files is None:
+            self.reply(404, {"X-Error-Code": "RevisionNotFound"})
+        return files
+
+    def _commit(self, repository: str, revision: str) -> str:
+        return revision if revision in self.hub.history.get(repository, {}) else self.hub.commit
+
+    def _resolve(self, repository: str, revision: str, file: str, data: bytes) -> None:
+        headers = {"X-Repo-Commit": self._commit(repository, revision)}
         if len(data) < 5000:  # stored in git, not LFS: its etag is the hash of a blob
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             self.content(data, f'"{blob}"', headers)
@@ -242,7 +282,7 @@ class _HubHandler(_Handler):
         digest = hashlib.sha256(data).hexdigest()
         headers |= {
             "X-Linked-Size": str(len(data)),
-            "Location": f"{self.hub.storage_address}/lfs/{repository}/{file}",
+            "Location": f"{self.hub.storage_address}/lfs/{repository}/{revision}/{file}",
         }
         headers["X-Linked-Etag"] = f'"{digest}"' if self.hub.with_checksums else '"v1"'
         if not self.hub.with_lengths:
@@ -262,14 +302,18 @@ class _HubHandler(_Handler):
         grant = {"casUrl": f"local://{self.hub.xet}", "accessToken": "x", "exp": int(time.time()) + 3600}
         self.reply(200, {"Content-Type": "application/json"}, json.dumps(grant).encode())
 
-    def _describe(self, repository: str) -> None:
-        files = self.hub.files.get(repository)
+    def _describe(self, repository: str, revision: str) -> None:
+        if self.hub.listing_opens:
+            self.hub.listing_opens.wait()
+        files = self._tree(repository, revision)
         if files is None:
-            self.reply(404, {"X-Error-Code": "RepoNotFound"})
             return
-        siblings = [{"rfilename": name} for name in files]
-        about = {"id": repository, "sha": self.hub.commit, "siblings": siblings}
-        self.reply(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+        siblings: list[dict[str, object]] = [{"rfilename": name} for name in files]
+        if "blobs=" in self.path:
+            siblings = [each | {"size": len(files[str(each["rfilename"])])} for each in siblings]
+        about = {"id": repository, "sha": self._commit(repository, revision), "siblings": siblings}
+        body = json.dumps(about).encode() if self.hub.listing_body is None else self.hub.listing_body
+        self.reply(200, {"Content-Type": "application/json"}, body)
 
     def _plain(self, name: str) -> None:
         if self.command == "HEAD" and self.hub.head_is_refused:
@@ -285,6 +329,8 @@ class _HubHandler(_Handler):
 class _StorageHandler(_Handler):
     def answer(self, path: str) -> None:
         assert "Authorization" not in self.headers, "the token must not leave the hub"
-        _, _, owner, name, *parts = path.split("/")
-        data = self.hub.files[f"{owner}/{name}"]["/".join(parts)]
+        _, _, owner, name, revision, *parts = path.split("/")
+        files = self.hub.tree(f"{owner}/{name}", revision)
+        assert files is not None
+        data = files["/".join(parts)]
         self.content(data, f'"{hashlib.md5(data).hexdigest()}"')

@@ -95,6 +95,7 @@ def test_an_option_is_the_same_everywhere():
         "--template",  # a name alone where it is stored in a model file
         "--type",  # those of model files, or of exported files
         "--force",  # of a download
+        "--newest",  # is downloaded, or compared with the known models
         "--system",  # in the panel of the conversation
         "--think",
     }

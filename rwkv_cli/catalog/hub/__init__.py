@@ -1,9 +1,11 @@
 """Downloads: the only package that talks to the network.
 
     discovery  what a reference stands for: files, sizes and checksums, as the hub, a web server or the cache has them
+    listing    what a repository holds now, in one request
     selection  which files of a repository make up its model
     remote     the files of a model on a server, and what else is known of them: checksums that have to agree
     download   `fetch` brings the files here and verifies them, `keep` and `discard` decide what becomes of them
+    mirrors    `obtain` finds and fetches a model, from the first source that delivers it
     transfer   one file over a connection that may break at any time; xet is the faster way for files that have it
     cache      the cache that all programs for the hub share
     failures   sentences for what goes wrong, and what is worth another attempt
@@ -29,6 +31,22 @@ from __future__ import annotations
 
 from rwkv_cli.catalog.hub.discovery import find
 from rwkv_cli.catalog.hub.download import Fetched, discard, fetch, keep
+from rwkv_cli.catalog.hub.failures import GoneError
+from rwkv_cli.catalog.hub.listing import Listing, contents_of, glance
+from rwkv_cli.catalog.hub.mirrors import obtain
 from rwkv_cli.catalog.hub.remote import Remote, RemoteFile
 
-__all__ = ["Fetched", "Remote", "RemoteFile", "discard", "fetch", "find", "keep"]
+__all__ = [
+    "Fetched",
+    "GoneError",
+    "Listing",
+    "Remote",
+    "RemoteFile",
+    "contents_of",
+    "discard",
+    "fetch",
+    "find",
+    "glance",
+    "keep",
+    "obtain",
+]

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import HfApi, ModelInfo, constants, get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but resolved lazily
 
-from rwkv_cli.catalog.entries import DEFAULT_REVISION, is_relative_file
 from rwkv_cli.catalog.hub import cache, failures
 from rwkv_cli.catalog.hub.failures import Note
-from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, checksums, safe_name, with_claims
-from rwkv_cli.catalog.hub.selection import is_folder, model_files, parse_json
+from rwkv_cli.catalog.hub.listing import Listing, contents_of
+from rwkv_cli.catalog.hub.remote import (
+    Claim,
+    Remote,
+    RemoteFile,
+    checksums,
+    claims_of,
+    safe_name,
+    with_claims,
+)
+from rwkv_cli.catalog.hub.selection import is_folder, may_be_folder, model_files, parse_json
 from rwkv_cli.catalog.hub.xet import XetLocation
+from rwkv_cli.catalog.names import DEFAULT_REVISION, is_relative_file
 from rwkv_cli.catalog.reference import Reference
-from rwkv_cli.errors import DownloadError
+from rwkv_cli.errors import DownloadError, UnsupportedModelError
 
 _MAX_INDEX = 16 << 20  # bytes of a JSON file that lists shards
 
@@ -28,8 +38,13 @@ def find(reference: Reference, note: Note, sha256: str | None = None) -> Remote:
     Raises DownloadError, VerificationError when the server contradicts models.toml, UsageError where the choice is not
     clear, UnsupportedModelError for a repository without weights that could be of RWKV-7.
     """
+    return find_claimed(reference, claims_of(reference, sha256), note)
+
+
+def find_claimed(reference: Reference, claims: Sequence[Claim], note: Note) -> Remote:
+    """The files that a reference stands for; a single one has to be what is claimed. Raises what `find` does."""
     if reference.repository is None:
-        return Remote(reference, (_plain_file(reference, note, sha256),), None, is_folder=False)
+        return Remote(reference, (with_claims(_plain_file(reference, note), claims),))
     cached = cache.files_of(reference.repository)
     try:
         found = _on_the_hub(reference, reference.repository, note)
@@ -43,7 +58,7 @@ def find(reference: Reference, note: Note, sha256: str | None = None) -> Remote:
         for file in found.files
     ]
     if not found.is_folder:
-        files = [with_claims(files[0], reference, sha256)]
+        files = [with_claims(files[0], claims)]
     return replace(found, files=tuple(files))
 
 
@@ -51,17 +66,51 @@ def find(reference: Reference, note: Note, sha256: str | None = None) -> Remote:
 
 
 def _on_the_hub(reference: Reference, repository: str, note: Note) -> Remote:
-    """One file, or the model in a repository: its only .pth or .gguf file, or its folder."""
-    if reference.file:
+    """One file, or the model in a repository or a folder of it: its only .pth or .gguf file, or the folder."""
+    if not reference.file:
+        return _in_folder(reference, "", _listed(repository, reference.revision, note), note)
+    try:
         file, commit = _hub_file(repository, reference.file, reference.revision, note)
-        return Remote(reference, (file,), commit, is_folder=False)
-    info = _described(repository, reference.revision, note)
-    available = [sibling.rfilename for sibling in info.siblings or ()]
-    commit = safe_name(info.sha)
-    revision = commit or reference.revision
-    names = model_files(repository, available, lambda name: _small_json(repository, name, revision, note))
+        return Remote(reference, (file,), commit)
+    except failures.GoneError:
+        if not may_be_folder(reference.file):
+            raise
+        listed = _listed(repository, reference.revision, note)
+        if not any(name.startswith(f"{reference.file}/") for name in listed.files):
+            raise
+        return _in_folder(reference, reference.file, listed, note)
+
+
+def _in_folder(reference: Reference, folder: str, listed: Listing, note: Note) -> Remote:
+    """The model in a folder of a repository, "" for its top."""
+    repository, revision = reference.repository or "", listed.commit or reference.revision
+    names = _chosen(
+        repository, folder, listed.files, lambda name: _small_json(repository, name, revision, note)
+    )
     files = tuple(_hub_file(repository, name, revision, note)[0] for name in names)
-    return Remote(reference, files, commit, is_folder=is_folder(names))
+    return Remote(reference, files, listed.commit, folder if is_folder(names) else None)
+
+
+def _chosen(
+    repository: str, folder: str, available: Iterable[str], read: Callable[[str], Any]
+) -> tuple[str, ...]:
+    """The names of the files of the model in a folder; see `model_files`."""
+    prefix = f"{folder}/" if folder else ""
+    inside = [name.removeprefix(prefix) for name in available if name.startswith(prefix)]
+    shown = f"{repository}/{folder}" if folder else repository
+    return tuple(prefix + name for name in model_files(shown, inside, lambda name: read(prefix + name)))
+
+
+def _listed(repository: str, revision: str, note: Note) -> Listing:
+    """What the hub says of a repository. Raises DownloadError."""
+    try:
+        return contents_of(repository, revision, note)
+    except failures.OfflineError:
+        raise
+    except DownloadError:
+        if revision != DEFAULT_REVISION:
+            raise
+        return contents_of(repository, None, note)  # the repository's own default branch, whatever its name
 
 
 def _hub_file(repository: str, name: str, revision: str, note: Note) -> tuple[RemoteFile, str | None]:
@@ -86,25 +135,6 @@ def _hub_file(repository: str, name: str, revision: str, note: Note) -> tuple[Re
         headers=build_hf_headers(),
         xet=XetLocation(xet.file_hash, xet.refresh_route) if xet else None,
     ), safe_name(metadata.commit_hash)
-
-
-def _described(repository: str, revision: str, note: Note) -> ModelInfo:
-    """What the hub says of a repository. Raises DownloadError."""
-
-    def ask(revision: str | None) -> ModelInfo:
-        api, timeout = HfApi(endpoint=constants.ENDPOINT), constants.HF_HUB_DOWNLOAD_TIMEOUT
-        return failures.attempt(
-            repository, lambda: api.model_info(repository, revision=revision, timeout=timeout), note
-        )
-
-    try:
-        return ask(revision)
-    except failures.OfflineError:
-        raise
-    except DownloadError:
-        if revision != DEFAULT_REVISION:
-            raise
-        return ask(None)  # the repository's own default branch, whatever its name
 
 
 def _small_json(repository: str, name: str, revision: str, note: Note) -> Any:
@@ -145,18 +175,24 @@ def _in_the_cache(reference: Reference, repository: str, files: list[cache.Cache
     """
     wanted = reference.revision
     there = {file.name: file for file in files if wanted == file.commit or wanted in file.refs}
-    names: tuple[str, ...] = (reference.file,) if reference.file else ()
-    if not names:
+    folder: str | None = reference.file or ""
+    names: tuple[str, ...] = ()
+    if reference.file in there:
+        names, folder = (reference.file,), None
+    elif not reference.file or may_be_folder(reference.file):
         try:
-            names = model_files(
-                repository, sorted(there), lambda name: parse_json(there[name].path.read_bytes(), name)
+            names = _chosen(
+                repository,
+                reference.file or "",
+                sorted(there),
+                lambda name: parse_json(there[name].path.read_bytes(), name),
             )
-        except (DownloadError, OSError):
+        except (DownloadError, UnsupportedModelError, OSError):
             return None
-    if any(name not in there for name in names):
+    if not names or any(name not in there for name in names):
         return None
     found = tuple(_cached_file(repository, there[name]) for name in names)
-    return Remote(reference, found, there[names[0]].commit, is_folder=not reference.file and is_folder(names))
+    return Remote(reference, found, there[names[0]].commit, folder if is_folder(names) else None)
 
 
 def _cached_file(repository: str, file: cache.CachedFile) -> RemoteFile:
@@ -178,19 +214,18 @@ def _cached_file(repository: str, file: cache.CachedFile) -> RemoteFile:
 # ------------------------------------------------------------------------------------------ other servers
 
 
-def _plain_file(reference: Reference, note: Note, sha256: str | None) -> RemoteFile:
+def _plain_file(reference: Reference, note: Note) -> RemoteFile:
     """A file at an address, of which a server may say nothing but its length."""
     assert reference.url is not None
-    url, what = reference.url, _without_secrets(reference.url)
+    url, what = reference.url, without_secrets(reference.url)
     size = failures.attempt(what, lambda: _length(url, what), note)
     name = PurePosixPath(unquote(urlsplit(url).path)).name
-    file = RemoteFile(
+    return RemoteFile(
         name=name if is_relative_file(name) else "model", url=url, what=what, size=size, size_is_certain=False
     )
-    return with_claims(file, reference, sha256)
 
 
-def _without_secrets(url: str) -> str:
+def without_secrets(url: str) -> str:
     """An address without a password or a signature that may be in it."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub import cached_assets_path, constants
 
 from rwkv_cli import paths
@@ -40,6 +40,7 @@ class Fetched:
     files: tuple[Path, ...]
     downloaded: int  # bytes, this time
     is_ours: bool  # in our folder, where no other program needs it; otherwise in the shared cache
+    mirror: str | None = None  # that it came from, instead of the place where it is published
 
     @property
     def checked_by(self) -> str | None:
@@ -75,7 +76,8 @@ def fetch(remote: Remote, progress: Progress, note: Note) -> Fetched:
                 downloaded += _fetch_file(file, target, advance, note)
             done += file.size or 0
     files = tuple(folder / file.name for file in remote.files)
-    return Fetched(remote, folder if remote.is_folder else files[0], files, downloaded, is_ours=True)
+    path = files[0] if remote.folder is None else folder / remote.folder
+    return Fetched(remote, path, files, downloaded, is_ours=True)
 
 
 def keep(fetched: Fetched, note: Note) -> Fetched:
@@ -113,6 +115,17 @@ def discard(fetched: Fetched) -> None:
     """Remove what is in our folder; what another program has fetched stays in the cache of the hub."""
     if fetched.is_ours:
         _remove(fetched)
+
+
+def forget(remote: Remote) -> None:
+    """Drop what has arrived of a single file that is not needed any more, unless another program is fetching it."""
+    file = remote.files[0]
+    with contextlib.suppress(OSError, StorageError, Timeout):
+        folder = _folder(remote)
+        target = folder / file.name
+        with FileLock(_lock_of(folder), timeout=0):
+            Transfer(file, _part(target), lambda *_: None, lambda _: None).forget()
+            _unlink(target, file)
 
 
 def missing_bytes(remote: Remote) -> int:
@@ -179,7 +192,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """While files are fetched into a folder: a second program waits, and then finds them. Raises StorageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        lock = FileLock(_lock_of(folder))
         lock.acquire()
     except OSError as error:
         raise storage_error(folder, error) from None
@@ -187,6 +200,10 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _part(target: Path) -> Path:
@@ -208,11 +225,16 @@ def _refer(target: Path, cached: Path) -> None:
 
 def _remove(fetched: Fetched) -> None:
     """Remove the files and the folders that are empty then."""
-    for path in fetched.files:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-            for folder in path.parents[:3]:  # those of the model, of the repository, of rwkv
-                folder.rmdir()
+    for file, path in zip(fetched.remote.files, fetched.files, strict=True):
+        _unlink(path, file)
+
+
+def _unlink(path: Path, file: RemoteFile) -> None:
+    """Remove what is here of a file, and the folders that are empty then."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        for folder in path.parents[: 3 + file.name.count("/")]:  # of the model, of the repository, of rwkv
+            folder.rmdir()
 
 
 # ------------------------------------------------------------------------------------------ one file

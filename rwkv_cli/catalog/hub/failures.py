@@ -39,6 +39,10 @@ class OfflineError(DownloadError):
     """The server is unreachable; cached files may still be usable."""
 
 
+class GoneError(DownloadError):
+    """The repository is there, but the revision or the file is not, or no longer."""
+
+
 class TryAgainError(Exception):
     """An attempt failed in a way that may pass. `wait` is how many seconds the server asks for, if it does."""
 
@@ -119,14 +123,14 @@ def _refusal_of_hub(what: str, error: HfHubHTTPError) -> Exception:
             f"cannot download {what}: its owner requires you to accept terms on the page of the repository; "
             "do so, then set HF_TOKEN to a token of your account"
         )
-    missing = {
-        RepositoryNotFoundError: "repository (or it is private: then set HF_TOKEN)",
-        RevisionNotFoundError: "revision",
-        EntryNotFoundError: "file",
-    }
-    for kind, name in missing.items():
+    missing = (
+        (RepositoryNotFoundError, DownloadError, "repository (or it is private: then set HF_TOKEN)"),
+        (RevisionNotFoundError, GoneError, "revision"),
+        (EntryNotFoundError, GoneError, "file"),
+    )
+    for kind, raised, name in missing:
         if isinstance(error, kind) and response.status_code not in _WORTH_RETRYING:
-            return DownloadError(f"cannot download {what}: there is no such {name}")
+            return raised(f"cannot download {what}: there is no such {name}")
     return refusal(what, response.status_code, response.headers)
 
 

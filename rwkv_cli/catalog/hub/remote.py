@@ -1,9 +1,9 @@
-"""A model on a server: its files with their sizes, and the checksums that are known of them from several sides."""
+"""A model on a server: its files with their sizes, and what is claimed of them from several sides."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,13 @@ class Remote:
 
     reference: Reference
     files: tuple[RemoteFile, ...]
-    commit: str | None  # of the repository
-    is_folder: bool
+    commit: str | None = None  # of the repository
+    folder: str | None = None  # in the repository, that holds the files; "" is its top; None for one file
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the model is a folder, rather than one file."""
+        return self.folder is not None
 
     @property
     def size(self) -> int | None:
@@ -67,30 +72,46 @@ def checksums(etag: str | None) -> tuple[str | None, str | None]:
     return etag if _SHA256.fullmatch(etag) else None, etag if _GIT_SHA1.fullmatch(etag) else None
 
 
-def with_claims(file: RemoteFile, reference: Reference, sha256: str | None) -> RemoteFile:
-    """The file with the checksum and size that the user and models.toml give.
+@dataclass(frozen=True)
+class Claim:
+    """What somebody says of a file: it has to be true before the file is used."""
 
-    Raises VerificationError when they contradict each other or the server.
+    source: str  # who says so, for messages
+    checked_by: str  # the checksum in words, once it is checked
+    sha256: str | None = None
+    size: int | None = None  # bytes
+
+
+def claims_of(reference: Reference, sha256: str | None) -> list[Claim]:
+    """What the user says of the only file of a model, and then what models.toml does."""
+    entry, claims = reference.entry, []
+    if sha256:
+        claims.append(Claim("{sha256}", "the given sha256", sha256))
+    if entry:
+        claims.append(Claim("models.toml", "the sha256 in models.toml", entry.sha256, entry.bytes))
+    return claims
+
+
+def with_claims(file: RemoteFile, claims: Sequence[Claim]) -> RemoteFile:
+    """The file with the checksum and size that are claimed; the first checksum is the one that it is checked by.
+
+    Raises VerificationError when the claims contradict each other or the server.
     """
-    entry, changes = reference.entry, dict[str, Any]()
-    claims = [
-        (sha256, "{sha256}", "the given sha256"),
-        (entry.sha256 if entry else None, "models.toml", "the sha256 in models.toml"),
-    ]
-    for digest, source, checked_by in claims:
-        known = changes.get("sha256") or file.sha256
+    changes = dict[str, Any]()
+    for claim in claims:
+        known, digest = changes.get("sha256") or file.sha256, claim.sha256
         if digest and known and known != digest:
             raise VerificationError(
-                f"{file.what} is not the file that {source} describes: its sha256 is {known[:16]}..., "
+                f"{file.what} is not the file that {claim.source} describes: its sha256 is {known[:16]}..., "
                 f"not {digest[:16]}..."
             )
-        if digest and not changes:
-            changes |= {"sha256": digest, "git_sha1": None, "checked_by": checked_by}
-    if entry and entry.bytes:
-        if file.size not in (None, entry.bytes):
+        if digest and "sha256" not in changes:
+            changes |= {"sha256": digest, "git_sha1": None, "checked_by": claim.checked_by}
+        if claim.size and file.size not in (None, claim.size):
             raise VerificationError(
-                f"{file.what} is not the file that models.toml describes: it has {file.size:,} bytes, "
-                f"not {entry.bytes:,}"
+                f"{file.what} is not the file that {claim.source} describes: it has {file.size:,} bytes, "
+                f"not {claim.size:,}"
             )
-        changes |= {"size": entry.bytes, "size_is_certain": True}
+        if claim.size:
+            changes |= {"size": claim.size, "size_is_certain": True}
     return replace(file, **changes)

@@ -6,14 +6,24 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rwkv_cli.catalog.entries import is_relative_file
+from rwkv_cli.catalog.names import is_relative_file
 from rwkv_cli.errors import DownloadError, UnsupportedModelError, UsageError
 
 # The files of a folder in the layout of Hugging Face that a conversion reads.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
-_BESIDES = ("config.json", "tokenizer.json")
-_SINGLE = (".pth", ".gguf")
+# What belongs to the weights, where it is there: sizes, vocabularies, and how to talk to the model.
+_BESIDES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "rwkv_vocab_v20230424.txt",
+)
+_SINGLE = (".pth", ".gguf", ".st")
+_FILES = (*_SINGLE, ".safetensors", ".st", ".bin", ".pt")
 
 
 def model_files(repository: str, available: Sequence[str], read: Callable[[str], Any]) -> tuple[str, ...]:
@@ -25,6 +35,11 @@ def model_files(repository: str, available: Sequence[str], read: Callable[[str],
     top = [name for name in available if "/" not in name and is_relative_file(name)]
     names = _whole_folder(repository, top, read)
     return names or (_only(repository, [name for name in available if name.endswith(_SINGLE)]),)
+
+
+def may_be_folder(name: str) -> bool:
+    """Whether a name in a repository may be that of a folder with a model, rather than of a file with weights."""
+    return not name.lower().endswith(_FILES)
 
 
 def is_folder(names: Sequence[str]) -> bool:

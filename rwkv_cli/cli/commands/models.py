@@ -41,6 +41,14 @@ def list_models(
             rich_help_panel=options.MODEL,
         ),
     ] = False,
+    newest: Annotated[
+        bool,
+        typer.Option(
+            "--newest",
+            help="With --known: ask the hub for the newest model of each size.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """List the models on this machine.
@@ -50,9 +58,16 @@ def list_models(
         rwkv models list
         # The models that can be pulled
         rwkv models list --known
+        # Is there anything newer?
+        rwkv models list --known --newest
     """
     from rwkv_cli.cli.reports import models
 
+    if newest and not known:
+        raise UsageError("--newest compares the known models with the hub: use it with --known")
+    if newest:
+        _list_newest(json)
+        return
     rows = models.known() if known else models.stored()
     if json:
         ui.write_json(rows)
@@ -60,6 +75,18 @@ def list_models(
         ui.columns(models.KNOWN if known else models.STORED, [models.cells(row) for row in rows])
     else:
         ui.note("no models installed yet; to list those that can be pulled: rwkv models list --known")
+
+
+def _list_newest(json: bool) -> None:
+    from rwkv_cli.cli.reports import newest
+    from rwkv_cli.cli.terminal.progress import TerminalReporter
+
+    with TerminalReporter(json) as reporter:
+        rows = newest.rows(reporter)
+    if json:
+        ui.write_json(rows)
+    else:
+        ui.columns(newest.TITLES, [newest.cells(row) for row in rows])
 
 
 @app.command(cls=Command)
@@ -78,7 +105,9 @@ def show(name: Name, *, json: options.Json = False) -> None:
     if json:
         ui.write_json(facts)
     else:
-        ui.table(name, {key: models.text(key, value) for key, value in facts.items() if value is not None})
+        ui.table(
+            name, {key: models.text(key, value) for key, value in facts.items() if value not in (None, {})}
+        )
 
 
 @app.command(cls=Command)

@@ -32,6 +32,14 @@ def pull(
         bool,
         typer.Option("--keep", help="Keep the download too, in the hub's cache.", rich_help_panel=_DOWNLOAD),
     ] = False,
+    newest: Annotated[
+        bool,
+        typer.Option(
+            "--newest",
+            help="Take the newest model of this size that the hub has now, of whatever generation.",
+            rich_help_panel=_DOWNLOAD,
+        ),
+    ] = False,
     sha256: Annotated[
         str | None,
         typer.Option(
@@ -55,12 +63,15 @@ def pull(
 ) -> None:
     """Download, verify and quantize a model.
 
-    An interrupted download continues where it stopped.
+    An interrupted download continues where it stopped. If the hub fails, the mirrors of a known model are tried; what
+    they have must match its checksum.
 
     Examples:
         # A small model that reasons, in 8 bits; then talk with it
         rwkv pull g1-0.1b
         rwkv chat -m g1-0.1b
+        # The newest model of a size, known by name or not
+        rwkv pull g1-1.5b --newest
         # In 4 bits
         rwkv pull world-0.4b --type int4
         # A file of a repository
@@ -77,6 +88,7 @@ def pull(
             weight_type,
             keep=keep,
             force=force,
+            newest=newest,
             sha256=sha256.lower() if sha256 else None,
             reporter=reporter,
         )
@@ -93,6 +105,7 @@ def _facts(pulled: Pulled) -> dict[str, object]:
         "file_bytes": pulled.stored.bytes,
         "origin": pulled.reference.text,
         "new": pulled.is_new,
+        "mirror": pulled.mirror,
         "checked_by": pulled.checked_by,
         "downloaded_bytes": pulled.downloaded,
         "original": str(pulled.original) if pulled.original else None,
@@ -111,6 +124,7 @@ def _show(pulled: Pulled) -> None:
         if pulled.checked_by
         else "no checksum available; only the size was verified"
     )
-    typer.echo(f"{pulled.stored.name}, {size}, {checked}; {path}")
+    source = f", from {ui.printable(pulled.mirror)}" if pulled.mirror else ""
+    typer.echo(f"{pulled.stored.name}, {size}, {checked}{source}; {path}")
     if pulled.original:
         typer.echo(f"the download was kept: {ui.printable(str(pulled.original))}")

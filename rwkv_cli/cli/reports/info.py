@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rwkv_cli.files.checkpoints import open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, is_model_file
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.reporting import format_size
+from rwkv_cli.text.template import Template
 from rwkv_cli.text.tokenizer import load_tokenizer
 
 Facts = dict[str, object]
@@ -98,10 +100,21 @@ def model_facts(path: Path) -> Facts:
         "tokenizer": tokenizer,
         "template": about.template.name,
         "template_from": about.template_from or None,
-        "thinking": list(about.template.thinking) or None,
-        "prompt": about.template.render("{prompt}"),
+        "prompts": prompts(about.template),
         "sampling": {**about.template.sampling_for(), **about.sampling},
     }
+
+
+def prompts(template: Template) -> dict[str, str]:
+    """How a template lays out {prompt}: where no mode of thinking is chosen, and in each mode."""
+    modes = {"default": None} | {mode: mode for mode in template.thinking}
+    return {name: template.render("{prompt}", think=mode) for name, mode in modes.items()}
+
+
+def prompts_text(prompts: object) -> str:
+    """The value of `prompts` for display, in one line."""
+    texts = prompts if isinstance(prompts, dict) else {}
+    return ", ".join(f"{mode} {json.dumps(text, ensure_ascii=False)}" for mode, text in texts.items())
 
 
 def show(sections: Mapping[str, Facts]) -> None:
@@ -120,10 +133,10 @@ def _text(name: str, value: object) -> str:
     """Format a value for display; "" if it is not known."""
     if value is None:
         return "none" if name == "tokenizer" else ""
+    if name == "prompts":
+        return prompts_text(value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
-    if name == "prompt":
-        return repr(value)[1:-1]  # in one line
     if isinstance(value, list):
         return ", ".join(value) or "none found"
     if isinstance(value, bool):

@@ -11,13 +11,15 @@ from rwkv_cli.catalog import model_store, reference, registry
 from rwkv_cli.catalog.entries import Entry
 from rwkv_cli.catalog.model_store import Stored
 from rwkv_cli.cli.options import as_flag
-from rwkv_cli.cli.reports.info import model_facts
+from rwkv_cli.cli.reports.info import model_facts, prompts, prompts_text
 from rwkv_cli.errors import ModelFileError, UsageError
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.reporting import format_size
+from rwkv_cli.text import generations
+from rwkv_cli.text.templates import get_template
 
 STORED = ("name", "type", "size", "parameters", "last use")
-KNOWN = ("name", "also", "download", "parameters", "description")
+KNOWN = ("name", "also", "date", "download", "parameters", "description")
 INTACT, UNKNOWN = "intact", "readable, but without a digest to verify it with"
 GOOD = (INTACT, UNKNOWN)
 
@@ -43,13 +45,17 @@ class KnownRow(TypedDict):
     name: str
     aliases: list[str]
     description: str
+    generation: str | None
+    date: str | None
     parameters: int | None
     bytes: int | None
     sha256: str | None
     template: str | None
+    prompts: dict[str, str]
     sampling: dict[str, float]
     license: str | None
     origin: str | None
+    mirrors: list[str]
     path: str | None
 
 
@@ -83,18 +89,23 @@ def known() -> list[KnownRow]:
 
 def _known_row(entry: Entry) -> KnownRow:
     is_remote = entry.is_published
+    template = get_template(entry.template) if entry.template else None
     here = model_store.find_pulled(entry.name) if is_remote else Stored(entry.name, paths.EMBEDDED_MODEL)
     return {
         "name": entry.name,
         "aliases": list(entry.aliases),
         "description": entry.description,
+        "generation": entry.published.generation if entry.published else None,
+        "date": generations.day_of(entry.file or ""),
         "parameters": entry.parameters,
         "bytes": entry.bytes,
         "sha256": entry.sha256,
         "template": entry.template,
-        "sampling": dict(entry.sampling),
+        "prompts": prompts(template) if template else {},
+        "sampling": {**(template.sampling_for() if template else {}), **entry.sampling},
         "license": entry.license,
         "origin": reference.of_entry(entry).text if is_remote else None,
+        "mirrors": list(entry.mirrors),
         "path": str(here.path) if here else None,
     }
 
@@ -106,7 +117,8 @@ def cells(row: StoredRow | KnownRow) -> tuple[str, ...]:
         size = row["bytes"] or 2 * (row["parameters"] or 0)
         about = "" if row["bytes"] or not size else "about "
         shown = about + format_size(size) if size else ""
-        return row["name"], ", ".join(row["aliases"]), shown, parameters, row["description"]
+        also = ", ".join(row["aliases"])
+        return row["name"], also, row["date"] or "", shown, parameters, row["description"]
     used = row["last_used"][:16].replace("T", " ") if row["last_used"] else "never"
     kind = row["weight_type"] or "damaged"
     return row["name"], kind, format_size(row["file_bytes"]), parameters, used
@@ -127,6 +139,8 @@ def facts(name: str) -> dict[str, object]:
 
 def text(key: str, value: object) -> str:
     """Format a value for display."""
+    if key == "prompts":
+        return prompts_text(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {text(name, item)}" for name, item in value.items())
     if isinstance(value, list):
@@ -142,11 +156,12 @@ def chosen(name: str, action: str) -> Stored:
     Raises UsageError.
     """
     found = model_store.find(name.lower())
-    if found is None and (reference.is_reference(name) or name.lower() in registry.entries()):
+    if found is None:
         entry = registry.entries().get(name.lower())
         if entry and not entry.is_published:
             raise UsageError(f"{entry.name} is built in: it cannot be {action}")
-        pulled_as = registry.resolve(name).name
+        is_known = entry or reference.is_reference(name)
+        pulled_as = registry.resolve(name).name if is_known else name.lower()
         there = [each for each in model_store.listed() if each.name.rpartition("-")[0] == pulled_as]
         if len(there) > 1:
             raise UsageError(

@@ -69,7 +69,7 @@ class TerminalReporter(Reporter):
             raise error
         from rwkv_cli.catalog.pull import pull
 
-        ui.note(f"the model {error.reference} is not on this machine")
+        ui.note(error.problem)
         if not typer.confirm("download it now?", err=True):
             raise error
         pulled = pull(error.reference, reporter=self)

@@ -1,0 +1,107 @@
+"""A model from the first source that delivers it: where it is published, and then its mirrors.
+
+Anybody can put a file on a mirror. So one is used only where the checksum of the file is known from elsewhere: from
+models.toml, from the user, or from the hub, if that still told it before it failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+
+from rwkv_cli.catalog import reference as references
+from rwkv_cli.catalog.hub.discovery import find_claimed, without_secrets
+from rwkv_cli.catalog.hub.download import Fetched, fetch, forget
+from rwkv_cli.catalog.hub.failures import Note
+from rwkv_cli.catalog.hub.remote import Claim, Remote, claims_of
+from rwkv_cli.catalog.hub.transfer import Progress
+from rwkv_cli.catalog.reference import Reference
+from rwkv_cli.errors import DownloadError, VerificationError
+
+
+def obtain(
+    reference: Reference,
+    sha256: str | None,
+    ready: Callable[[Remote], None],
+    progress: Progress,
+    note: Note,
+) -> Fetched:
+    """Find a model, and bring its files here verified; a file that its source does not deliver, from a mirror.
+
+    `sha256` is what the user expects of its only file. `ready` is called with what was found before it is downloaded.
+    Raises what `find` and `fetch` do: of several sources that failed the error of the first, which mentions the others.
+    """
+    claims, found = claims_of(reference, sha256), list[Remote]()
+    try:
+        found.append(find_claimed(reference, claims, note))
+        ready(found[0])
+        return fetch(found[0], progress, note)
+    except DownloadError as error:
+        mirrors = reference.entry.mirrors if reference.entry else ()
+        contradict = len({claim.sha256 for claim in claims if claim.sha256}) > 1
+        if not mirrors or contradict or constants.is_offline_mode():
+            raise
+        failure = error
+    expected = [*claims, *_claims_of_hub(found)]
+    if not any(claim.sha256 for claim in expected):
+        raise type(failure)(
+            f"{_problem(failure.args[0])}; its mirrors were not asked, since no checksum is known to check them by: "
+            "give {sha256} to use them"
+        )
+    fetched = _from_mirrors(mirrors, failure, expected, ready, progress, note)
+    for remote in found:
+        forget(remote)  # what has arrived from there is not needed any more
+    return fetched
+
+
+def _claims_of_hub(found: Sequence[Remote]) -> list[Claim]:
+    """What the hub told of the file before it failed to deliver it; a plain web server tells no checksum."""
+    files = [remote.files[0] for remote in found if remote.files[0].sha256]
+    return [Claim("the hub", "the sha256 that the hub gives", file.sha256, file.size) for file in files]
+
+
+def _from_mirrors(
+    mirrors: Sequence[str],
+    failure: DownloadError,
+    expected: Sequence[Claim],
+    ready: Callable[[Remote], None],
+    progress: Progress,
+    note: Note,
+) -> Fetched:
+    """The file from the first mirror that has the right one. Raises the first failure, with those of the mirrors."""
+    problem, failed = _problem(str(failure)), list[str]()
+    for mirror in mirrors:
+        host = _host(mirror)
+        note(f"{problem}; trying the mirror {host}")
+        try:
+            remote = find_claimed(references.parse(mirror), expected, note)
+            if remote.is_folder:
+                raise VerificationError(f"{mirror} is a folder, not a file")
+            ready(remote)
+            return replace(fetch(remote, progress, note), mirror=_shown(mirror))
+        except DownloadError as error:
+            problem = _problem(str(error))
+            failed.append(f"{host} ({problem.partition(': ')[2] or problem})")
+    reasons = ", ".join(dict.fromkeys(failed))
+    raise type(failure)(f"{_problem(failure.args[0])}; its mirrors failed too: {reasons}")
+
+
+def _problem(message: str) -> str:
+    """What is wrong, without what to do about it."""
+    return message.partition("; ")[0]
+
+
+def _host(mirror: str) -> str:
+    """Who runs a mirror: the host of an address, the owner and name of a repository on the hub."""
+    if repository := references.parse(mirror).repository:
+        return repository
+    parts = urlsplit(mirror)
+    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+
+def _shown(mirror: str) -> str:
+    """A mirror as it may be recorded."""
+    return mirror if references.parse(mirror).repository else without_secrets(mirror)
