@@ -22,8 +22,8 @@ def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     for file in checkpoint.files:
         status = file.stat()
         identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    # The tokenizer may have been added beside the checkpoint since.
-    identity.update(repr(checkpoint.tokenizer).encode())
+    # What is beside the weights may have been added or changed since.
+    identity.update(repr((checkpoint.tokenizer, checkpoint.chat_template, checkpoint.sampling)).encode())
     folder = paths.cache_folder() / "models"
     name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
     target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from rwkv_cli.errors import UsageError
@@ -28,7 +30,11 @@ def choose_template(checkpoint: Checkpoint, name: str | None = None) -> ChosenTe
     `name` is what its publisher calls it, where the file has another name.
     """
     name = name or checkpoint.name
-    guess = get_template(find_template(name, checkpoint.config.vocab_size))
+    chosen = _chosen(checkpoint, name, get_template(find_template(name, checkpoint.config.vocab_size)))
+    return chosen._replace(template=_sampled(chosen.template, checkpoint.sampling))
+
+
+def _chosen(checkpoint: Checkpoint, name: str, guess: Template) -> ChosenTemplate:
     by_name = f"the name {name}" if not guess.is_plain else "no sign of another one"
     brought = checkpoint.chat_template
     if brought is None:
@@ -40,6 +46,21 @@ def choose_template(checkpoint: Checkpoint, name: str | None = None) -> ChosenTe
     except UsageError as error:
         return ChosenTemplate(guess, f"{by_name}, since {error} ({brought.origin})")
     return ChosenTemplate(made, brought.origin)
+
+
+def _sampled(template: Template, brought: Mapping[str, Mapping[str, float]]) -> Template:
+    """A template with the sampling defaults that the files of the model bring."""
+    if not brought:
+        return template
+    if not template.thinking:
+        return replace(template, sampling={**template.sampling, **brought.get("on", {})})
+    modes = {
+        mode: replace(
+            thinking, sampling={**thinking.sampling, **brought.get("off" if mode == "off" else "on", {})}
+        )
+        for mode, thinking in template.thinking.items()
+    }
+    return replace(template, thinking=modes)
 
 
 def _end_of_text(checkpoint: Checkpoint) -> str:

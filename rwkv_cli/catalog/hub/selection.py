@@ -19,6 +19,7 @@ _BESIDES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
+    "fake_think_generation_config.json",
     "chat_template.jinja",
     "rwkv_vocab_v20230424.txt",
 )

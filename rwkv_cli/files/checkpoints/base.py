@@ -96,8 +96,11 @@ class Checkpoint:
         tokenizer: TokenizerSpec | None = None,
         chat_template: ChatTemplate | None = None,
         name: str | None = None,
+        sampling: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """Check officially named tensors and derive the sizes; the last three are the file's own, if it has any.
+        """Check officially named tensors and derive the sizes; the last four are the file's own, if it has any.
+
+        `sampling` has fields of `SamplingSettings` by mode of thinking, "on" or "off".
 
         Raises UnsupportedModelError for a model of another kind, CheckpointError for tensors that are
         missing, unknown or of the wrong shape.
@@ -115,6 +118,7 @@ class Checkpoint:
         self.tokenizer = tokenizer or tokenizer_beside(folder, self.config.vocab_size)
         self.chat_template = chat_template
         self.name: str = name or model_name(files)
+        self.sampling = sampling or {}
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """Read one tensor by its official name, in the shape of `ModelConfig.tensor_shapes`.

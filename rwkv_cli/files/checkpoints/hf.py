@@ -12,6 +12,7 @@ from rwkv_cli.errors import CheckpointError, UnsupportedModelError
 from rwkv_cli.files.checkpoints.base import Checkpoint, LazyTensor, mapped_tensor, refuse_foreign
 from rwkv_cli.files.checkpoints.beside import CONFIG, model_name, read_json
 from rwkv_cli.files.checkpoints.chat_templates import template_of_folder
+from rwkv_cli.files.checkpoints.generation_settings import settings_of_folder
 from rwkv_cli.files.checkpoints.layouts import official_tensors
 from rwkv_cli.files.checkpoints.pth import read_state_dict
 from rwkv_cli.files.safetensors import map_safetensors
@@ -82,6 +83,7 @@ def open_hf(path: Path) -> Checkpoint:
         tensors,
         chat_template=template_of_folder(folder) if is_folder else None,
         name=model_name(files, is_folder),
+        sampling=settings_of_folder(folder) if is_folder else {},
     )
     _check_settings(folder / CONFIG, settings, checkpoint.config)
     return checkpoint
