@@ -111,6 +111,8 @@ def _pulled(reference: Reference, shown: str, wanted: str) -> Path:
         return stored.path
     problem, instead = f"the model {shown} is not on this machine", ""
     other = None if wanted == shown else _other_generation(reference)
+    if other and _is_newer(other, shown) and (stored := model_store.find_pulled(other)):
+        return stored.path  # a short name means the newest of a size
     if other:  # which the short name may have meant before
         problem = f"{wanted} now means {shown}, which is not on this machine"
         instead = f", or choose {other}, which is here"
@@ -126,6 +128,12 @@ def _other_generation(reference: Reference) -> str | None:
     names = {stored.name.rpartition("-")[0] for stored in model_store.listed()}
     there = {name: parts[0] for name in names if (parts := split_name(name)) and parts[1] == pulled.size}
     return max(there, key=lambda name: order_of(there[name]), default=None)
+
+
+def _is_newer(name: str, than: str) -> bool:
+    """Whether the model of one name is of a later generation than that of another."""
+    one, other = split_name(name), split_name(than)
+    return one is not None and other is not None and order_of(one[0]) > order_of(other[0])
 
 
 def _unknown(wanted: str) -> UsageError:

@@ -380,8 +380,7 @@ def test_a_short_name_that_has_moved_to_another_generation():
     with pytest.raises(MissingModelError, match=r"^the model g1j-7\.2b is not on this machine: "):
         locate("7.2b")
     install("g1l-1.5b-int4", "g1a2-1.5b-int8")
-    with pytest.raises(MissingModelError, match=r"or choose g1l-1\.5b, which is here"):
-        locate("latest")
+    assert locate("latest") == model_store.path_of("g1l-1.5b-int4")  # a newer one than models.toml knows
 
 
 def test_a_model_of_a_generation_that_is_not_known_by_name():
@@ -412,3 +411,15 @@ def test_use_is_noted_for_models_of_the_store_alone(tmp_path):
     model_store.remove(stored)
     assert model_store.listed() == []
     assert list((model_store.folder() / ".used").iterdir()) == []
+
+
+def test_a_short_name_means_a_newer_model_that_is_here():
+    model_store.folder().mkdir(parents=True)
+    older, newer = (model_store.path_of(f"{name}-int8") for name in ("g1g-1.5b", "g1z-1.5b"))
+    older.touch()
+    with pytest.raises(MissingModelError, match=r"choose g1g-1\.5b, which is here"):
+        locate("g1-1.5b")
+    newer.touch()
+    assert locate("g1-1.5b") == locate("1.5b") == newer
+    with pytest.raises(MissingModelError, match=r"the model g1k-1\.5b is not on this machine"):
+        locate("g1k-1.5b")

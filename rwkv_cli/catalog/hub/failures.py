@@ -22,6 +22,9 @@ from rwkv_cli.errors import DownloadError
 TRIES = 6
 """Attempts in a row that may bring nothing."""
 
+UNREACHABLE_TRIES = 3
+"""Attempts at a server that cannot be reached at all: who is offline should hear of it soon."""
+
 FIRST_DELAY = 0.5  # seconds before the second attempt; each later one waits twice as long
 LONGEST_DELAY = 8.0
 SHORTEST_DELAY = 0.05  # after an attempt that has brought something
@@ -59,7 +62,7 @@ def attempt(what: str, ask: Callable[[], T], note: Note, tries: int = TRIES) -> 
         try:
             return guarded(what, ask)
         except TryAgainError as failure:
-            if number == tries:
+            if number == tries or (failure.is_unreachable and number == UNREACHABLE_TRIES):
                 kind = OfflineError if failure.is_unreachable else DownloadError
                 raise kind(f"cannot download {what}: {failure.reason}; try again later") from None
             pause(number, failure, note)
