@@ -148,10 +148,11 @@ class Model:
         return generation
 
     def stop_tokens(self, template: Template) -> frozenset[int]:
-        """The tokens that end an answer in a template, as far as the vocabulary has them."""
+        """The tokens that end an answer beside the end of the document: those of the template, and the model's own."""
         tokenizer = self.tokenizer
         found = [tokenizer.encode(text) for text in template.stop_tokens] if tokenizer else []
-        return frozenset(tokens[0] for tokens in found if len(tokens) == 1)
+        others = tokenizer.spec.ends[1:] if tokenizer else ()
+        return frozenset([*(tokens[0] for tokens in found if len(tokens) == 1), *others])
 
     def sampling_settings(
         self, template: Template, think: str | None = None, **overrides: Unpack[SamplingOverrides]

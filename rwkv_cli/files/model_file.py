@@ -6,7 +6,7 @@ bytes of the vocabulary, if the model brings its own. The metadata, all of it JS
     rwkv           the version of this format, 1
     config         the fields of `ModelConfig`
     quantization   {"type": "int8", "group": 64, ...}
-    tokenizer      {"kind": "world" | "tokenizer.json" | null}
+    tokenizer      {"kind": "world" | "tokenizer.json" | null, "ends": [2]}; ends may be missing
     template       the prompt template: its name or, if it does not come with the program, all of it
     template_from  what it was chosen by, for people; may be missing
     sampling       defaults for `SamplingSettings`, over those of the template
@@ -174,7 +174,7 @@ def _metadata(info: ModelInfo) -> dict[str, str]:
         "rwkv": VERSION,  # first: `is_model_file` looks for it
         "config": info.config.as_dict(),
         "quantization": scheme,
-        "tokenizer": {"kind": info.tokenizer.kind if info.tokenizer else None},
+        "tokenizer": _tokenizer_fields(info.tokenizer),
         "template": templates.to_json(info.template),
         **({"template_from": info.template_from} if info.template_from else {}),
         "sampling": dict(info.sampling),
@@ -213,7 +213,7 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
     return ModelInfo(
         config=config,
         weight_type=weight_type,
-        tokenizer=_read_tokenizer(_json(metadata, "tokenizer", dict).get("kind"), tensors.get(TOKENIZER)),
+        tokenizer=_read_tokenizer(_json(metadata, "tokenizer", dict), tensors.get(TOKENIZER), config),
         template=templates.from_json(_value(metadata, "template")),
         template_from=_json(metadata, "template_from", str)[:200] if "template_from" in metadata else "",
         sampling=_read_sampling(_json(metadata, "sampling", dict)),
@@ -228,14 +228,27 @@ def _read_weight_type(value: object) -> WeightType:
     raise ValueError(f"its weights have the unknown type {value!r}")
 
 
-def _read_tokenizer(kind: object, vocabulary: MappedTensor | None) -> TokenizerSpec | None:
+def _tokenizer_fields(spec: TokenizerSpec | None) -> dict[str, object]:
+    if spec is None:
+        return {"kind": None}
+    return {"kind": spec.kind} | ({"ends": list(spec.ends)} if spec.ends else {})
+
+
+def _read_tokenizer(
+    fields: Mapping[str, object], vocabulary: MappedTensor | None, config: ModelConfig
+) -> TokenizerSpec | None:
+    kind, ends = fields.get("kind"), fields.get("ends", [])
     if kind is None:
         return None
+    if not isinstance(ends, list) or not all(
+        type(end) is int and 0 <= end < config.vocab_size for end in ends
+    ):
+        raise ValueError("the tokens that end a document are not in its vocabulary")
     data = vocabulary.array.tobytes() if vocabulary else None
     if kind == "world":
-        return TokenizerSpec("world", data)
+        return TokenizerSpec("world", data, tuple(ends))
     if kind == "tokenizer.json" and data:
-        return TokenizerSpec("tokenizer.json", data)
+        return TokenizerSpec("tokenizer.json", data, tuple(ends))
     raise ValueError(f"its tokenizer is of an unknown kind, {kind!r}, or missing")
 
 

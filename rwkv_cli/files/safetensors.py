@@ -68,6 +68,10 @@ class Mapped:
     tensors: dict[str, MappedTensor]
 
 
+class UnreadableTypeError(ValueError):
+    """A tensor is of a type that this program does not read, such as FP8; the file may be sound."""
+
+
 def map_safetensors(path: Path) -> Mapped:
     """Map a safetensors file and check its whole header; no tensor is read.
 
@@ -305,7 +309,9 @@ def _check_entry(name: str, fields: object) -> _Entry:
         raise ValueError(f"the tensor {name[:80]!r} has a malformed header entry")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"the tensor {name[:80]!r} has a type that cannot be read: {str(dtype)[:20]!r}")
+        raise UnreadableTypeError(
+            f"the tensor {name[:80]!r} has a type that cannot be read: {str(dtype)[:20]!r}"
+        )
     if not _are_counts(shape) or not _are_counts(offsets) or len(shape) > 16 or len(offsets) != 2:
         raise ValueError(f"the tensor {name[:80]!r} has an invalid shape or offset")
     entry = _Entry(dtype, tuple(shape), *offsets)

@@ -29,11 +29,13 @@ class TokenizerSpec:
 
     kind "world" is greedy longest match over byte strings: data is None for the packaged World vocabulary,
     otherwise a vocabulary in the format of `rwkv_vocab_v20230424.txt`. kind "tokenizer.json" is a file of the
-    `tokenizers` library: data is its bytes.
+    `tokenizers` library: data is its bytes. ends are the ids that end a document, if the files of the model say so,
+    the main one first.
     """
 
     kind: Literal["world", "tokenizer.json"]
     data: bytes | None = None
+    ends: tuple[int, ...] = ()
 
 
 class Tokenizer(Protocol):
@@ -315,7 +317,7 @@ class JsonTokenizer:
         self._alphabet = _byte_alphabet()
         self._added = self._library.get_added_tokens_decoder()
         self.vocab_size: int = max(pieces.values()) + 1
-        self.end_of_document: int = pieces.get("<|endoftext|>", 0)
+        self.end_of_document: int = spec.ends[0] if spec.ends else pieces.get("<|endoftext|>", 0)
         end = self._added.get(self.end_of_document)
         self.text_of_end: str = str(end.content) if end else ""
         kind = "byte-level " if self._byte_level else ""

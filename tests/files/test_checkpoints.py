@@ -76,9 +76,13 @@ def test_a_model_of_the_worlds_size_has_its_vocabulary(tmp_path):
     config = ModelConfig(
         n_layer=1, n_embd=64, n_ffn=64, vocab_size=65_536, rank_w=4, rank_a=4, rank_v=0, rank_g=4
     )
-    (tmp_path / "tokenizer.json").write_bytes(b"{}")
-    checkpoint = open_checkpoint(write_pth(tmp_path / "x.pth", random_weights(config)))
-    assert checkpoint.tokenizer == TokenizerSpec("world")
+    path = write_pth(tmp_path / "x.pth", random_weights(config))
+    assert open_checkpoint(path).tokenizer == TokenizerSpec("world")
+    own = b'{"model": {"type": "BPE"}}'
+    (tmp_path / "tokenizer.json").write_bytes(own)
+    assert open_checkpoint(path).tokenizer == TokenizerSpec(
+        "tokenizer.json", own
+    )  # unless it has one of its own
 
 
 def test_a_directory_with_one_file(tmp_path):
@@ -257,3 +261,30 @@ def test_an_unreadable_file_names_the_reason(tmp_path, monkeypatch):
 def test_the_package_is_cheap_to_import():
     code = "import sys, rwkv_cli.files.checkpoints; assert not {'gguf', 'torch', 'numba'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 381977600\n"
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors", "m.gguf", "m.st", "m"])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path, name):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(
+        CheckpointError, match="is only a pointer of Git LFS: get the file itself with `git lfs pull`"
+    ):
+        open_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_in_a_folder_is_called_one(tmp_path, name):
+    folder = write_hf(tmp_path / "model", WEIGHTS)
+    (folder / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name} is only a pointer of Git LFS"):
+        open_checkpoint(folder)
+
+
+def test_types_that_cannot_be_read_are_to_be_converted(tmp_path):
+    header = b'{"emb.weight":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}'
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match=r"'F8_E4M3'; convert it to bf16 first$"):
+        open_checkpoint(tmp_path / "m.safetensors")

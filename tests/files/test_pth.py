@@ -244,3 +244,38 @@ def test_torch_agrees_in_both_directions(tmp_path):
     for name, tensor in weights.items():
         np.testing.assert_array_equal(loaded[name].float().numpy().reshape(tensor.shape), tensor)
         np.testing.assert_array_equal(checkpoint.tensor(name), tensor)
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0"])
+def test_damaged_bytes_are_noticed(tmp_path, part):
+    """By the CRC-32 that the archive has of each entry."""
+    path = write_pth(tmp_path / "x.pth", random_weights())
+    with zipfile.ZipFile(path) as archive:
+        entry = next(each for each in archive.infolist() if each.filename.endswith(part))
+    data = bytearray(path.read_bytes())
+    begin = data.index(entry.filename.encode(), entry.header_offset) + len(entry.filename)
+    data[begin + entry.file_size // 2 + len(entry.extra)] ^= 1
+    path.write_bytes(data)
+
+    def read():
+        checkpoint = open_checkpoint(path)
+        return [checkpoint.tensor(name) for name in checkpoint.config.tensor_shapes()]
+
+    with pytest.raises(CheckpointError, match=rf"damaged at the entry '.*{part}': get it again"):
+        read()
+
+
+def test_an_archive_without_checksums_is_read(tmp_path, monkeypatch):
+    """As torch writes it after `set_crc32_options(False)`: all of them are 0."""
+    path = write_pth(tmp_path / "x.pth", random_weights())
+    infolist = zipfile.ZipFile.infolist
+
+    def without(archive):
+        for entry in (entries := infolist(archive)):
+            entry.CRC = 0
+        return entries
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", without)
+    np.testing.assert_array_equal(
+        open_checkpoint(path).tensor("head.weight"), random_weights()["head.weight"]
+    )

@@ -17,6 +17,7 @@ from rwkv_cli.errors import CheckpointError
 from rwkv_cli.files.checkpoints.base import ChatTemplate, Checkpoint
 from rwkv_cli.files.checkpoints.beside import CONFIG
 from rwkv_cli.files.checkpoints.foreign import NOT_RECOGNISED
+from rwkv_cli.files.checkpoints.small_files import refuse_pointer
 
 __all__ = ["ChatTemplate", "Checkpoint", "open_checkpoint"]
 
@@ -47,6 +48,7 @@ def _open_file(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         magic = file.read(9)
         is_state = (magic[8:] + file.read(32)).startswith(_STATE)
+    refuse_pointer(path)
     if is_state:
         raise CheckpointError(f"{path} is a saved state and not a model: use it as {{state}}")
     if not magic:

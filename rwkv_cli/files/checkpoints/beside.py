@@ -8,9 +8,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rwkv_cli.errors import CheckpointError, TokenizerError
+from rwkv_cli.files.checkpoints.end_tokens import end_tokens_beside
+from rwkv_cli.files.checkpoints.small_files import MAX_JSON, read_limited
 from rwkv_cli.text.tokenizer import TokenizerSpec, WorldTokenizer, WorldVocabulary
 
 CONFIG = "config.json"
@@ -21,7 +22,6 @@ _WORLD_IDS = 65_530  # the vocabulary has fewer: its highest id + 1
 _WORLD_FILE = "rwkv_vocab_v20230424.txt"
 _WORLD_SHA256 = "8324476023347dec2964625ccb2075c864d250a9c6d9a74f36daba628de8c008"
 _MAX_VOCABULARY = 16 << 20  # the published one has 1.2 MB
-_MAX_JSON = 64 << 20
 
 _SUFFIX = re.compile(r"\.(pth|pt|bin|gguf|safetensors|st)", re.IGNORECASE)
 # What the files of any model are called, and digests: names of commits, and of files in the hub's cache.
@@ -31,46 +31,26 @@ _SNAPSHOTS, _BLOBS, _MODELS = "snapshots", "blobs", "models--"
 _MAX_NAME = 100
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError."""
-    try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_JSON else None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object: get it again")
-    return content
-
-
-def read_limited(path: Path, limit: int, what: str) -> bytes:
-    """The bytes of a small file. Raises CheckpointError for a larger one."""
-    size = path.stat().st_size
-    if size > limit:
-        raise CheckpointError(f"{path} has {size:,} bytes, more than any {what}: remove it or get it again")
-    return path.read_bytes()
-
-
 # -------------------------------------------------------------------------------------------------- the vocabulary
 
 
 def tokenizer_beside(folder: Path, vocab_size: int) -> TokenizerSpec | None:
     """The vocabulary of a model with `vocab_size` rows whose weights are in `folder`, or None.
 
-    The first of: the folder's World vocabulary, if its ids fit; the packaged one for models of its size; the folder's
-    `tokenizer.json`. Raises CheckpointError if the file to be used is damaged or too large.
+    The first of: the folder's World vocabulary, if its ids fit; the folder's `tokenizer.json`; the packaged World
+    vocabulary for models of its size. Raises CheckpointError if the file to be used is damaged or too large.
     """
     world = _world_beside(folder / _WORLD_FILE, vocab_size)
     if world is not None:
         return world
-    if vocab_size == WORLD_VOCAB_SIZE:
-        return TokenizerSpec("world")
+    usual = TokenizerSpec("world") if vocab_size == WORLD_VOCAB_SIZE else None
     file = folder / "tokenizer.json"
     if not file.is_file():
-        return None
-    data = read_limited(file, _MAX_JSON, "vocabulary")
+        return usual
+    data = read_limited(file, MAX_JSON, "vocabulary")
     if _is_trie(data):
         return TokenizerSpec("world") if vocab_size >= _WORLD_IDS else None
-    return TokenizerSpec("tokenizer.json", data)
+    return TokenizerSpec("tokenizer.json", data, end_tokens_beside(folder, data, vocab_size))
 
 
 def _world_beside(file: Path, vocab_size: int) -> TokenizerSpec | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rwkv_cli.errors import CheckpointError
 from rwkv_cli.files.checkpoints.base import ChatTemplate
-from rwkv_cli.files.checkpoints.beside import read_json, read_limited
+from rwkv_cli.files.checkpoints.small_files import read_json, read_limited
 
 _FILE, _SETTINGS, _FIELD = "chat_template.jinja", "tokenizer_config.json", "chat_template"
 _KEY = "tokenizer.chat_template"

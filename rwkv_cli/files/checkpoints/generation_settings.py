@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_cli.errors import CheckpointError, UsageError
-from rwkv_cli.files.checkpoints.beside import read_json
+from rwkv_cli.files.checkpoints.small_files import read_json
 from rwkv_cli.sampling_settings import NUMERIC_FIELDS, parse_defaults
 
 # The file of each mode; without a thought, the second one.

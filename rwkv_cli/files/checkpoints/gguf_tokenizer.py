@@ -41,11 +41,16 @@ def tokenizer_spec(path: Path, keys: dict[str, object]) -> TokenizerSpec | None:
     if keys.get(_PREFIX + "pre") not in _GPT2_SPLITS:
         return None
     try:
-        return TokenizerSpec(
-            "tokenizer.json", _byte_level_bpe(tokens, types.tolist(), _strings(keys, "merges"))
-        )
+        data = _byte_level_bpe(tokens, types.tolist(), _strings(keys, "merges"))
+        return TokenizerSpec("tokenizer.json", data, _ends(keys, len(tokens)))
     except ValueError:
         raise CheckpointError(f"{path} has a damaged tokenizer: get the file again") from None
+
+
+def _ends(keys: dict[str, object], n_tokens: int) -> tuple[int, ...]:
+    """The tokens that end a document or a turn, the former first; without those that the vocabulary lacks."""
+    found = [keys.get(f"{_PREFIX}{name}_token_id") for name in ("eos", "eot")]
+    return tuple(dict.fromkeys(token for token in found if type(token) is int and 0 <= token < n_tokens))
 
 
 def unescape(token: bytes) -> bytes:

@@ -10,12 +10,13 @@ from rwkv_cli import tensors as table
 from rwkv_cli.config import HEAD_SIZE, LAYER_NORM_EPS, ModelConfig
 from rwkv_cli.errors import CheckpointError, UnsupportedModelError
 from rwkv_cli.files.checkpoints.base import Checkpoint, LazyTensor, mapped_tensor, refuse_foreign
-from rwkv_cli.files.checkpoints.beside import CONFIG, model_name, read_json
+from rwkv_cli.files.checkpoints.beside import CONFIG, model_name
 from rwkv_cli.files.checkpoints.chat_templates import template_of_folder
 from rwkv_cli.files.checkpoints.generation_settings import settings_of_folder
 from rwkv_cli.files.checkpoints.layouts import official_tensors
 from rwkv_cli.files.checkpoints.pth import read_state_dict
-from rwkv_cli.files.safetensors import map_safetensors
+from rwkv_cli.files.checkpoints.small_files import read_json, refuse_pointer
+from rwkv_cli.files.safetensors import UnreadableTypeError, map_safetensors
 from rwkv_cli.tensors import Format
 
 # One file or an index of several, in safetensors or in the older PyTorch pickles.
@@ -108,10 +109,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _map_weights(file: Path) -> dict[str, LazyTensor]:
+    refuse_pointer(file)
     if file.suffix == ".bin":
         return read_state_dict(file)
     try:
         mapped = map_safetensors(file)
+    except UnreadableTypeError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}; convert it to bf16 first") from None
     except ValueError as error:
         raise CheckpointError(f"{file} cannot be read: {error}; get it again") from None
     tensors = {}

@@ -13,12 +13,14 @@ import mmap
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkv_cli.errors import CheckpointError
 from rwkv_cli.files.checkpoints.base import Checkpoint, LazyTensor, mapped_tensor, refuse_foreign
@@ -38,6 +40,7 @@ _STORAGES: Mapping[str, tuple[str, np.dtype[Any]]] = {
 }
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
+_TENSOR_OF_OTHER_TYPE = "torch._utils._rebuild_tensor_v3"
 _PARAMETER = "torch._utils._rebuild_parameter"
 # Entries of a trainer's checkpoint that hold the weights.
 _NESTED = ("state_dict", "model")
@@ -83,6 +86,7 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._verified: set[str] = set()
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
@@ -113,13 +117,32 @@ class _Archive:
         flat = np.frombuffer(self._map, storage.dtype, storage.numel, start)
         strides = tuple(stride * storage.dtype.itemsize for stride in tensor.strides)
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
-        return mapped_tensor(view, storage.label)
+        mapped = mapped_tensor(view, storage.label)
+
+        def read() -> NDArray[np.float32]:
+            self._verify(f"data/{storage.key}")
+            return mapped.read()
+
+        return replace(mapped, read=read)
 
     def _bytes(self, name: str, limit: int) -> bytes:
         start, size = self._locate(name)
         if size > limit:
             raise CheckpointError(f"{self.path} has {size} bytes in {name}, more than any checkpoint needs")
+        self._verify(name)
         return self._map[start : start + size]
+
+    def _verify(self, name: str) -> None:
+        """Compare an entry with its CRC-32, once. Raises CheckpointError where they differ."""
+        if name in self._verified:
+            return
+        start, size = self._locate(name)
+        expected = self._entries[self._prefix + name].CRC
+        with memoryview(self._map) as whole, whole[start : start + size] as data:
+            # 0 stands for none, as torch writes it where it is told to compute none.
+            if expected and zlib.crc32(data) != expected:
+                raise self._damaged(self._prefix + name)
+        self._verified.add(name)
 
     def _locate(self, name: str) -> tuple[int, int]:
         """Offset and size of an entry's bytes in the file, as directory and local header agree on them."""
@@ -286,6 +309,10 @@ class _PickleMachine:
     def _global(self, argument: str) -> _Global:
         name = ".".join(argument.split(" ", 1))
         if name not in _GLOBALS:
+            if name.startswith("torch.float8") or name == _TENSOR_OF_OTHER_TYPE:
+                raise _RefusedPickleError(
+                    "has FP8 tensors or others of a rare type: convert it to bf16 first"
+                )
             if name.startswith("torch.") and name.endswith("Storage"):
                 raise _RefusedPickleError(f"has tensors of the type {name}, which is not a type of weights")
             shown = "".join(character for character in name[:80] if character.isprintable())
