@@ -3,8 +3,6 @@
 Needs the `peers` extra.
 """
 
-import os
-
 import numpy as np
 import pytest
 from helpers.golden_text import ANSWER, CONFIG, PROMPT, WEIGHTS, answer_of, logits_of
@@ -14,8 +12,6 @@ from helpers.writers import random_weights, write_pth
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.engine.state import State
 from rwkv_cli.files.checkpoints import ChatTemplate, open_checkpoint
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the package is imported
 
 torch = pytest.importorskip("torch", reason="needs the peers extra")
 converter = pytest.importorskip("rwkv7_hf.converter", reason="needs the peers extra")
