@@ -110,7 +110,8 @@ class _Text:
         elif not self.finish and self.tokens == self._max_tokens:
             self.finish = "length"
         if self.finish:
-            self.parts += [*self._splitter.feed(self._stream.flush()), *self._splitter.flush()]
+            rest = self._stream.rest() if self.finish == "length" else self._stream.flush()
+            self.parts += [*self._splitter.feed(rest), *self._splitter.flush()]
 
 
 @dataclass
