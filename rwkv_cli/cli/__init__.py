@@ -3,6 +3,7 @@
     main              the program: its commands, and the one place where errors become sentences and exit codes
     options           the options of the commands, each declared once, and the names that errors use for them
     sampling_options  the ten options of sampling
+    failures          what is told of exceptions that no command expected
     help_pages        options in panels, commands in groups, and examples
     completion        names that a shell completes
     prompt            where a prompt comes from

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO
 
 INTERRUPTED = 130
@@ -97,23 +95,3 @@ def write_json(value: object) -> None:
     from json import dumps
 
     print(dumps(value, ensure_ascii=False, indent=2))
-
-
-def prepare_streams() -> None:
-    """Write UTF-8 to files and pipes on every system; a terminal that lacks a character shows a question mark."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by `>&-`
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
-
-
-def abandon_stdout() -> None:
-    """Drop what is still buffered for stdout, which cannot be written, so that it does not fail again at exit."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError, AttributeError):  # no real file behind it, as under a test
-        pass
