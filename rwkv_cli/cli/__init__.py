@@ -10,7 +10,7 @@
     commands/         a file per command
     chat/             the parts of a chat
     reports/          what commands print about models, states, speeds and quantization
-    terminal/         text, progress and interrupts on a terminal
+    terminal/         text, progress and interrupts on a terminal; what is safe to show
 
 `rwkv --help` imports main, the commands, options and nothing else: commands import what they need when they run.
 """

@@ -126,7 +126,7 @@ def _write(out: IO[str], prompt: Prompt, answer: Answer) -> None:
     }
     with Interrupts() as interrupts:
         interrupts.hold()
-        out.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        out.write(ui.json_text(fields) + "\n")
         out.flush()
     if interrupts.asked:
         raise KeyboardInterrupt
