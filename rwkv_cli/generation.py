@@ -49,7 +49,8 @@ class Generation(Iterator[Step]):
     """An iterator over steps that knows its usage, its session, and the text that it still holds back.
 
     When the iteration ends early, `flush` gives the text that was held back. `commit` gives the place after the text
-    as it was shown, to continue from.
+    as it was shown, to continue from. A limit of tokens may come in the middle of a character: its bytes are then
+    `unfinished`, for a generation that goes on from there.
     """
 
     def __init__(
@@ -63,22 +64,26 @@ class Generation(Iterator[Step]):
         *,
         stop_tokens: Collection[int] = (),
         splitter: ThoughtSplitter | None = None,
+        unfinished: bytes = b"",
     ) -> None:
         """`prompt` follows what the session has read, and may be empty if it has. Raises UsageError.
 
-        `splitter` tells thoughts from the answer; without one, all text is the answer.
+        `splitter` tells thoughts from the answer; without one, all text is the answer. `unfinished` are the bytes of a
+        character that the session has read half of.
         """
         self.session = session
         self.prompt, self.stop = prompt, tuple(stop)
         end = tokenizer.end_of_document if tokenizer else 0
         self._loop = TokenLoop(session, prompt, end, max_tokens, reader, stop_tokens)
-        self._stream = TextStream(tokenizer, stop)
+        self._stream = TextStream(tokenizer, stop, unfinished)
         self._splitter = splitter
         self._tokenizer = tokenizer
         # To take back what must not be read: where the session last stood with no text held back, if tokens were read
         # since; and what was shown of their text.
         self._mark: Snapshot | None = None
         self._shown = ""
+        self._read_before = unfinished  # of the first character of what was shown
+        self._left: bytes | None = None  # of a character, once the session was taken back to before its end
 
     @property
     def usage(self) -> Usage:
@@ -114,10 +119,10 @@ class Generation(Iterator[Step]):
         if self._stream.is_holding:
             self._shown += text
         else:
-            self._mark, self._shown = None, ""
+            self._forget_mark()
         parts = self._split(text)
         if self.finish:
-            rest = self._rest(self._stream.flush())
+            rest = self._rest(self._stream.rest() if self.finish == "length" else self._stream.flush())
             text, parts = text + rest.text, (*parts, *rest.parts)
         return Step(text=text, parts=parts, token=choice.token, logprob=choice.logprob, finish=self.finish)
 
@@ -131,8 +136,9 @@ class Generation(Iterator[Step]):
 
     def _rest(self, rest: str) -> Shown:
         self._shown += rest
+        parts = self._split(rest)
         held = self._splitter.flush() if self._splitter else []
-        return Shown(text=rest, parts=(*self._split(rest), *held))
+        return Shown(text=rest, parts=(*parts, *held))
 
     def _split(self, text: str) -> tuple[Part, ...]:
         if self._splitter:
@@ -145,21 +151,29 @@ class Generation(Iterator[Step]):
         return self._stream.is_inside_character
 
     @property
+    def unfinished(self) -> bytes:
+        """The first bytes of a character that the tokens so far end in the middle of; they are in no step's text."""
+        return self._stream.unfinished if self._left is None else self._left
+
+    @property
     def _is_ended_by_token(self) -> bool:
         """Whether the last token is one that ends the text: it has no text, and is not read."""
         return self._loop.finish in ("end", "stop")
 
-    def commit(self) -> Snapshot:
+    def commit(self, *, whole_characters: bool = False) -> Snapshot:
         """The place after the text as it stands; no more steps may follow.
 
-        All tokens were read but one that ended the text. After a stop string, or in the middle of a character, the
-        session is taken back to what was shown: the model never sees the stop string.
+        All tokens were read but one that ended the text. After a stop string, or an interruption in the middle of a
+        character, the session is taken back to what was shown: the model never sees the stop string. At the limit of
+        tokens it has read what is `unfinished` too, unless `whole_characters` are wanted.
         """
         if not self.usage.generated_tokens:
             self._loop.read_prompt()
         elif self._is_ended_by_token:
             self.session.drop_pending()
-        elif self.finish == "stop" or (self.finish is None and self.is_inside_character):
+        elif self.finish == "stop" or (
+            self.is_inside_character and (self.finish is None or whole_characters)
+        ):
             self._take_back()
         return self.session.freeze()
 
@@ -167,6 +181,17 @@ class Generation(Iterator[Step]):
         self.session.drop_pending()
         if self._mark:
             self.session.rewind(self._mark)
+        self._left = b"" if self._shown else self._read_before
         if self._shown and self._tokenizer:
-            self.session.feed(self._tokenizer.encode(self._shown))
-        self._mark, self._shown = None, ""
+            self.session.feed(self._tokenizer.encode(self._unread()))
+        self._forget_mark()
+
+    def _unread(self) -> str:
+        """What was shown since the mark, without those bytes of its first character that were read before."""
+        shown = self._shown.encode()
+        if not shown.startswith(self._read_before):  # it never became a character
+            return self._shown[1:]
+        return shown[len(self._read_before) :].decode("utf-8", "surrogateescape")
+
+    def _forget_mark(self) -> None:
+        self._mark, self._shown, self._read_before = None, "", b""

@@ -109,6 +109,7 @@ class Model:
         start: Snapshot | None = None,
         after_document: bool = False,
         said: str | None = None,
+        unfinished: bytes = b"",
         reader: PromptReader = read_directly,
         progress: Progress | None = None,
         **sampling: Unpack[SamplingOverrides],
@@ -121,7 +122,8 @@ class Model:
         document and before a stop string, which is not part of the text. `start` is where to continue from, with its
         sampler: no prompt is needed there, and one in a template of conversations is the next turn, or the first one
         `after_document`. It is left as it is. `said` is the text up to there, where an answer is continued: it tells
-        whether that is in the middle of a thought. `reader` reads the prompt, perhaps from a cache; `progress` receives
+        whether that is in the middle of a thought; `unfinished` are the bytes of a character that `start` has read half
+        of. `reader` reads the prompt, perhaps from a cache; `progress` receives
         the tokens read. Raises UsageError for invalid settings.
         """
         layout = get_template(template) if isinstance(template, str) else template or self.template
@@ -142,6 +144,7 @@ class Model:
             reader,
             stop_tokens=self.stop_tokens(layout),
             splitter=ThoughtSplitter(layout, think, said=said),
+            unfinished=unfinished,
         )
         if progress:
             generation.report_to(progress)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-from rwkv_cli.errors import StorageError
+from rwkv_cli.errors import StorageError, UsageError
 
 DATA = Path(__file__).parent / "data"
 EMBEDDED_MODEL = DATA / "gosling.safetensors"
@@ -51,3 +51,14 @@ def registry_file() -> Path:
     """models.toml: in the package when installed, at the top of a checkout."""
     packaged = Path(__file__).parent / "models.toml"
     return packaged if packaged.exists() else Path(__file__).parent.parent / "models.toml"
+
+
+def user_path(text: str | Path) -> Path:
+    """The path that a user typed, with ~ expanded. Raises UsageError for the home of nobody, or a null character."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text}: there is no home folder of that user") from None
+    if "\0" in str(path):
+        raise UsageError(f"{text} is not a path: it contains a null character")
+    return path

@@ -87,7 +87,7 @@ def locate(path_or_name: str | Path | None) -> Path:
         raise UsageError("the name of the model is empty")
     if reference.is_reference(wanted):
         return _pulled(resolve(wanted), wanted, wanted)
-    path = Path(path_or_name).expanduser()
+    path = paths.user_path(path_or_name)
     if path.is_file() or path.is_dir():
         return path
     if path.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import sys
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from rwkv_cli import __version__
+from rwkv_cli.cli import failures
 from rwkv_cli.cli.commands.bench import bench
 from rwkv_cli.cli.commands.chat import chat
 from rwkv_cli.cli.commands.export import export
@@ -23,7 +23,7 @@ from rwkv_cli.cli.commands.quantize import quantize
 from rwkv_cli.cli.commands.state import app as state
 from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.options import as_flag
-from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal import streams, ui
 from rwkv_cli.errors import RwkvError
 
 TERMINATED = 128 + signal.SIGTERM
@@ -86,7 +86,7 @@ app.add_typer(models, rich_help_panel=MODELS)
 
 def main() -> None:
     """The entry point: run the command line of this process and exit with its code."""
-    ui.prepare_streams()
+    streams.prepare()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no half-written file is left
     sys.exit(run(sys.argv[1:]))
 
@@ -107,21 +107,13 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return ui.INTERRUPTED
     except SystemExit as exit:  # Typer's for a closed pipe: `rwkv info | head -1`
-        ui.abandon_stdout()
+        streams.abandon_stdout()
         return 0 if isinstance(exit.__context__, BrokenPipeError) else int(exit.code or 0)
     except OSError as error:
-        ui.abandon_stdout()
-        if isinstance(error, BrokenPipeError):
-            return 0
-        where = error.filename or "cannot write the output"
-        return _fail(f"{where}: {(error.strerror or str(error)).lower()}", 1)
-    except MemoryError:
-        return _fail("not enough memory", 1)
+        streams.abandon_stdout()
+        return 0 if isinstance(error, BrokenPipeError) else _fail(failures.sentence(error), 1)
     except Exception as error:
-        if os.environ.get("RWKV_DEBUG") == "1":
-            raise
-        what = f"{type(error).__name__}: {error}"
-        return _fail(f"this should not happen ({what}); please report it, with what RWKV_DEBUG=1 adds", 1)
+        return _fail(failures.sentence(error), 1)
 
 
 def _fail(message: str, code: int) -> int:

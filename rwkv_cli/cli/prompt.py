@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rwkv_cli import paths
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
 from rwkv_cli.text import stop_strings
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+MOST_BYTES = 64_000_000
+"""Of a prompt, or of a file of prompts: a hundred books. A device or a pipe without an end must not fill the memory."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it at the beginning of a file
 
 
@@ -19,8 +23,8 @@ def read_prompt(text: str | None, file: str | None, optional: bool = False) -> s
     """The prompt of --prompt, of --prompt-file ("-" is standard input) or, without both, of standard input.
 
     One newline at the end of a file is dropped: the editor put it there, not the user. An `optional` prompt is empty
-    if standard input is a terminal. Raises UsageError if there is no prompt, if both options are given, and for text
-    that is not UTF-8.
+    if standard input is a terminal. Raises UsageError if there is no prompt, if both options are given, for text
+    that is not UTF-8, and for more than MOST_BYTES.
     """
     if text is not None and file is not None:
         raise UsageError("give either --prompt or --prompt-file, not both")
@@ -31,7 +35,7 @@ def read_prompt(text: str | None, file: str | None, optional: bool = False) -> s
             return ""
         raise UsageError("no prompt given: use --prompt TEXT, --prompt-file FILE or a pipe")
     data = _read(file or "-").removeprefix(_BYTE_ORDER_MARK)
-    return re.sub(r"\r?\n\Z", "", _decoded(data, "prompt"))
+    return re.sub(r"\r?\n\Z", "", decoded(data, "prompt"))
 
 
 def parse_stops(texts: Sequence[str]) -> tuple[str, ...]:
@@ -41,7 +45,7 @@ def parse_stops(texts: Sequence[str]) -> tuple[str, ...]:
 
 def checked_text(text: str, what: str) -> str:
     """An argument of the command line. Raises UsageError unless it was UTF-8: other bytes became surrogates."""
-    return _decoded(
+    return decoded(
         text.encode("utf-8", "surrogatepass" if sys.platform == "win32" else "surrogateescape"), what
     )
 
@@ -50,19 +54,34 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], text)
 
 
+def read_limited(path: Path, most: int) -> bytes | None:
+    """What is in a file, which may be a pipe or a device; None if that is more than `most` bytes. Raises OSError."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    return data if len(data) <= most else None
+
+
 def _read(file: str) -> bytes:
+    where = "standard input" if file == "-" else file
     try:
-        if file == "-":
-            return sys.stdin.buffer.read()
-        return Path(file).expanduser().read_bytes()
+        if file != "-":
+            data = read_limited(paths.user_path(file), MOST_BYTES)
+        elif sys.stdin is None:
+            raise UsageError("cannot read the prompt from standard input: it is closed")
+        else:
+            data = sys.stdin.buffer.read(MOST_BYTES + 1)
     except OSError as error:
-        where = "standard input" if file == "-" else file
         raise UsageError(
             f"cannot read the prompt from {where}: {(error.strerror or str(error)).lower()}"
         ) from None
+    if data is None or len(data) > MOST_BYTES:
+        limit = f"{MOST_BYTES // 10**6} MB"
+        raise UsageError(f"{where} has more than {limit}, which is the most that is read: use a part of it")
+    return data
 
 
-def _decoded(data: bytes, what: str) -> str:
+def decoded(data: bytes, what: str) -> str:
+    """The text of bytes. Raises UsageError unless they are UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

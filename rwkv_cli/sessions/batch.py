@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
+
+import numpy as np
 
 from rwkv_cli.engine.batch import Batch
 from rwkv_cli.engine.generate import PromptReader, check_limit, read_directly
@@ -62,17 +64,25 @@ def answers(
     """
     layout = template or model.template
     check_limit(max_tokens)
-    seed = sampling.get("seed")
-    jobs = []
-    for index, prompt in enumerate(prompts):
-        sampling["seed"] = None if seed is None else seed + index
-        tokens = _encoded(model, prompt, layout)
-        sampler = model.sampler(model.sampling_settings(layout, prompt.think, **sampling))
-        jobs.append(_Job(index, tokens, sampler, _Text(model, layout, prompt.think, stop, max_tokens)))
+    TextStream(model.tokenizer, (*layout.stop, *stop))  # which refuses what cannot be
+    encoded = [np.array(_encoded(model, prompt, layout), np.int32) for prompt in prompts]
+    settings = {
+        mode: model.sampling_settings(layout, mode, **sampling) for mode in {each.think for each in prompts}
+    }
+
+    def job(index: int) -> _Job:  # only once its turn comes: it takes more memory than its prompt
+        mode = prompts[index].think
+        chosen = settings[mode]
+        if chosen.seed is not None:
+            chosen = replace(chosen, seed=chosen.seed + index)
+        text = _Text(model, layout, mode, stop, max_tokens)
+        return _Job(index, encoded[index].tolist(), model.sampler(chosen), text)
+
+    jobs = map(job, range(len(prompts)))
     if not max_tokens:
         return (job.answer() for job in jobs)
     slots = 1 if model.backend.batch_size == 1 else batch_size or model.backend.batch_size
-    return _together(model, jobs, min(slots, len(jobs)), reader)
+    return _together(model, jobs, min(slots, len(prompts)), reader)
 
 
 def _encoded(model: Model, prompt: Prompt, layout: Template) -> list[int]:
@@ -110,7 +120,8 @@ class _Text:
         elif not self.finish and self.tokens == self._max_tokens:
             self.finish = "length"
         if self.finish:
-            self.parts += [*self._splitter.feed(self._stream.flush()), *self._splitter.flush()]
+            rest = self._stream.rest() if self.finish == "length" else self._stream.flush()
+            self.parts += [*self._splitter.feed(rest), *self._splitter.flush()]
 
 
 @dataclass
@@ -138,12 +149,12 @@ class _Job:
         return Answer(self.index, text, finish, self._prompt_tokens, self.text.tokens, thought)
 
 
-def _together(model: Model, jobs: Sequence[_Job], slots: int, reader: PromptReader) -> Iterator[Answer]:
+def _together(model: Model, waiting: Iterator[_Job], slots: int, reader: PromptReader) -> Iterator[Answer]:
     """Answer jobs, `slots` at a time."""
-    if not jobs:
+    if not slots:
         return
     batch = model.backend.batch(slots)
-    waiting, running = iter(jobs), dict[int, _Job]()  # by slot
+    running = dict[int, _Job]()  # by slot
     while True:
         while len(running) < slots and (job := next(waiting, None)):
             if reader is read_directly:

@@ -64,6 +64,7 @@ class Continuation:
             start=self._start(),
             after_document=self.saved is not None and self.saved.template is None,
             said=None if self.request.text else self.before,
+            unfinished=self.saved.unfinished if self.saved and not self.request.text else b"",
             reader=reader,
             **sampling,
         )
@@ -97,6 +98,8 @@ class Continuation:
             read = resume.text_of(
                 self.layout, self.request.text, self.request.system, self.request.think, before
             )
+            if before and before.unfinished and read:
+                read = "\ufffd" + read  # it stays unfinished
             text = self.before + read + generated
         if self.request.reads_only:
             snapshot = replace(snapshot, memory=before.snapshot.memory if before else None)
@@ -110,6 +113,7 @@ class Continuation:
             template=self._template(),
             settings=settings,
             text=text,
+            unfinished=self.generation.unfinished,
         )
         state_store.save(target, saved, compact)
         return saved

@@ -118,7 +118,7 @@ class Conversation:
         return replace(snapshot, memory=SamplerMemory(counts, self._generator))
 
     def _record(self, turn: Turn, after: int, answer: AnswerStream) -> None:
-        snapshot = answer.generation.commit()
+        snapshot = answer.generation.commit(whole_characters=True)  # what follows is not the rest of one
         self._generator = snapshot.memory.generator if snapshot.memory else None
         self.turns[after:] = [Turn(turn.user, answer.text, turn.think, answer.finish)]
         self.snapshots.forget_after(after)

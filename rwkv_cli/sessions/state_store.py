@@ -43,10 +43,7 @@ def resolve(name_or_path: str) -> Path:
     only state of that name is a file in the current folder. Raises UsageError for an invalid name.
     """
     if is_path(name_or_path):
-        try:
-            return Path(name_or_path).expanduser()
-        except RuntimeError as error:  # the home folder of an unknown user
-            raise UsageError(f"{name_or_path}: {str(error).lower()}") from None
+        return paths.user_path(name_or_path)
     path = _named(name_or_path)
     here = Path(name_or_path)
     return here if not path.exists() and is_state_file(here) else path

@@ -46,9 +46,9 @@ def open_template(name_or_file: str) -> Template:
     """
     suffix = Path(name_or_file).suffix.lower()
     if suffix == ".jinja":
-        return chat_template.read(Path(name_or_file).expanduser())
+        return chat_template.read(paths.user_path(name_or_file))
     if suffix == ".toml" or re.search(r"[/\\]", name_or_file):
-        return read_template(Path(name_or_file).expanduser(), templates())
+        return read_template(paths.user_path(name_or_file), templates())
     return get_template(name_or_file)
 
 

@@ -12,11 +12,16 @@ from rwkv_cli.text.tokenizer import StreamDecoder, Tokenizer
 class TextStream:
     """The text of one answer. Without a tokenizer, all text is empty."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
-        """Raises UsageError for stop strings without a tokenizer, and for an empty one."""
+    def __init__(
+        self, tokenizer: Tokenizer | None, stop: Sequence[str] = (), unfinished: bytes = b""
+    ) -> None:
+        """`unfinished` are the bytes of a character that the text before this one ended in the middle of.
+
+        Raises UsageError for stop strings without a tokenizer, and for an empty one.
+        """
         if stop and not tokenizer:
             raise UsageError("stop strings need a tokenizer, which this model does not have")
-        self._decoder = StreamDecoder(tokenizer) if tokenizer else None
+        self._decoder = StreamDecoder(tokenizer, unfinished) if tokenizer else None
         self._filter = StopFilter(stop)
 
     def feed(self, token: int) -> str:
@@ -29,6 +34,15 @@ class TextStream:
             return ""
         return self._filter.feed(self._decoder.flush()) + self._filter.flush()
 
+    def rest(self) -> str:
+        """The text held back so far, where the tokens end at a limit: without half a character, which is kept."""
+        return "" if self.is_stopped else self._filter.flush()
+
+    @property
+    def unfinished(self) -> bytes:
+        """The bytes so far of a character that the tokens end in the middle of."""
+        return b"" if self._decoder is None or self.is_stopped else self._decoder.unfinished
+
     @property
     def is_stopped(self) -> bool:
         """Whether a stop string was found."""
@@ -37,7 +51,7 @@ class TextStream:
     @property
     def is_inside_character(self) -> bool:
         """Whether the tokens so far end in the middle of a character."""
-        return self._decoder is not None and self._decoder.is_inside_character
+        return self._decoder is not None and bool(self._decoder.unfinished)
 
     @property
     def is_holding(self) -> bool:

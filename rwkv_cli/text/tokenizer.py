@@ -369,18 +369,20 @@ class StreamDecoder:
     What `feed` and `flush` return, joined, is what the tokenizer's `decode` returns for all tokens at once.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, unfinished: bytes = b"") -> None:
+        """`unfinished` are the first bytes of a character, which came before the tokens."""
         self._token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8.decode(unfinished)
 
     def feed(self, token: int) -> str:
         """The text that this token completes; often empty where a character takes several tokens."""
         return self._utf8.decode(self._token_bytes(token))
 
     @property
-    def is_inside_character(self) -> bool:
-        """Whether bytes are held back."""
-        return bool(self._utf8.getstate()[0])
+    def unfinished(self) -> bytes:
+        """The bytes that are held back: the first ones of a character."""
+        return self._utf8.getstate()[0]
 
     def flush(self) -> str:
         """U+FFFD for bytes that were held back and stay incomplete; the decoder can be used again afterwards."""

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from rwkv_cli.cli import prompt
 from rwkv_cli.cli.commands import batch as cli_batch
 from rwkv_cli.cli.commands.batch import read_prompts
+from rwkv_cli.errors import UsageError
 from rwkv_cli.sessions.batch import Answer
 
 RWKV = (sys.executable, "-m", "rwkv_cli")
@@ -235,3 +238,27 @@ def test_a_bar_does_not_take_what_goes_to_a_file(tiny_model, prompts, tmp_path):
     assert b"Traceback" not in shown
     assert all(json.loads(line)["finish"] for line in lines)
     assert lines
+
+
+def test_more_prompts_than_there_may_be(prompts, monkeypatch):
+    monkeypatch.setattr(cli_batch, "MOST_PROMPTS", 2)
+    assert len(read_prompts(str(prompts("a", "", "b")))) == 2
+    with pytest.raises(UsageError, match=r"has more than 2 prompts: split it into parts"):
+        read_prompts(str(prompts("a", "b", "c")))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+@pytest.mark.parametrize("option", ["-f", "--batch"])
+def test_what_has_no_end_is_read_to_a_limit(rwkv, monkeypatch, option):
+    monkeypatch.setattr(prompt, "MOST_BYTES", 2_000_000)
+    result = rwkv("generate", option, "/dev/zero")
+    assert result.code == 2
+    assert result.sentence == "/dev/zero has more than 2 MB, which is the most that is read: use a part of it"
+
+
+@pytest.mark.parametrize("arguments", [("generate",), ("generate", "--batch", "-"), ("state", "save", "s")])
+def test_a_pipe_is_read_to_a_limit(rwkv, monkeypatch, arguments):
+    monkeypatch.setattr(prompt, "MOST_BYTES", 2)
+    result = rwkv(*arguments, stdin=b"abc")
+    assert result.code == 2
+    assert result.sentence.startswith("standard input has more than 0 MB, which is the most that is read")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,26 @@ def test_a_slash_may_be_sent(play):
         ("/reset x", "/reset takes no argument"),
         ("/export talk", "ends in .md or .json"),
         ("/export /nowhere/talk.md", "the folder /nowhere does not exist"),
+        ("/export ~nobodyhere/talk.md", "~nobodyhere/talk.md: there is no home folder of that user"),
+        ("/save ~nobodyhere/talk", "there is no home folder of that user"),
+        ("/load ~nobodyhere/talk", "there is no home folder of that user"),
+        ("/fork ~nobodyhere/talk", "there is no home folder of that user"),
+        ("/export a\0b.md", "a␀b.md is not a path: it contains a null character"),
+        ("/save a\0/b", "a␀/b is not a path"),
+        ("/load a\0b.safetensors", "is not a path"),
+        ("/load a\0b", "a state cannot be named"),
+        ("/export " + "a" * 5000 + ".md", "cannot write"),
+        ("/save " + "a/" * 5000 + "b", "file name too long"),
+        ("/load " + "a" * 5000 + ".safetensors", "file name too long"),
+        ("/undo " + "9" * 5000, "/undo takes a number"),
+        ("/set seed " + "9" * 400, "seed is too large"),
+        ("/set seed " + "9" * 5000, "it must be a whole number"),
+        ("/set top-k " + "9" * 400, "top-k is too large"),
+        ("/set temperature " + "9" * 400, "temperature is inf"),
+        ("/set max-tokens -" + "9" * 400, "max-tokens is -9"),
+        ("/set top-p nan", "top-p is nan"),
     ],
+    ids=lambda text: text[:30],
 )
 def test_what_cannot_be_is_one_sentence_and_the_chat_goes_on(play, tmp_path, monkeypatch, line, said):
     monkeypatch.chdir(tmp_path)
@@ -129,6 +149,51 @@ def test_what_cannot_be_is_one_sentence_and_the_chat_goes_on(play, tmp_path, mon
     assert f"rwkv: {said}" in err or re.search(f"rwkv: .*{re.escape(said)}", err)
     assert users(chat) == ["hi"]
     assert out.endswith("Hello.\n\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(5, "Input/output error", "talk.md"), "talk.md: input/output error"),
+        (PermissionError(13, "Permission denied"), "permission denied"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), "surrogates not allowed"),
+        (MemoryError(), "not enough memory"),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        *((kind("odd"), f"{kind.__name__}: ") for kind in (ValueError, RuntimeError, TypeError, KeyError)),
+    ],
+)
+def test_whatever_a_command_raises_the_chat_goes_on(play, monkeypatch, error, said):
+    def fail(_chat, _argument):
+        raise error
+
+    monkeypatch.setitem(commands.COMMANDS, "stats", replace(commands.COMMANDS["stats"], run=fail))
+    chat, out, err = play("hi", "/stats", "bye")
+    assert said in err
+    assert users(chat) == ["hi", "bye"]
+    assert out == "Hello.\n\nFarewell.\n\n"
+
+
+def test_whatever_an_answer_raises_the_chat_goes_on(play):
+    class Odd(type(talking().backend)):
+        def forward(self, tokens, state, progress=None):
+            if ord("x") + 1 in tokens:
+                raise RuntimeError("odd")
+            return super().forward(tokens, state, progress)
+
+    model = talking()
+    model.backend = Odd({"hi\n\nAssistant:": " Hello."})
+    chat, _, err = play("hi", "x", "hi", model=model)
+    assert "RuntimeError: odd" in err
+    assert users(chat) == ["hi", "hi"]
+
+
+def test_a_reader_that_goes_away_ends_a_chat(play, monkeypatch):
+    def fail(_chat, _argument):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(commands.COMMANDS, "stats", replace(commands.COMMANDS["stats"], run=fail))
+    with pytest.raises(BrokenPipeError):
+        play("/stats", "hi")
 
 
 def test_undo_retry_edit_reset(play):

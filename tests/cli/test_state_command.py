@@ -57,6 +57,36 @@ def test_two_halves_are_one_whole(tiny):
     assert first + second == whole
 
 
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_a_state_may_stand_within_a_character(rwkv, first):
+    """On the embedded model, which says a space and the four bytes of a face."""
+
+    def said(*arguments):
+        result = rwkv("generate", *arguments, stdin=b"")
+        assert result.code == 0, result.err
+        return result.out.removesuffix("\n")
+
+    faces = [token for token in range(1, 257) if token not in (221, 173, 254, 247, 233)]
+    whole = (
+        "--template",
+        "dialogue",
+        "-p",
+        "你好👨‍👩‍👧",
+        "--seed",
+        "1",
+        *(f"--ban={token}" for token in faces),
+    )
+    assert said(*whole, "-n", "5") == " 😊"
+    assert said(*whole, "-n", first, "--save-state", "s") == " "
+    saved = state_file.load(state_store.find("s"))
+    assert saved.unfinished == "😊".encode()[: first - 1]
+    assert saved.text.endswith("Assistant: ")
+    assert said("--state", "s", "-n", 5 - first) == "😊"
+    if first > 1:  # a turn that follows does not end the character
+        said("--state", "s", "-p", "Well?", "-n", "0", "--save-state", "t")
+        assert ": \ufffd\n\nUser: Well?" in state_file.load(state_store.find("t")).text
+
+
 def test_two_halves_in_two_processes():
     """On the embedded model, in text."""
 
@@ -88,9 +118,7 @@ def test_halves_of_halves(tiny):
     assert saved.snapshot.n_tokens == 3 + 40
     assert saved.created == "2020-02-02T02:02:02+00:00"
     expected = tiny("generate -p abc -n 40 --seed 5").out.removesuffix("\n")
-    # A text that was cut in the middle of a character shows it as such, a few times more often.
-    assert saved.text.replace("\ufffd", "")[:3] == "abc"
-    assert [c for c in saved.text if c.isascii()] == [c for c in "abc" + expected if c.isascii()]
+    assert saved.text == "abc" + expected  # though it was cut in the middle of characters
 
 
 def test_what_is_generated_after_a_stop_was_never_read(tiny):

@@ -106,7 +106,19 @@ def test_half_a_character_is_held_back():
 def test_bytes_that_stay_half_a_character_are_marked():
     assert text_of(perform([*spoken(b"a\xe2\x82"), END])) == "a\ufffd"
     assert text_of(perform([*spoken(b"\xffb"), END])) == "\ufffdb"
-    assert text_of(perform(spoken("€"), max_tokens=2)) == "\ufffd"
+
+
+def test_a_limit_within_a_character_leaves_its_bytes():
+    generation = perform(spoken("a€"), max_tokens=3)
+    assert text_of(generation) == "a"
+    assert (generation.finish, generation.unfinished) == ("length", "€".encode()[:2])
+
+
+def test_what_a_splitter_held_back_comes_before_what_the_stream_did():
+    """A space, which may come before a thought, and then the beginning of a stop string."""
+    generation = model(spoken(" --x"), "g1").generate("x", template=None, stop=["---"], max_tokens=3)
+    steps = list(generation)
+    assert "".join(step.text for step in steps) == "".join(step.answer for step in steps) == " --"
 
 
 def test_flush_when_nobody_goes_on():
@@ -230,6 +242,62 @@ def test_an_interrupted_character_is_taken_back():
     shown, position = settled(spoken("aé"), taken=2)
     assert shown == "a"
     assert (position.state.shift_att == read("goa")).all()
+
+
+@pytest.mark.parametrize("limit", [2, 3, 4, 5])
+def test_whole_characters_may_be_wanted(limit):
+    generation = played(Reader(spoken("a🦢b")), spoken("go"), max_tokens=limit)
+    shown = text_of(generation)
+    position = generation.commit(whole_characters=True)
+    assert shown == ("a🦢" if limit == 5 else "a")
+    assert (position.state.shift_att == read("go" + shown)).all()
+    assert (position.n_tokens, generation.unfinished) == (2 + len(shown.encode()), b"")
+
+
+@pytest.mark.parametrize("said", ["é🦢--é\n", "🦢é", "---"])
+@pytest.mark.parametrize("stop", [(), ("é",), ("\n",)])
+def test_both_parts_of_a_text_are_its_whole_wherever_it_is_cut(said, stop):
+    whole = text_of(perform([*spoken(said), END], stop=stop))
+    for limit in range(1, len(spoken(said))):
+        first = played(Reader([*spoken(said), END]), spoken("go"), stop=stop, max_tokens=limit)
+        text = text_of(first)
+        if first.finish == "stop":
+            break
+        backend, left = first.session.backend, first.unfinished
+        second = played(backend, [], start=first.commit(), stop=stop, unfinished=left)
+        text += text_of(second)
+        assert text == whole
+        position = second.commit()  # what was read before cannot be taken back
+        assert (position.state.shift_att == read(f"go{whole}".encode() + second.unfinished)).all()
+        assert second.unfinished in (b"", left)
+
+
+def test_the_rest_of_a_character_and_a_stop_string_in_one_token():
+    class Words(ByteTokenizer):
+        def token_bytes(self, token):
+            return {250: "🦢".encode()[2:] + b"\n", 251: b"\nUser"}.get(token) or super().token_bytes(token)
+
+        def encode(self, text):
+            return spoken(text.encode("utf-8", "surrogateescape"))
+
+    first = played(Reader([*spoken("🦢")[:2], 250, 251]), spoken("go"), Words(), max_tokens=2)
+    assert text_of(first) == ""
+    options = {"start": first.commit(), "unfinished": first.unfinished, "stop": ["\n\n"]}
+    second = played(first.session.backend, [], Words(), **options)
+    assert text_of(second) == "🦢"
+    position = second.commit()
+    assert (position.state.shift_att == read("go🦢")).all()
+    assert (position.n_tokens, second.unfinished) == (6, b"")
+
+
+def test_a_character_that_was_taken_back_twice_is_still_unfinished():
+    first = played(Reader(spoken("🦢")), spoken("go"), max_tokens=1)
+    assert text_of(first) == ""
+    second = played(first.session.backend, [], start=first.commit(), unfinished=first.unfinished)
+    assert next(second).text == ""
+    assert second.rest().text == ""
+    assert second.commit().n_tokens == 3
+    assert second.unfinished == "🦢".encode()[:1]
 
 
 def test_an_interruption_while_a_stop_string_may_be_coming_keeps_what_was_read():

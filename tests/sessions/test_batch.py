@@ -149,6 +149,16 @@ def test_what_a_character_lacks_at_the_end_is_shown():
     assert found == ("\ufffd", "length", 2, 1)
 
 
+def test_a_limit_leaves_whole_characters():
+    """The embedded model says a space, and then the bytes of a face."""
+    options = {"template": get_template("dialogue"), "seed": 1}
+    texts = []
+    for limit in range(1, 6):
+        (answer,) = answers(rwkv_cli.load(), [Prompt("你好👨‍👩‍👧")], max_tokens=limit, **options)
+        texts.append(answer.text)
+    assert texts == [" ", " ", " ", " ", " 😊"]
+
+
 def test_no_prompts_and_no_tokens():
     assert together(scripted(), []) == []
     assert together(scripted(), [Prompt("a")], max_tokens=0) == [("", "length", 1, 0)]

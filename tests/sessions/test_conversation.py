@@ -87,6 +87,14 @@ def test_a_dialogue_ends_the_ways_that_models_have(said):
     assert chat("How?", model=talking({"Assistant:": said})).turns[0].text == " Fine."
 
 
+@pytest.mark.parametrize("limit", range(1, 9))
+def test_a_limit_leaves_whole_characters(limit):
+    conversation = chat("one", "two", model=talking({"\n\nAssistant:": "é🦢b"}), max_tokens=limit)
+    whole = "é🦢b".encode()[:limit].decode(errors="ignore")
+    assert [turn.text for turn in conversation.turns] == [whole] * 2
+    assert is_true(conversation)
+
+
 @pytest.mark.parametrize("after", range(1, 12))
 def test_a_stop_keeps_what_was_shown(after):
     conversation = chat("one", model=talking({"one\n\nAssistant:": "a\nbé\nc\nd€\n"}), max_tokens=100)

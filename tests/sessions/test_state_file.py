@@ -67,7 +67,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(a.snapshot.logits, b.snapshot.logits)
     assert a.snapshot.n_tokens == b.snapshot.n_tokens
     assert a.snapshot.memory == b.snapshot.memory
-    for name in ("model", "name", "created", "template", "settings", "text", "conversation"):
+    for name in ("model", "name", "created", "template", "settings", "text", "unfinished", "conversation"):
         assert getattr(a, name) == getattr(b, name), name
     assert a.model.location == b.model.location
 
@@ -81,6 +81,7 @@ def assert_same(a, b):
         {},
         {"text": ""},
         {"text": "Es war einmal 🦢\n\0\x1b[31m"},
+        {"text": "a", "unfinished": b"\xf0\x9f"},
         {"name": "ä b", "template": get_template("g1"), "created": "2026-01-01T00:00:00+00:00"},
         {"memory": some_memory()},
         {"memory": SamplerMemory({}, np.random.default_rng(1).bit_generator.state)},
@@ -249,6 +250,10 @@ HOSTILE = {
     "endless tokens": ({"tokens": "9" * 5000}, {}, "its metadata has no valid 'tokens'"),
     "created": ({"created": "null"}, {}, "its metadata has no valid 'created'"),
     "template": ({"template": "[]"}, {}, "its metadata has no valid 'template'"),
+    "unfinished": ({"unfinished": '"f"'}, {}, "its metadata has no valid 'unfinished'"),
+    "finished": ({"unfinished": '"c3a9"'}, {}, "its metadata has no valid 'unfinished'"),
+    "never finished": ({"unfinished": '"ff"'}, {}, "its metadata has no valid 'unfinished'"),
+    "nothing unfinished": ({"unfinished": '""'}, {}, "its metadata has no valid 'unfinished'"),
     "settings": ({"settings": '{"top_p": 2}'}, {}, "its sampling settings are wrong"),
     "unknown setting": ({"settings": '{"heat": 2}'}, {}, "its sampling settings are wrong"),
     "NaN setting": ({"settings": '{"top_p": NaN}'}, {}, "its sampling settings are wrong"),

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+from rwkv_cli import paths
 from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import storage_error
@@ -207,7 +208,7 @@ def _stats(chat: Chat, _: str) -> None:
 
 def _export(chat: Chat, target: str) -> None:
     formats = {".md": transcript.as_markdown, ".json": transcript.as_json}
-    path = Path(_unquoted(target)).expanduser()
+    path = paths.user_path(_unquoted(target))
     make = formats.get(path.suffix.lower())
     if make is None:
         raise UsageError("give a file name that ends in .md or .json: /export talk.md")

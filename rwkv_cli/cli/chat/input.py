@@ -19,11 +19,13 @@ from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
 from prompt_toolkit.filters import emacs_mode, has_focus
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import DummyOutput, Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from rwkv_cli import paths
+from rwkv_cli.cli.terminal.visible import hidden_characters
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.sessions.conversation import MOST_CHARACTERS
 
@@ -94,6 +96,9 @@ class TerminalReader(Reader):
             **{"output": _output()} | session,
         )
         self.vi = vi
+        Char.display_mappings.update(
+            hidden_characters()
+        )  # in what is typed or pasted, as control characters are
 
     @property
     def vi(self) -> bool:

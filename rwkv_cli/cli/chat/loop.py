@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from rwkv_cli.cli import failures
 from rwkv_cli.cli.chat.input import Reader, unechoed
 from rwkv_cli.cli.chat.view import View
 from rwkv_cli.cli.options import as_setting
@@ -101,8 +102,9 @@ class Chat:
         edits, self._edits = self._edits, False
         if not line.strip():
             return
+        is_command = line.startswith("/") and not line.startswith("//")
         try:
-            if line.startswith("/") and not line.startswith("//"):
+            if is_command:
                 self._dispatch(self, line)
                 return
             text = line[1:] if line.startswith("//") else line
@@ -110,6 +112,14 @@ class Chat:
             self.answer(lambda progress: ask(text, progress), text)
         except RwkvError as error:
             self._fail(error)
+        except EOFError:  # /quit
+            raise
+        except OSError as error:  # a message only fails so where the answer cannot be written
+            if not is_command or isinstance(error, BrokenPipeError):
+                raise
+            self._tell(failures.sentence(error))
+        except Exception as error:  # whatever it is, what was said must not be lost with it
+            self._tell(failures.sentence(error))
 
     def answer(self, ask: Asking, message: str = "") -> None:
         """Have something answered, show it and save it. `message` can be edited if it is interrupted."""
@@ -219,7 +229,10 @@ class Chat:
             self.totals.prompt_tokens += answer.usage.prompt_tokens
 
     def _fail(self, error: RwkvError) -> None:
-        ui.error(error.worded(as_setting))
+        self._tell(error.worded(as_setting))
+
+    def _tell(self, sentence: str) -> None:
+        ui.error(sentence)
         self._failed = True
 
 

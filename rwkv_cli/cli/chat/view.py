@@ -13,6 +13,7 @@ from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.markdown import MarkdownStream, PlainStream, Stream
 from rwkv_cli.cli.terminal.progress import reading
+from rwkv_cli.cli.terminal.visible import Printer
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.text.thinking import Part
 
@@ -45,11 +46,11 @@ class PlainView(View):
 
     def show(self, answer: AnswerStream) -> None:
         """See `View`."""
-        text, is_seen = "", ui.is_terminal(sys.stdout)
+        text, printer = "", Printer() if ui.is_terminal(sys.stdout) else str
         for part in _watched(answer):
             if not part.thought:
                 written = part.text if text else part.text.lstrip()
-                _write(ui.printable(written) if is_seen else written)
+                _write(printer(written))
                 text += written
         _write("" if text.endswith("\n") else "\n")
 
@@ -142,10 +143,11 @@ class _Block:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._space = ""  # may be the end of the text
+        self._printer = Printer()
         self.has_begun = False
 
     def write(self, text: str) -> None:
-        text = self._space + ui.printable(text)
+        text = self._space + self._printer(text)
         if not self.has_begun:
             text = text.lstrip()
         kept = text.rstrip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO
 
@@ -48,18 +49,24 @@ def run(request: Request, file: str, batch_size: int | None) -> int:
     return 0
 
 
+MOST_PROMPTS = 1_000_000
+"""In one file."""
+
+
 def read_prompts(file: str, system: str | None = None, think: str | None = None) -> list[Prompt]:
     """The prompts of a file, "-" for standard input: one per line, or JSON lines in a .jsonl file.
 
     `system` and `think` are for those without a system prompt or mode of thinking of their own. Raises UsageError, with
-    the number of the line.
+    the number of the line, and for a file that is too large or has more than MOST_PROMPTS.
     """
     is_json = file.lower().endswith(".jsonl")
     name = "standard input" if file in ("", "-") else file
-    prompts = []
-    for number, line in enumerate(read_prompt(None, file).split("\n"), 1):
+    prompts = list[Prompt]()
+    for number, line in enumerate(_lines(read_prompt(None, file)), 1):
         if not line.strip():
             continue
+        if len(prompts) == MOST_PROMPTS:
+            raise UsageError(f"{name} has more than {MOST_PROMPTS:,} prompts: split it into parts")
         where = f"{name}, line {number}"
         if is_json:
             prompt = _parsed(line, where)
@@ -75,6 +82,15 @@ def read_prompts(file: str, system: str | None = None, think: str | None = None)
     if not prompts:
         raise UsageError(f"there are no prompts in {name}")
     return prompts
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text, one at a time: there may be millions, and only a newline ends one."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def _parsed(line: str, where: str) -> Prompt:
@@ -110,7 +126,7 @@ def _write(out: IO[str], prompt: Prompt, answer: Answer) -> None:
     }
     with Interrupts() as interrupts:
         interrupts.hold()
-        out.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        out.write(ui.json_text(fields) + "\n")
         out.flush()
     if interrupts.asked:
         raise KeyboardInterrupt

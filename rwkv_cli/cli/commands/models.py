@@ -212,4 +212,4 @@ def path(
     if json:
         ui.write_json({"path": str(found)})
     else:
-        typer.echo(str(found))
+        ui.write_path(found)

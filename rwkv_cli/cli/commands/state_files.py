@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from rwkv_cli import paths
 from rwkv_cli.catalog import registry
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.engine.session import Snapshot
@@ -69,7 +70,7 @@ def remove(names: Sequence[str], yes: bool) -> None:
 
 def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
     """Import a file, ours or a trained state: a line about it. Raises StateError, CheckpointError."""
-    file = file.expanduser()
+    file = paths.user_path(file)
     if not file.is_file():
         raise StateError(f"{file} is not a regular file" if file.exists() else f"there is no file {file}")
     with file.open("rb") as opened:

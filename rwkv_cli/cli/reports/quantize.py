@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from pathlib import Path
 
 import typer
 
+from rwkv_cli import paths
+from rwkv_cli.cli.prompt import checked_text, decoded, read_limited
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.convert import conversion
 from rwkv_cli.convert.conversion import Source
@@ -21,21 +22,25 @@ _MAX_TEXT = 1 << 24
 
 def text_of(compare: str) -> str:
     """The text of --compare, or of the file that it names. Raises UsageError."""
-    path = Path(compare).expanduser()
+    path = _file_of(compare)
+    if path is None:
+        return checked_text(compare, "text of --compare")
     try:
-        if not path.is_file():
-            return compare
-        if path.stat().st_size > _MAX_TEXT:
-            raise UsageError(f"{path} is too large to compare with: a few thousand words are enough")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
-    except ValueError:  # not even a path, such as a text with a null byte
-        return compare
+        data = read_limited(path, _MAX_TEXT)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return compare
         raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    if data is None:
+        raise UsageError(f"{path} is too large to compare with: a few thousand words are enough")
+    return decoded(data, f"text in {path}")
+
+
+def _file_of(text: str) -> Path | None:
+    """The file that a text names; None if it names none, or cannot even be a path."""
+    try:
+        path = paths.user_path(text)
+        return path if path.is_file() else None
+    except (UsageError, OSError):
+        return None
 
 
 def show_plan(source: Source, reporter: Reporter, json: bool) -> None:

@@ -148,7 +148,7 @@ def show_facts(facts: StateFacts) -> None:
         "modified": _local(facts["modified"]),
         "text": "not kept" if facts["characters"] is None else f"{facts['characters']:,} characters",
     }
-    ui.table(ui.printable(facts["name"]), {name: text for name, text in rows.items() if text})
+    ui.table(facts["name"], {name: text for name, text in rows.items() if text})
     if facts["last_text"]:
         cut = "…" if (facts["characters"] or 0) > len(facts["last_text"]) else ""
         show_title("last text")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Protocol
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import reading
+from rwkv_cli.cli.terminal.visible import Printer
 from rwkv_cli.generation import Generation, Shown, Step
 
 _NOTHING = Shown(text="")
@@ -99,6 +99,7 @@ class TextOutput:
     _is_empty: bool = True  # no text has come
     _is_in_thought: bool = False  # a thought is shown, and not ended
     _has_thought: bool = False
+    _printer: Printer = field(default_factory=Printer)
 
     def begin(self) -> None:
         """Repeat the prompt on a terminal, so that both read as one."""
@@ -147,7 +148,7 @@ class TextOutput:
 
     def _write(self, text: str, *, is_dim: bool = False) -> None:
         if text:
-            shown = ui.printable(text) if ui.is_terminal(sys.stdout) else text
+            shown = self._printer(text) if ui.is_terminal(sys.stdout) else text
             sys.stdout.write(ui.styled(shown, ui.DIM, sys.stdout) if is_dim else shown)
             sys.stdout.flush()
             self._at_line_start = text.endswith("\n")
@@ -208,7 +209,7 @@ class JsonOutput:
         )
 
     def _line(self, fields: dict[str, object]) -> None:
-        print(json.dumps(fields, ensure_ascii=False, allow_nan=False), flush=True)
+        print(ui.json_text(fields), flush=True)
 
 
 def _texts(shown: Shown) -> dict[str, str]:

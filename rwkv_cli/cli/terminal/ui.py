@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -12,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from rwkv_cli.cli.terminal.visible import printable as printable
+from rwkv_cli.cli.terminal.visible import safe_json
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 BOLD, DIM, RED = "1", "2", "1;31"
-
-# What a terminal might obey: the C0 controls except tab and newline, DEL, and the C1 controls.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -32,18 +30,6 @@ def is_terminal(stream: IO[str] | None) -> bool:
 def is_animated(stream: IO[str] | None) -> bool:
     """Whether a stream is a terminal that can show a bar or a spinner."""
     return is_terminal(stream) and os.environ.get("TERM") != "dumb"
-
-
-def printable(text: str) -> str:
-    """Text that is safe to print: control characters become pictures, such as ␛, and carriage returns are dropped."""
-    return _CONTROLS.sub(_picture, text)
-
-
-def _picture(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if match[0] == "\r":
-        return ""
-    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "\ufffd"
 
 
 def is_styled(stream: IO[str] | None) -> bool:
@@ -69,13 +55,12 @@ def error(text: str) -> None:
 def table(title: str, rows: Mapping[str, str]) -> None:
     """Print rows of a name and a text under a title; on a terminal, texts are wrapped to its width."""
     is_person = is_terminal(sys.stdout)
+    rows = {printable(name): printable(text) for name, text in rows.items()}
     indent = max(map(len, rows)) + 4
     width = max(shutil.get_terminal_size().columns - indent, 16)
-    print(styled(title, BOLD, sys.stdout))
+    print(styled(printable(title), BOLD, sys.stdout))
     for name, text in rows.items():
-        lines = (
-            textwrap.wrap(printable(text), width, break_on_hyphens=False) if is_person else [printable(text)]
-        )
+        lines = textwrap.wrap(text, width, break_on_hyphens=False) if is_person else [text]
         print(f"  {name:{indent - 2}}" + ("\n" + " " * indent).join(lines))
 
 
@@ -92,28 +77,23 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print(line(row))
 
 
-def write_json(value: object) -> None:
-    """Print a value as indented JSON."""
+def json_text(value: object, indent: int | None = None) -> str:
+    """A value as JSON, which may be printed: no terminal obeys it."""
     from json import dumps
 
-    print(dumps(value, ensure_ascii=False, indent=2))
+    return safe_json(dumps(value, ensure_ascii=False, allow_nan=False, indent=indent))
 
 
-def prepare_streams() -> None:
-    """Write UTF-8 to files and pipes on every system; a terminal that lacks a character shows a question mark."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by `>&-`
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
+def write_json(value: object) -> None:
+    """Print a value as indented JSON."""
+    print(json_text(value, indent=2))
 
 
-def abandon_stdout() -> None:
-    """Drop what is still buffered for stdout, which cannot be written, so that it does not fail again at exit."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError, AttributeError):  # no real file behind it, as under a test
-        pass
+def write_path(path: Path) -> None:
+    """Print a path: to a terminal for a person, otherwise its bytes as they are, whether they are UTF-8 or not."""
+    if is_terminal(sys.stdout):
+        print(printable(str(path)))
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + os.linesep.encode())
+    sys.stdout.buffer.flush()

@@ -6,6 +6,7 @@ about the file ("its metadata ...").
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import zlib
@@ -267,6 +268,19 @@ def _whole(value: object) -> int:
     if type(value) is not int:
         raise TypeError(f"{str(value)[:20]} is not a whole number")
     return value
+
+
+def read_unfinished(metadata: Metadata) -> bytes:
+    """The first bytes of a character, if the text ends in the middle of one."""
+    if "unfinished" not in metadata:
+        return b""
+    try:
+        data = bytes.fromhex(read_string(metadata, "unfinished"))
+        if not data or codecs.getincrementaldecoder("utf-8")().decode(data):
+            raise ValueError
+    except ValueError:
+        raise ValueError("its metadata has no valid 'unfinished'") from None
+    return data
 
 
 def read_text(tensor: MappedTensor | None, what: str) -> str:

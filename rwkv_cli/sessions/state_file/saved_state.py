@@ -39,6 +39,7 @@ from rwkv_cli.sessions.state_file.fields import (
     read_template,
     read_text,
     read_tokens,
+    read_unfinished,
     read_values,
     store_penalties,
     store_text,
@@ -70,6 +71,9 @@ class SavedState:
     template: Template | None = None  # that was used; None after a document, which has none
     settings: SamplingOverrides = field(default_factory=SamplingOverrides)  # those that were chosen
     text: str | None = None  # all text since the start; None where it is not kept
+    unfinished: bytes = (
+        b""  # the first bytes of a character that the tokens end in the middle of, after the text
+    )
     conversation: Mapping[str, object] | None = None  # JSON of `rwkv_cli.sessions.conversation`
 
 
@@ -185,6 +189,8 @@ def _metadata(saved: SavedState) -> dict[str, str]:
         "generator": plain_generator(saved.snapshot.memory),
         "text": saved.text is not None,
     }
+    if saved.unfinished:
+        fields["unfinished"] = saved.unfinished.hex()
     return {key: json.dumps(value, allow_nan=False) for key, value in fields.items()}
 
 
@@ -264,6 +270,7 @@ def _saved(mapped: Mapped) -> SavedState:
         template=read_template(metadata),
         settings=read_settings(metadata),
         text=text,
+        unfinished=read_unfinished(metadata),
         conversation=read_conversation(tensors.get("conversation")),
     )
 
