@@ -12,6 +12,8 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         where = error.filename or "cannot write the output"
         return f"{where}: {(error.strerror or str(error)).lower()}"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "the system allows no more threads: raise the limit of processes (ulimit -u)"
     if os.environ.get("RWKV_DEBUG") == "1":
         raise error
     what = f"{type(error).__name__}: {error}"
