@@ -7,6 +7,7 @@ from rwkv_cli.cli.main import app, run
 from rwkv_cli.cli.options import as_flag, as_setting
 from rwkv_cli.cli.prompt import parse_stops
 from rwkv_cli.cli.sampling_options import parse
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import DeviceError, UsageError
 from rwkv_cli.sampling_settings import SAMPLING_FIELDS
 
@@ -88,3 +89,15 @@ def test_stop_strings_may_have_escapes():
     assert parse_stops([r"\n\n", r"a\\n", "b"]) == ("\n\n", r"a\n", "b")
     with pytest.raises(UsageError, match="stop string"):
         parse_stops(["a", ""])
+
+
+@pytest.mark.parametrize("variable", ["COLUMNS", "LINES"])
+@pytest.mark.parametrize("size", ["0", "-7", "1", "²", "x", "9" * 400, "9" * 5000])
+def test_a_terminal_of_an_odd_size(rwkv, monkeypatch, variable, size):
+    rwkv("state", "save", "s", "-p", "Once upon a time", stdin=b"")
+    monkeypatch.setenv(variable, size)
+    for command in (("state", "show", "s"), ("info",), ("generate", "--help"), ("models",)):
+        result = rwkv(*command)
+        assert (result.code, result.err) == (0, "")
+        assert result.out
+    assert ui.console("stderr").width <= 9999
