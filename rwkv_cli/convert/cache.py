@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from rwkv_cli import paths
@@ -21,7 +22,10 @@ def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     identity = hashlib.sha256()
     for file in checkpoint.files:
         status = file.stat()
-        identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        about = f" {status.st_size} {status.st_mtime_ns}\n"
+        identity.update(
+            os.fsencode(file.resolve()) + about.encode()
+        )  # a path may have bytes that are not UTF-8
     # The tokenizer may have been added beside the checkpoint since.
     identity.update(repr(checkpoint.tokenizer).encode())
     folder = paths.cache_folder() / "models"
