@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from rwkv_cli.cli.terminal.visible import printable as printable
 from rwkv_cli.cli.terminal.visible import safe_json
+from rwkv_cli.errors import shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,18 +76,21 @@ def styled(text: str, style: str, stream: IO[str]) -> str:
 
 def note(text: str) -> None:
     """Print a remark on stderr, which is not part of the output."""
-    print(styled(printable(text), DIM, sys.stderr), file=sys.stderr)
+    print(styled(shortened(printable(text)), DIM, sys.stderr), file=sys.stderr)
 
 
 def error(text: str) -> None:
     """Print on stderr why a command failed."""
-    print(f"{styled('rwkv:', RED, sys.stderr)} {printable(text)}", file=sys.stderr)
+    print(f"{styled('rwkv:', RED, sys.stderr)} {shortened(printable(text))}", file=sys.stderr)
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:
-    """Print rows of a name and a text under a title; on a terminal, texts are wrapped to its width."""
+    """Print rows of a name and a text under a title; on a terminal, texts are wrapped to its width.
+
+    A text that is very long is shortened, as messages are.
+    """
     is_person = is_terminal(sys.stdout)
-    rows = {printable(name): printable(text) for name, text in rows.items()}
+    rows = {printable(name): shortened(printable(text)) for name, text in rows.items()}
     indent = max(map(len, rows)) + 4
     width = max(columns_of_terminal() - indent, 16)
     print(styled(printable(title), BOLD, sys.stdout))
