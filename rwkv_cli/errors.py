@@ -17,7 +17,8 @@
 The message is for the user: it says what is wrong and, where something can be done, what to do. It names settings as
 fields in braces, `{device}` or, with a value, `{device=cpu}`, because each interface spells them in its own way: Python
 as an argument, the command line as an option, a server as a JSON pointer. Text from elsewhere, in which braces mean
-nothing, goes through `literal`. `rwkv_cli.cli.main` catches `RwkvError` in exactly one place.
+nothing, goes through `literal`. What a message quotes may be of any length: it is cut in one place, here.
+`rwkv_cli.cli.main` catches `RwkvError` in exactly one place.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ from collections.abc import Callable
 _FIELD = re.compile(r"(?<!\{)\{([a-z][a-z0-9_]*)(?:=([^{}\s]*))?\}(?!\})")
 _BRACED = re.compile(r"\{[a-z][a-z0-9_]*(?:=[^{}\s]*)?\}")
 _LITERAL = re.compile(r"\{(\{[a-z][a-z0-9_]*(?:=[^{}\s]*)?\})\}")
+
+MOST_CHARACTERS = 800
+"""Of a message: a file may be quoted in it that has a megabyte where others have a word."""
+
+_MOST_AT_THE_END = 300  # where a message says what to do
 
 FieldSpelling = Callable[[str, str | None], str]
 """How an interface writes a field, and the value that is suggested for it, if one is."""
@@ -45,6 +51,14 @@ def literal(text: str) -> str:
     return _BRACED.sub(r"{\g<0>}", text)
 
 
+def shortened(text: str) -> str:
+    """A message of at most MOST_CHARACTERS: of a longer one, the beginning and the end."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    gap = " […] "
+    return text[: MOST_CHARACTERS - _MOST_AT_THE_END - len(gap)] + gap + text[-_MOST_AT_THE_END:]
+
+
 class RwkvError(Exception):
     """The root of the tree: a failure with a message fit for the user."""
 
@@ -57,9 +71,9 @@ class RwkvError(Exception):
         self.field = wrong[1] if wrong else None
 
     def worded(self, spelling: FieldSpelling) -> str:
-        """The message, with fields as an interface spells them."""
+        """The message, with fields as an interface spells them, and shortened if it is very long."""
         text = _FIELD.sub(lambda match: spelling(match[1], match[2]), self.args[0])
-        return _LITERAL.sub(r"\1", text)
+        return shortened(_LITERAL.sub(r"\1", text))
 
     def __str__(self) -> str:
         return self.worded(as_argument)

@@ -63,9 +63,11 @@ Tables = dict[str, dict[str, Any]]
 def read_tables(path: Path) -> Tables:
     """The tables of a models.toml, each field checked on its own. Raises RegistryError."""
     try:
-        if path.stat().st_size > _MAX_FILE:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE + 1)
+        if len(data) > _MAX_FILE:
             raise RegistryError(f"{path} is too large for a list of models")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
         tables = tomllib.loads(text)
     except UnicodeDecodeError:
         raise RegistryError(f"{path} is not UTF-8 text") from None
@@ -75,6 +77,8 @@ def read_tables(path: Path) -> Tables:
         raise RegistryError(f"{path} is not TOML: {shown}") from None
     except RecursionError:
         raise RegistryError(f"{path} is nested too deeply") from None
+    except ValueError:
+        raise RegistryError(f"{path} has a number of too many digits") from None
     except OSError as error:
         raise RegistryError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     for name, fields in tables.items():
@@ -181,8 +185,15 @@ def _check_table(path: Path, text: str, name: str, fields: object) -> None:
             )
         if (demand := check(value)) is not None:
             raise _refusal(
-                path, text, name, key, f"{key} of [{name}] is {str(value)[:60]!r}; it must be {demand}"
+                path, text, name, key, f"{key} of [{name}] is {_shown(value)}; it must be {demand}"
             )
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(str(value)[:60])
+    except ValueError:  # in hexadecimal, a number may have more digits than Python converts
+        return "too large"
 
 
 def _check_aliases(path: Path, text: str, tables: Tables) -> None:

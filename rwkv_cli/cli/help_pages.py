@@ -8,7 +8,6 @@ end in a section "Examples:", and `rich_help_panel` of options and commands.
 from __future__ import annotations
 
 import inspect
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -60,7 +59,7 @@ class Group(TyperGroup):
 
 def page(command: Command | Group, context: Any, width: int | None = None) -> str:
     """The help page of a command, `width` columns wide; by default as wide as the terminal, up to MAX_WIDTH."""
-    width = width or max(min(shutil.get_terminal_size().columns, MAX_WIDTH), _MIN_WIDTH)
+    width = width or max(min(ui.columns_of_terminal(), MAX_WIDTH), _MIN_WIDTH)
     text, examples = _description(command)
     panels = _panels(command, context)
     column = _first_column((row for rows in panels.values() for row in rows), width // 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from rwkv_cli import paths
@@ -21,7 +22,8 @@ def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     identity = hashlib.sha256()
     for file in checkpoint.files:
         status = file.stat()
-        identity.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        # A path may have bytes that are not UTF-8.
+        identity.update(os.fsencode(file.resolve()) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     # What is beside the weights may have been added or changed since.
     identity.update(repr((checkpoint.tokenizer, checkpoint.chat_template, checkpoint.sampling)).encode())
     folder = paths.cache_folder() / "models"

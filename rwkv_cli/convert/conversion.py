@@ -128,7 +128,7 @@ class Source:
                 parts = (source["sha256"], self.weights.sha256(), source["lora_alpha"])
                 source |= {
                     "base_sha256": source["sha256"],
-                    "sha256": hashlib.sha256(" ".join(parts).encode()).hexdigest(),
+                    "sha256": hashlib.sha256(" ".join(parts).encode("utf-8", "surrogatepass")).hexdigest(),
                 }
             info = replace(info, source=source)
         return info

@@ -140,7 +140,7 @@ class _Entries:
         kernel = self._model.backend.kernel
         template = json.dumps(templates.to_json(self._model.template), sort_keys=True)
         about = (identity.weights, identity.weight_type, identity.tokenizer, template, kernel, __version__)
-        digest = hashlib.sha256("\n".join(about).encode())
+        digest = hashlib.sha256("\n".join(about).encode("utf-8", "surrogatepass"))
         data = np.asarray(tokens, np.int32)
         for begin in range(0, len(data), STRIDE):
             part = data[begin : begin + STRIDE]

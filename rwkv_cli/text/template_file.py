@@ -44,14 +44,15 @@ class _WrongKeyError(ValueError):
         self.key = key
 
 
-def read_tables(path: Path) -> dict[str, Any]:
-    """The content of a TOML file. Raises UsageError with the file, and what is wrong."""
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of a TOML file, and its text. Raises UsageError with the file, and what is wrong."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise UsageError(f"{path} is larger than {MOST_BYTES >> 20} MB: it is not a template")
-        return tomllib.loads(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
+        return tomllib.loads(text), text
     except OSError as error:
         raise UsageError(
             f"cannot read the template {path}: {(error.strerror or str(error)).lower()}"
@@ -63,6 +64,8 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"the template {path} is not valid TOML: {message[:1].lower()}{message[1:]}"
         ) from None
+    except ValueError:
+        raise UsageError(f"the template {path} has a number of too many digits") from None
 
 
 def read_template(path: Path, bases: Mapping[str, Template]) -> Template:
@@ -70,24 +73,27 @@ def read_template(path: Path, bases: Mapping[str, Template]) -> Template:
 
     Raises UsageError with the file, the line and the key that is wrong.
     """
-    return _located(path, read_tables(path), path.stem, bases)
+    fields, text = _read(path)
+    return _located(path, text, fields, path.stem, bases)
 
 
 def read_templates(path: Path, bases: Mapping[str, Template]) -> dict[str, Template]:
     """The templates in a file that has a table for each, by name. Raises UsageError like `read_template`."""
     found = dict[str, Template]()
-    for name, fields in read_tables(path).items():
+    tables, text = _read(path)
+    for name, fields in tables.items():
         if not isinstance(fields, dict):
             raise UsageError(f"{path}: {name} must be a table, [{name}], for the template of this name")
-        found[name] = _located(path, {**fields, "name": name}, name, {**bases, **found})
+        found[name] = _located(path, text, {**fields, "name": name}, name, {**bases, **found})
     return found
 
 
-def _located(path: Path, fields: Mapping[str, object], name: str, bases: Mapping[str, Template]) -> Template:
+def _located(
+    path: Path, text: str, fields: Mapping[str, object], name: str, bases: Mapping[str, Template]
+) -> Template:
     try:
         return template_from(fields, name, bases)
     except _WrongKeyError as error:
-        text = path.read_text(encoding="utf-8-sig")
         raise UsageError(f"{path}{_line_of(error.key, text)}: {literal(str(error))}") from None
 
 

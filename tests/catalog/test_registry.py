@@ -249,6 +249,11 @@ def test_what_is_wrong_in_it_is_told_with_the_line(own, text, line, message):
         ("[a]\nrepository = 'o/r'\nmirrors = ['hf:o/s/x']", r"\[a\] has mirrors but no file or url"),
         ("x = " + "[" * 5000, "is (nested too deeply|not TOML)"),
         ("#" * 2_000_000, "too large for a list"),
+        ("[a]\nbytes = " + "9" * 5000, "models.toml has a number of too many digits"),
+        ("[a]\nbytes = " + "9" * 4000, "line 2: bytes of .a. is '9{60}'; it must be a whole number"),
+        ("[a]\nbytes = 0x" + "f" * 5000, "line 2: bytes of .a. is too large; it must be a whole number"),
+        ("[a]\naliases = [0x" + "f" * 5000 + "]", "line 2: aliases of .a. is too large; it must be a list"),
+        ("[a]\nsampling = {top_k = 0x" + "f" * 5000 + "}", "line 2: sampling of .a. is too large"),
     ],
 )
 def test_what_else_may_be_wrong(own, text, message):

@@ -46,6 +46,8 @@ def data(tmp_path, monkeypatch):
 class Script(Reader):
     """A reader that plays lines; a line that is an exception is raised."""
 
+    is_editor = True
+
     def __init__(self, *lines):
         self.lines = list(lines)
         self.defaults = []
@@ -813,8 +815,47 @@ def test_a_dumb_terminal(terminal):
         wait_for(it, "to leave")
         it.send("hello\r")
         wait_for(it, r"hello[\s\S]*\w+")
-        it.send("/quit\r")
+        for line in ("/help", "/edit", "/set", "two \\", "lines", '"""', "and", 'three"""', "/show"):
+            it.send(f"{line}\r")
+        it.send("\x04")
         assert finish(it) == 0
+    assert "\x1b" not in it.shown
+    assert "give the new message: /edit TEXT" in it.shown
+    assert re.search(r"turns +3", it.shown)
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", "DUMB"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "-p", "Once upon", "-n", "3"),
+        ("generate", "--template", "g1", "-p", "Once upon", "-n", "3"),
+        ("info",),
+        ("models",),
+        ("--help",),
+        ("generate", "--help"),
+        ("generate", "--nothing"),
+        ("bench", "--prefill", "2", "--decode", "2", "--repeat", "1"),
+        ("state", "save", "s", "-p", "Once upon a time"),
+        ("quantize", "gosling", "-t", "int4", "copy.safetensors"),
+        ("state", "list"),
+    ],
+    ids=" ".join,
+)
+def test_a_dumb_terminal_gets_no_escape_sequence(terminal, tmp_path, monkeypatch, term, command):
+    monkeypatch.chdir(tmp_path)
+    with terminal(*command, TERM=term, PYTHONPATH=os.pathsep.join(sys.path)) as it:
+        finish(it)
+    assert it.shown
+    assert "\x1b" not in it.shown
+
+
+def test_a_heat_map_on_a_dumb_terminal(rwkv, terminal):
+    rwkv("state", "save", "s", "-p", "Once upon a time", stdin=b"")
+    with terminal("state", "show", "s", TERM="dumb") as it:
+        assert finish(it) == 0
+    assert "memory" in it.shown
+    assert "\x1b" not in it.shown
 
 
 def test_help_imports_nothing_heavy():

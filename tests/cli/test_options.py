@@ -7,7 +7,8 @@ from rwkv_cli.cli.main import app, run
 from rwkv_cli.cli.options import as_flag, as_setting
 from rwkv_cli.cli.prompt import parse_stops
 from rwkv_cli.cli.sampling_options import parse
-from rwkv_cli.errors import DeviceError, UsageError
+from rwkv_cli.cli.terminal import ui
+from rwkv_cli.errors import MOST_CHARACTERS, DeviceError, UsageError
 from rwkv_cli.sampling_settings import SAMPLING_FIELDS
 
 
@@ -88,3 +89,66 @@ def test_stop_strings_may_have_escapes():
     assert parse_stops([r"\n\n", r"a\\n", "b"]) == ("\n\n", r"a\n", "b")
     with pytest.raises(UsageError, match="stop string"):
         parse_stops(["a", ""])
+
+
+@pytest.mark.parametrize("variable", ["COLUMNS", "LINES"])
+@pytest.mark.parametrize("size", ["0", "-7", "1", "²", "x", "9" * 400, "9" * 5000])
+def test_a_terminal_of_an_odd_size(rwkv, monkeypatch, variable, size):
+    rwkv("state", "save", "s", "-p", "Once upon a time", stdin=b"")
+    monkeypatch.setenv(variable, size)
+    for command in (("state", "show", "s"), ("info",), ("generate", "--help"), ("models",)):
+        result = rwkv(*command)
+        assert (result.code, result.err) == (0, "")
+        assert result.out
+    assert ui.console("stderr").width <= 9999
+
+
+LONG = "A" * 20_000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "-m", LONG),
+        ("generate", "-m", f"./{LONG}"),
+        ("generate", "-m", f"hf:{LONG}"),
+        ("generate", "-m", f"https://127.0.0.1/{LONG}"),
+        ("generate", "-d", LONG),
+        ("generate", "--template", LONG),
+        ("generate", "--template", f"{LONG}.toml"),
+        ("generate", "--threads", LONG),
+        ("generate", "--threads", "9" * 5000),
+        ("generate", "--top-k", LONG),
+        ("generate", "--logit-bias", LONG),
+        ("generate", "--ban", "9" * 5000),
+        ("generate", "--state", LONG),
+        ("generate", "--state", f"{LONG}.safetensors"),
+        ("generate", "--save-state", LONG),
+        ("generate", "-f", LONG),
+        ("generate", "--think", LONG),
+        ("generate", f"--{LONG}"),
+        (LONG,),
+        ("state", "rm", "--yes", LONG),
+        ("models", "show", LONG),
+        ("pull", LONG),
+        ("bench", "--prefill", LONG),
+        ("quantize", LONG),
+        ("quantize", "gosling", "-t", LONG),
+        ("export", "gosling", LONG),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:30],
+)
+def test_a_message_repeats_no_more_than_a_line_or_two(rwkv, arguments):
+    prompt = () if "-f" in arguments or arguments[0] != "generate" else ("-p", "a")
+    result = rwkv(*arguments, *prompt)
+    assert result.code in (1, 2)
+    assert len(result.sentence) <= MOST_CHARACTERS
+
+
+def test_a_table_repeats_no_more_of_a_file(rwkv, tmp_path):
+    path = tmp_path / "t.toml"
+    path.write_text(f'user = "{{prompt}}{LONG}"\n')
+    assert rwkv("quantize", "gosling", tmp_path / "m.safetensors", "-t", "int4", "--template", path).code == 0
+    out = rwkv("info", tmp_path / "m.safetensors").out
+    assert max(map(len, out.splitlines())) < MOST_CHARACTERS + 30
+    assert LONG in rwkv("info", tmp_path / "m.safetensors", "--json").out

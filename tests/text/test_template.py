@@ -345,6 +345,12 @@ def test_a_wrong_file_of_templates_is_named(own_folder: Path) -> None:
         ("answer = ", "is not valid TOML: invalid value (at end of document)"),
         ("answer = 'a'\nanswer = 'b'", "is not valid TOML: cannot overwrite a value"),
         ("x = " + "[" * 5000, "is not valid TOML"),
+        ("sampling.top_k = " + "9" * 5000, "has a number of too many digits"),
+        ("sampling.top_k = " + "9" * 4000, "line 1: sampling.top_k is too large"),
+        ("sampling.top_k = 0x" + "f" * 5000, "line 1: sampling.top_k is too large"),
+        ("sampling.temperature = 1e999", "sampling.temperature is inf"),
+        ("name = 0x" + "f" * 5000, "name must be a text"),
+        ("stop = [0x" + "f" * 5000 + "]", "stop must be a text"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:

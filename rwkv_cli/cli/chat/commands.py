@@ -63,9 +63,11 @@ def words(chat: Chat, line: str) -> Iterable[str]:
 def _help(chat: Chat, _: str) -> None:
     usages = {f"/{each.name} {each.arguments}".strip(): each.help for each in COMMANDS.values()}
     chat.say_table(usages)
+    keys = "Alt-Enter, or \\ at the end," if chat.reader.is_editor else "\\ at the end"
+    tab = " Tab completes." if chat.reader.is_editor else ""
     chat.say_text(
-        'Alt-Enter, or \\ at the end, starts another line; """ encloses several lines. Tab completes. '
-        "Ctrl-C stops an answer, Ctrl-D leaves. Begin with // to send a message that starts with a slash."
+        f'{keys} starts another line; """ encloses several lines.{tab} Ctrl-C stops an answer, Ctrl-D leaves. '
+        "Begin with // to send a message that starts with a slash."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where messages come from: an editor of lines on a terminal, or the lines of a pipe."""
+"""Where messages come from: an editor of lines on a terminal, the terminal's own lines, or the lines of a pipe."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from rwkv_cli import paths
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.visible import hidden_characters
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.sessions.conversation import MOST_CHARACTERS
@@ -40,6 +41,7 @@ class Reader(ABC):
     """Where messages come from."""
 
     is_interactive = True  # a person types
+    is_editor = False  # it edits lines and shows the keys itself
 
     vi = False
     """Whether keys are those of vi, where there is an editor."""
@@ -59,24 +61,52 @@ class PipeReader(Reader):
 
     def read(self, default: str = "") -> str:  # noqa: ARG002
         """See `Reader`. Raises UsageError for a line that is too long or not UTF-8."""
-        line = sys.stdin.buffer.readline(MOST_CHARACTERS + 1) if sys.stdin else b""
-        if not line:
-            raise EOFError
         self._line += 1
-        if len(line) > MOST_CHARACTERS:
-            while line and not line.endswith(b"\n"):  # the rest of it is not a message either
-                line = sys.stdin.buffer.readline(MOST_CHARACTERS)
-            raise UsageError(
-                f"line {self._line} has more than {MOST_CHARACTERS:,} bytes, the limit of a message"
-            )
+        line = _line(f"line {self._line}")
         try:
             return line.decode().lstrip("\ufeff").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UsageError(f"line {self._line} is not valid UTF-8 text (byte {error.start})") from None
 
 
+def _line(name: str) -> bytes:
+    """The next line of standard input. Raises EOFError at the end, UsageError for one that is too long."""
+    line = sys.stdin.buffer.readline(MOST_CHARACTERS + 1) if sys.stdin else b""
+    if not line:
+        raise EOFError
+    if len(line) > MOST_CHARACTERS:
+        while line and not line.endswith(b"\n"):  # the rest of it is not a message either
+            line = sys.stdin.buffer.readline(MOST_CHARACTERS)
+        raise UsageError(f"{name} has more than {MOST_CHARACTERS:,} bytes, the limit of a message")
+    return line
+
+
+class LineReader(Reader):
+    """Lines as the terminal itself lets them be edited: for one that understands no escape sequences."""
+
+    def read(self, default: str = "") -> str:  # noqa: ARG002  # there is no way to have it edited
+        """See `Reader`. Raises UsageError for a line that is too long."""
+        text = self._line(PROMPT)
+        while text.endswith("\\") or is_unfinished(text):
+            text = text.removesuffix("\\") + "\n" + self._line(CONTINUATION)
+        return unblocked(text)
+
+    def _line(self, prompt: str) -> str:
+        seen = sys.stdout if ui.is_terminal(sys.stdout) else sys.stderr
+        seen.write(prompt)
+        seen.flush()
+        try:
+            line = _line("the line")
+        except (EOFError, KeyboardInterrupt):  # the terminal stays in the line of the prompt
+            print(file=seen, flush=True)
+            raise
+        return line.decode("utf-8", "replace").rstrip("\r\n")
+
+
 class TerminalReader(Reader):
     """Lines with everything that a shell has: history, search, completion, several lines, Emacs and vi keys."""
+
+    is_editor = True
 
     def __init__(self, words: Words, vi: bool = False, **session: Any) -> None:
         """`session` is for `PromptSession`: another input or output."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -73,7 +72,7 @@ class Chat:
 
     def run(self) -> int:
         """Read and answer; gives the exit code."""
-        with unechoed() if self.is_interactive else nullcontext():
+        with unechoed() if self.reader.is_editor else nullcontext():
             if self.is_interactive and not self.quiet:
                 self.greet()
             with contextlib.suppress(EOFError):
@@ -158,7 +157,7 @@ class Chat:
 
     def edit_last(self) -> None:
         """Have the last message edited, and answered in place of it."""
-        if not self.is_interactive:
+        if not self.reader.is_editor:
             raise UsageError("give the new message: /edit TEXT")
         if not self.conversation.turns:
             raise UsageError("nothing was said yet")
@@ -190,7 +189,7 @@ class Chat:
 
     def say_table(self, rows: Mapping[str, str]) -> None:
         """Show names and texts, one below the other where the terminal is narrow."""
-        columns = shutil.get_terminal_size().columns
+        columns = ui.columns_of_terminal()
         indent = max(map(len, rows)) + 2
         if columns - indent < _LEAST_COLUMN:
             lines = [f"{name}\n" + textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="  ")
@@ -202,7 +201,7 @@ class Chat:
 
     def say_text(self, text: str) -> None:
         """Show sentences, wrapped."""
-        self.view.say(textwrap.fill(text, max(shutil.get_terminal_size().columns, 20)))
+        self.view.say(textwrap.fill(text, max(ui.columns_of_terminal(), 20)))
 
     def switched(self, name: str) -> str:
         """The value of a setting of the screen."""
@@ -218,7 +217,7 @@ class Chat:
             setattr(self.view, name, value == "on")
 
     def _note(self, text: str) -> None:
-        for line in textwrap.wrap(text, max(shutil.get_terminal_size().columns, 20)):
+        for line in textwrap.wrap(text, max(ui.columns_of_terminal(), 20)):
             ui.note(line)
 
     def _count(self, answer: AnswerStream | None) -> None:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 
 from rwkv_cli.cli.chat import commands
-from rwkv_cli.cli.chat.input import PipeReader, TerminalReader
+from rwkv_cli.cli.chat.input import LineReader, PipeReader, Reader, TerminalReader
 from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.cli.chat.view import PlainView, TerminalView
 from rwkv_cli.cli.terminal import ui
@@ -47,7 +47,9 @@ def run(request: Request) -> int:
             return Chat(session, PipeReader(), PlainView(), commands.dispatch).run()
         is_shown = ui.is_terminal(sys.stdout)
         view = TerminalView(request.show_thinking, request.markdown) if is_shown else PlainView()
-        reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
+        reader: Reader = LineReader()
+        if not ui.is_dumb():
+            reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
         chat = Chat(session, reader, view, commands.dispatch, request.quiet)
         return chat.run()
     finally:

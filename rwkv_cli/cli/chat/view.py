@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -172,7 +171,7 @@ def _watched(answer: AnswerStream) -> Iterable[Part]:
 
 
 def _width() -> int:
-    return shutil.get_terminal_size().columns
+    return ui.columns_of_terminal()
 
 
 def _write(text: str) -> None:

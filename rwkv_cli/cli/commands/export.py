@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,7 +55,7 @@ def export(
     opened = conversion.open_source(registry.locate(source))
     _check_target(target, opened.files, is_folder=chosen == "hf", force=force)
     info = opened.info("fp32", digest=False)
-    name = str(info.source.get("name", opened.path.stem))
+    name = re.sub("[\ud800-\udfff]", "\ufffd", str(info.source.get("name", opened.path.stem)))  # not UTF-8
     with TerminalReporter(quiet or json) as reporter:
         if opened.is_quantized:
             reporter.note(f"{opened.path.name} is {opened.dtype}: exporting does not undo the rounding")

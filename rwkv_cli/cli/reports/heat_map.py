@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import storage_error
@@ -40,10 +41,7 @@ def norms(state: State) -> Array:
 
 def print_map(values: Array, console: Console | None = None) -> None:
     """Print norms [L, H] with a scale: in colours if the terminal has them, otherwise in shades."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console(highlight=False, soft_wrap=True)
+    console = console or ui.console("stdout")
     from rich.text import Text
 
     L, H = values.shape

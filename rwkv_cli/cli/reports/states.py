@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -97,7 +96,7 @@ def show_list(rows: Sequence[StateRow]) -> None:
         size, tokens = format_size(row["bytes"]), f"{row['tokens']:,}"
         table.append((row["name"], row["model"], tokens, size, f"{modified:%Y-%m-%d %H:%M}"))
     widths = [max(len(line[column]) for line in table) for column in range(5)]
-    limit = shutil.get_terminal_size().columns if ui.is_terminal(sys.stdout) else None
+    limit = ui.columns_of_terminal() if ui.is_terminal(sys.stdout) else None
     for line in table:
         name, model, tokens, size, modified_at = (
             f"{cell:>{width}}" if column in (2, 3) else f"{cell:{width}}"

@@ -133,7 +133,6 @@ def _can_move() -> bool:
 
 def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_left: bool = False) -> Progress:
     """A bar that is not shown yet, for `total` things counted in units of `size`; None if the total is unknown."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -157,7 +156,7 @@ def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_lef
         BarColumn(bar_width=None),
         Amount(Column(no_wrap=True)),
         *([TimeRemainingColumn(compact=True)] if time_left else []),
-        console=Console(stderr=True),
+        console=ui.console("stderr"),
         transient=True,
     )
     progress.add_task(task, total=total)
@@ -177,6 +176,4 @@ def _amount(task: Task, unit: str, size: float) -> str:
 
 def _spinner(text: str) -> AbstractContextManager[object]:
     """A context manager that shows a text and a moving spinner."""
-    from rich.console import Console
-
-    return Console(stderr=True).status(text)
+    return ui.console("stderr").status(text)

@@ -8,15 +8,22 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Literal
 
 from rwkv_cli.cli.terminal.visible import printable as printable
 from rwkv_cli.cli.terminal.visible import safe_json
+from rwkv_cli.errors import shortened
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 BOLD, DIM, RED = "1", "2", "1;31"
+
+_MOST_COLUMNS = 9999
+_LINES = 24
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -27,9 +34,34 @@ def is_terminal(stream: IO[str] | None) -> bool:
         return False
 
 
+def is_dumb() -> bool:
+    """Whether the terminal understands no escape sequences, as that of an editor or a build server."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
 def is_animated(stream: IO[str] | None) -> bool:
     """Whether a stream is a terminal that can show a bar or a spinner."""
-    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+    return is_terminal(stream) and not is_dumb()
+
+
+def columns_of_terminal() -> int:
+    """The width of the terminal, or what COLUMNS says; a number that no terminal has is taken for the largest."""
+    return min(shutil.get_terminal_size().columns, _MOST_COLUMNS)
+
+
+def console(stream: Literal["stdout", "stderr"]) -> Console:
+    """What `rich` draws on."""
+    from rich.console import Console
+
+    width = height = None
+    if any(not _is_size(os.environ.get(name, "1")) for name in ("COLUMNS", "LINES")):  # which rich trusts
+        width, height = columns_of_terminal(), _LINES
+    is_error = stream == "stderr"
+    return Console(stderr=is_error, highlight=False, soft_wrap=not is_error, width=width, height=height)
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 5
 
 
 def is_styled(stream: IO[str] | None) -> bool:
@@ -44,20 +76,23 @@ def styled(text: str, style: str, stream: IO[str]) -> str:
 
 def note(text: str) -> None:
     """Print a remark on stderr, which is not part of the output."""
-    print(styled(printable(text), DIM, sys.stderr), file=sys.stderr)
+    print(styled(shortened(printable(text)), DIM, sys.stderr), file=sys.stderr)
 
 
 def error(text: str) -> None:
     """Print on stderr why a command failed."""
-    print(f"{styled('rwkv:', RED, sys.stderr)} {printable(text)}", file=sys.stderr)
+    print(f"{styled('rwkv:', RED, sys.stderr)} {shortened(printable(text))}", file=sys.stderr)
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:
-    """Print rows of a name and a text under a title; on a terminal, texts are wrapped to its width."""
+    """Print rows of a name and a text under a title; on a terminal, texts are wrapped to its width.
+
+    A text that is very long is shortened, as messages are.
+    """
     is_person = is_terminal(sys.stdout)
-    rows = {printable(name): printable(text) for name, text in rows.items()}
+    rows = {printable(name): shortened(printable(text)) for name, text in rows.items()}
     indent = max(map(len, rows)) + 4
-    width = max(shutil.get_terminal_size().columns - indent, 16)
+    width = max(columns_of_terminal() - indent, 16)
     print(styled(printable(title), BOLD, sys.stdout))
     for name, text in rows.items():
         lines = textwrap.wrap(text, width, break_on_hyphens=False) if is_person else [text]
