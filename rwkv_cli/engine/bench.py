@@ -28,6 +28,8 @@ Announce = Callable[[str], None]
 LONG = 50_000  # tokens of a long run
 STRETCH = 1_000  # tokens of it that are reported together
 TURN = 50  # tokens that are decoded in turns, where two runs are compared
+MOST = 10_000_000  # tokens of a prompt or a run, or repetitions
+MOST_LONG = 1_000_000_000  # tokens of a long run
 WARM_UP = 64  # tokens of a prompt that are read before the clock starts
 READS = 8  # of the memory, in a row
 SEED = 0  # of the tokens
@@ -45,10 +47,16 @@ class Plan:
     def __post_init__(self) -> None:
         sizes = [("prefill", size) for size in self.prefill]
         for name, number in [*sizes, ("decode", self.decode), ("repeat", self.repeat)]:
-            if number < 1:
-                raise UsageError(f"{{{name}}} is {number}: it must be at least 1")
-        if self.long is not None and self.long < 2:
-            raise UsageError(f"{{long_tokens}} is {self.long}: it must be at least 2")
+            _check(name, number, 1, MOST)
+        if self.long is not None:
+            _check("long_tokens", self.long, 2, MOST_LONG)
+
+
+def _check(name: str, number: int, least: int, most: int) -> None:
+    if number < least:
+        raise UsageError(f"{{{name}}} is {number}: it must be at least {least}")
+    if number > most:
+        raise UsageError(f"{{{name}}} is larger than {most:,}, the most that is measured")
 
 
 @dataclass(frozen=True)

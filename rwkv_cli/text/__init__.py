@@ -1,6 +1,6 @@
 """Text and token ids, without a model.
 
-tokenizer      vocabularies: text to token ids and back
+tokenizer      vocabularies: text to token ids and back; tokenizers_library is what one kind stands on
 text_stream    tokens become text as they come
 stop_strings   stop strings in text that arrives in pieces
 template       a prompt format, as data

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli.errors import TokenizerError, UsageError
 from rwkv_cli.lazy import lazy_property
+from rwkv_cli.text.tokenizers_library import check, told
 
 
 @dataclass(frozen=True)
@@ -301,12 +302,11 @@ class JsonTokenizer:
         from tokenizers import Tokenizer as Library
 
         self.spec = spec
-        try:
+        with told("the tokenizer.json is damaged"):
             text = (spec.data or b"").decode("utf-8")
-            self._library = Library.from_str(text)
             description = json.loads(text)
-        except Exception as error:  # the library raises bare Exceptions
-            raise TokenizerError(f"the tokenizer.json is damaged: {error}") from error
+            check(description)
+            self._library = Library.from_str(text)
         # A file may ask for these, for training: a prompt has to stay as it is.
         self._library.no_truncation()
         self._library.no_padding()
@@ -324,9 +324,9 @@ class JsonTokenizer:
         self.name = f"{kind}{description['model'].get('type', 'model')} (tokenizer.json)"
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._library.encode(
-            _utf8(text).decode("utf-8", "replace"), add_special_tokens=False
-        ).ids
+        readable = _utf8(text).decode("utf-8", "replace")
+        with told("the tokenizer.json cannot encode this text"):
+            ids: list[int] = self._library.encode(readable, add_special_tokens=False).ids
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -351,7 +351,8 @@ def _is_byte_level(decoder: object) -> bool:
     """Whether the `decoder` entry of a tokenizer.json maps the byte alphabet back, alone or in a sequence."""
     if not isinstance(decoder, dict):
         return False
-    return decoder.get("type") == "ByteLevel" or any(map(_is_byte_level, decoder.get("decoders", ())))
+    inner = decoder.get("decoders")
+    return decoder.get("type") == "ByteLevel" or (isinstance(inner, list) and any(map(_is_byte_level, inner)))
 
 
 # ------------------------------------------------------------------------------------------------------------

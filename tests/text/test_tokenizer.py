@@ -1,5 +1,6 @@
 """Vocabularies, against a naive matcher and the libraries that they came with."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -248,6 +249,97 @@ def test_pieces_that_are_not_byte_level() -> None:
 def test_damaged_tokenizer_json(data: bytes | None) -> None:
     with pytest.raises(TokenizerError, match=r"the tokenizer.json is damaged"):
         load_tokenizer(TokenizerSpec("tokenizer.json", data), 65536)
+
+
+def own_json(model: dict[str, object], **parts: object) -> TokenizerSpec:
+    """A tokenizer.json of three pieces, a, b and ab."""
+    bare = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    document = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None}
+    document |= {"post_processor": None, "decoder": None, "model": bare | model}
+    return TokenizerSpec("tokenizer.json", json.dumps(document | parts).encode())
+
+
+def table_of_characters(data: bytes) -> dict[str, object]:
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "said"),
+    [
+        ({"continuing_subword_prefix": "1" * 60}, {}, "'b' is merged as the rest of a word"),
+        (
+            {"continuing_subword_prefix": "b", "merges": ["a b", "b a"]},
+            {},
+            "'a' is merged as the rest of a word",
+        ),
+        # These three end the process, or take all memory, where the library is left to itself.
+        (
+            {"continuing_subword_prefix": "1", "vocab": {"a": 0, "é": 1}, "merges": [["a", "é"]]},
+            {},
+            "'é' is merged as the rest of a word",
+        ),
+        ({}, {"normalizer": table_of_characters(b"\xff\xff\xff\xff")}, "table of characters is shorter"),
+        (
+            {},
+            {"normalizer": {"type": "Sequence", "normalizers": [table_of_characters(b"\0\0\0\x40abcd")]}},
+            "table of characters is shorter",
+        ),
+        ({}, {"normalizer": table_of_characters(b"")}, ""),  # a panic
+        ({"dropout": 5}, {}, "Dropout should be between 0 and 1"),
+        ({"merges": [["a", "c"]]}, {}, "out of vocabulary"),
+        ({"merges": [["a"]], "continuing_subword_prefix": "b"}, {}, ""),
+    ],
+)
+def test_what_the_library_cannot_bear(model: dict[str, object], parts: dict[str, object], said: str) -> None:
+    with pytest.raises(TokenizerError, match=r"^the tokenizer.json is damaged: ") as raised:
+        JsonTokenizer(own_json(model, **parts))
+    assert said in str(raised.value)
+
+
+def test_a_prefix_of_the_rest_of_words() -> None:
+    vocab = {"a": 0, "##b": 1, "ab": 2}
+    model = {"continuing_subword_prefix": "##", "vocab": vocab, "merges": [["a", "##b"]]}
+    assert JsonTokenizer(own_json(model)).encode("ab") == [2]
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ({"unk_token": "?"}, {}),
+        ({"type": "WordLevel", "unk_token": "?"}, {}),
+        (
+            {
+                "type": "WordPiece",
+                "unk_token": "?",
+                "continuing_subword_prefix": "a",
+                "max_input_chars_per_word": 9,
+                "merges": [],
+            },
+            {},
+        ),
+        ({}, {"pre_tokenizer": {"type": "FixedLength", "length": 0}}),  # a panic
+        ({}, {"normalizer": table_of_characters(b"\4\0\0\0\xff\xff\xff\x7f")}),  # another
+    ],
+)
+def test_a_text_that_the_library_cannot_encode(model: dict[str, object], parts: dict[str, object]) -> None:
+    tokenizer = JsonTokenizer(own_json(model, **parts))
+    with pytest.raises(TokenizerError, match=r"^the tokenizer.json cannot encode this text: "):
+        tokenizer.encode("xyz")
+
+
+@pytest.mark.parametrize("decoders", [None, 5, [], [5], "ByteLevel"])
+def test_an_odd_decoder_is_none_of_bytes(decoders: object) -> None:
+    tokenizer = JsonTokenizer(own_json({}, decoder={"type": "Fuse", "decoders": decoders}))
+    assert tokenizer.name == "BPE (tokenizer.json)"
+
+
+def test_an_interrupt_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizers.Tokenizer.from_str", interrupted, raising=True)
+    with pytest.raises(KeyboardInterrupt):
+        JsonTokenizer(own_json({}))
 
 
 def test_tokenizer_json_without_entries() -> None:
