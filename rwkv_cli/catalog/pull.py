@@ -18,6 +18,7 @@ from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.errors import CheckpointError, DownloadError
 from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.files.locks import Lock
 from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.reporting import Reporter, format_size
@@ -211,14 +212,10 @@ def _device(path: Path) -> int | None:
 @contextlib.contextmanager
 def _locked(target: Path, reporter: Reporter) -> Iterator[None]:
     """Held during a pull: a second one of the same model waits, and then finds it there."""
-    from filelock import FileLock, Timeout
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(f".{target.stem}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        lock = Lock(target.with_name(f".{target.stem}.lock"))
+        if not lock.acquire(wait=False):
             reporter.note(f"another program is pulling {target.stem}: waiting for it")
             lock.acquire()
     except OSError as error:

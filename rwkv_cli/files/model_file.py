@@ -167,13 +167,10 @@ def write_model(
 
 
 def _metadata(info: ModelInfo) -> dict[str, str]:
-    scheme: dict[str, object] = {"type": info.weight_type}
-    if info.weight_type in weight_layouts.INTEGERS:
-        scheme |= {"symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
     fields = {
         "rwkv": VERSION,  # first: `is_model_file` looks for it
         "config": info.config.as_dict(),
-        "quantization": scheme,
+        "quantization": _scheme(info.weight_type),
         "tokenizer": _tokenizer_fields(info.tokenizer),
         "template": templates.to_json(info.template),
         **({"template_from": info.template_from} if info.template_from else {}),
@@ -198,7 +195,7 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
         config = ModelConfig.from_dict(_json(metadata, "config", dict))
     except ValueError as error:
         raise ValueError(f"its config is invalid: {error}") from None
-    weight_type = _read_weight_type(_json(metadata, "quantization", dict).get("type"))
+    weight_type = _read_weight_type(_json(metadata, "quantization", dict))
     if config.n_layer > len(tensors):  # before a loop over layers that do not exist
         raise ValueError("it has fewer tensors than layers")
     unknown = set(tensors) - {TOKENIZER}
@@ -221,9 +218,22 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
     )
 
 
-def _read_weight_type(value: object) -> WeightType:
+def _scheme(weight_type: WeightType) -> dict[str, object]:
+    """How weights of a type are stored."""
+    if weight_type not in weight_layouts.INTEGERS:
+        return {"type": weight_type}
+    return {"type": weight_type, "symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
+
+
+def _read_weight_type(scheme: Mapping[str, object]) -> WeightType:
+    """The type of the weights. Raises ValueError for another scheme than this program computes."""
+    value = scheme.get("type")
     for weight_type in weight_layouts.WEIGHT_TYPES:
         if value == weight_type:
+            other = {key: each for key, each in scheme.items() if _scheme(weight_type).get(key) != each}
+            if other:
+                shown = ", ".join(f"{key} {json.dumps(each)}" for key, each in other.items())
+                raise ValueError(f"its weights are quantized in a way that is not supported ({shown[:80]})")
             return weight_type
     raise ValueError(f"its weights have the unknown type {value!r}")
 

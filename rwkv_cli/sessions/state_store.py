@@ -19,6 +19,7 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.files.locks import Lock
 from rwkv_cli.reporting import did_you_mean
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import SavedState, is_state_file
@@ -144,20 +145,18 @@ def lock(path: Path) -> Iterator[None]:
     Raises StateError at once, with the process number, if another program holds it; StorageError if the lock cannot be
     created. A lock ends with its program, however that ends.
     """
-    from filelock import FileLock, Timeout
-
     file = _lock_file(path)
     holder = file.with_suffix(".pid")
-    held = FileLock(file, timeout=0, thread_local=False)
+    held = Lock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        held.acquire()
-    except Timeout:
-        raise StateError(
-            f"the state {name_of(path)} is open in another rwkv{_holder(holder)}: close that, or use another name"
-        ) from None
+        is_free = held.acquire(wait=False)
     except OSError as error:
         raise storage_error(file, error) from None
+    if not is_free:
+        raise StateError(
+            f"the state {name_of(path)} is open in another rwkv{_holder(holder)}: close that, or use another name"
+        )
     try:
         with contextlib.suppress(OSError):
             holder.write_text(str(os.getpid()), encoding="ascii")

@@ -413,3 +413,30 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path):
     assert (
         peak < 5 * largest < 4 * config.n_params / 4
     )  # the tensor, its quotient, its rounding and what is stored
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ({"group": 128}, "group 128"),
+        ({"symmetric": False}, "symmetric false"),
+        ({"scale": "f16"}, 'scale "f16"'),
+        ({"zero_point": True}, "zero_point true"),
+    ],
+)
+def test_a_quantization_that_is_not_computed_is_refused(tmp_path, claim, said):
+    path = tmp_path / "x"
+    write_model(path, Weights(WEIGHTS), INFO)
+    ours = model_file._metadata(INFO)["quantization"]
+    lies = json.dumps(json.loads(ours) | claim)
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["quantization"] = lies
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(
+        ModelFileError, match=rf"quantized in a way that is not supported \({re.escape(said)}\)"
+    ):
+        ModelFile(path)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
-from filelock import FileLock, Timeout
 from huggingface_hub import cached_assets_path, constants
 
 from rwkv_cli import paths
@@ -25,6 +24,7 @@ from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, safe_name
 from rwkv_cli.catalog.hub.transfer import Progress, Transfer
 from rwkv_cli.errors import DownloadError, StorageError, VerificationError
 from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.files.locks import Lock
 from rwkv_cli.reporting import format_size
 
 _PART = ".rwkv-part"
@@ -120,12 +120,15 @@ def discard(fetched: Fetched) -> None:
 def forget(remote: Remote) -> None:
     """Drop what has arrived of a single file that is not needed any more, unless another program is fetching it."""
     file = remote.files[0]
-    with contextlib.suppress(OSError, StorageError, Timeout):
+    with contextlib.suppress(OSError, StorageError):
         folder = _folder(remote)
-        target = folder / file.name
-        with FileLock(_lock_of(folder), timeout=0):
-            Transfer(file, _part(target), lambda *_: None, lambda _: None).forget()
-            _unlink(target, file)
+        target, lock = folder / file.name, Lock(_lock_of(folder))
+        if lock.acquire(wait=False):
+            try:
+                Transfer(file, _part(target), lambda *_: None, lambda _: None).forget()
+                _unlink(target, file)
+            finally:
+                lock.release()
 
 
 def missing_bytes(remote: Remote) -> int:
@@ -192,7 +195,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """While files are fetched into a folder: a second program waits, and then finds them. Raises StorageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_of(folder))
+        lock = Lock(_lock_of(folder))
         lock.acquire()
     except OSError as error:
         raise storage_error(folder, error) from None
