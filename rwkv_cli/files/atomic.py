@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 import sys
 import time
 import zlib
@@ -37,15 +38,31 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{stem}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def set_mode(temporary: Path, target: Path, private: bool = False) -> None:
+    """Let a new file be read by whom the one may be that it replaces; a `private` new one by its owner alone.
+
+    What cannot be set is left.
+    """
+    with contextlib.suppress(OSError):
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        elif private:
+            temporary.chmod(0o600)
+
+
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, *, private: bool = False) -> Iterator[Path]:
     """A path to write to, which is flushed to disk and renamed to `target` at the end, or removed after an error.
 
-    Raises StorageError.
+    A new file that is `private` can be read by its owner alone; otherwise the mode is that of the file that is
+    replaced. Raises StorageError.
     """
     temporary = temporary_beside(target)
     try:
+        if private:
+            temporary.touch(mode=0o600)
         yield temporary
+        set_mode(temporary, target, private)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import StorageError
-from rwkv_cli.files.atomic import storage_error, temporary_beside
+from rwkv_cli.files.atomic import set_mode, storage_error, temporary_beside
 from rwkv_cli.tensors import Shape as Shape
 
 # NumPy has no bf16: its bits are read and written as uint16.
@@ -126,12 +126,16 @@ class SafetensorsWriter:
         tensors: Mapping[str, tuple[str, Shape]],
         metadata: Mapping[str, str] | None = None,
         durable: bool = True,
+        private: bool = False,
     ) -> None:
-        """`durable` flushes the file to the disk, so that it also survives a loss of power."""
+        """`durable` flushes the file to the disk, so that it also survives a loss of power.
+
+        A new file that is `private` can be read by its owner alone; one that replaces another has the mode of that.
+        """
         if path.is_symlink():
             path = path.resolve()  # a link stays a link: what it points to is replaced
         self.path = path
-        self._durable = durable
+        self._durable, self._private = durable, private
         self._header, self._entries = _layout(tensors, metadata or {})
         self._missing = set(tensors)
         self._digests: dict[str, str] | None = {} if (metadata or {}).get(DIGEST) == NO_DIGEST else None
@@ -144,6 +148,7 @@ class SafetensorsWriter:
             raise StorageError(f"cannot write {self.path}: there is a folder of this name")
         try:
             self._file = self._temporary.open("xb")
+            set_mode(self._temporary, self.path, self._private)
             self._file.write(self._header)
         except BaseException as error:
             self._discard()

@@ -141,7 +141,7 @@ def save(path: Path, saved: SavedState, *, compact: bool = False, durable: bool 
     announced = {name: (dtype, array.shape) for name, (dtype, array) in tensors.items()}
     metadata = _metadata(saved)
     metadata["checksum"] = json.dumps(checksum(metadata, tensors))
-    with SafetensorsWriter(path, announced, metadata, durable) as writer:
+    with SafetensorsWriter(path, announced, metadata, durable, private=True) as writer:
         for name, (_, array) in tensors.items():
             writer.write(name, array)
 
