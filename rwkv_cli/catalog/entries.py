@@ -17,6 +17,7 @@ from rwkv_cli.catalog.names import (
     is_repository,
     is_revision,
     is_url,
+    without_secrets,
 )
 from rwkv_cli.errors import RegistryError, UsageError
 from rwkv_cli.text import generations
@@ -181,7 +182,11 @@ def _check_table(path: Path, text: str, name: str, fields: object) -> None:
             )
         if (demand := check(value)) is not None:
             raise _refusal(
-                path, text, name, key, f"{key} of [{name}] is {str(value)[:60]!r}; it must be {demand}"
+                path,
+                text,
+                name,
+                key,
+                f"{key} of [{name}] is {without_secrets(str(value))[:60]!r}; it must be {demand}",
             )
 
 

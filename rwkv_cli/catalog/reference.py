@@ -12,11 +12,13 @@ from rwkv_cli.catalog.entries import Entry
 from rwkv_cli.catalog.names import (
     DEFAULT_REVISION,
     HUB,
+    identity_of,
     is_relative_file,
     is_repository,
     is_revision,
     is_url,
     split_hub,
+    without_secrets,
 )
 from rwkv_cli.errors import UsageError
 
@@ -38,9 +40,9 @@ class Reference:
 
     @property
     def text(self) -> str:
-        """The reference as text, which `parse` accepts."""
+        """The reference as text, which `parse` accepts; an address without its password and signature."""
         if self.url:
-            return self.url
+            return without_secrets(self.url)
         revision = "" if self.revision == DEFAULT_REVISION else f"@{self.revision}"
         return f"{HUB}{self.repository}{revision}" + (f"/{self.file}" if self.file else "")
 
@@ -64,7 +66,8 @@ def of_entry(entry: Entry) -> Reference:
     return Reference(entry.name, entry.repository, entry.file, entry.revision, entry=entry)
 
 
-def _on_the_hub(text: str, shown: str) -> Reference:
+def _on_the_hub(text: str, written: str) -> Reference:
+    shown = without_secrets(written)
     repository, revision, file = split_hub(text)
     if not is_repository(repository):
         raise UsageError(
@@ -86,14 +89,14 @@ def _on_the_hub(text: str, shown: str) -> Reference:
 
 def _from_url(text: str) -> Reference:
     if not is_url(text):
-        raise UsageError(f"{text[:120]!r} is not a valid URL")
+        raise UsageError(f"{without_secrets(text)[:120]!r} is not a valid URL")
     parts = urlsplit(text)
     found = _RESOLVE.fullmatch(unquote(parts.path))
     if parts.hostname in _HUB_HOSTS and found:
         return _on_the_hub(
             f"{HUB}{found[1]}@{found[2]}/{found[3]}".replace(f"@{DEFAULT_REVISION}/", "/"), text
         )
-    return Reference(_file_name(_stem(unquote(parts.path)) or "model", text), url=text)
+    return Reference(_file_name(_stem(unquote(parts.path)) or "model", identity_of(text)), url=text)
 
 
 def _stem(path: str) -> str:

@@ -25,7 +25,7 @@ from rwkv_cli.catalog.hub.remote import (
 )
 from rwkv_cli.catalog.hub.selection import is_folder, may_be_folder, model_files, parse_json
 from rwkv_cli.catalog.hub.xet import XetLocation
-from rwkv_cli.catalog.names import DEFAULT_REVISION, is_relative_file
+from rwkv_cli.catalog.names import DEFAULT_REVISION, is_relative_file, without_secrets
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import DownloadError, UnsupportedModelError
 
@@ -217,19 +217,12 @@ def _cached_file(repository: str, file: cache.CachedFile) -> RemoteFile:
 def _plain_file(reference: Reference, note: Note) -> RemoteFile:
     """A file at an address, of which a server may say nothing but its length."""
     assert reference.url is not None
-    url, what = reference.url, without_secrets(reference.url)
+    url, what = reference.url, without_secrets(reference.url)[:200]
     size = failures.attempt(what, lambda: _length(url, what), note)
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     return RemoteFile(
         name=name if is_relative_file(name) else "model", url=url, what=what, size=size, size_is_certain=False
     )
-
-
-def without_secrets(url: str) -> str:
-    """An address without a password or a signature that may be in it."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"[:200]
 
 
 def _length(url: str, what: str) -> int | None:

@@ -23,6 +23,7 @@ from rwkv_cli.catalog.hub import cache
 from rwkv_cli.catalog.hub.failures import Note
 from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, safe_name
 from rwkv_cli.catalog.hub.transfer import Progress, Transfer
+from rwkv_cli.catalog.names import identity_of
 from rwkv_cli.errors import DownloadError, StorageError, VerificationError
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.reporting import format_size
@@ -170,7 +171,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 def _folder(remote: Remote) -> Path:
     """The folder of one model. That of a single file is named by its content, so that other commits do not matter."""
     first = remote.files[0]
-    key = hashlib.sha256(first.url.encode()).hexdigest()[:16]
+    key = hashlib.sha256(identity_of(first.url).encode()).hexdigest()[:16]
     if remote.reference.repository is None:
         return paths.cache_folder() / "downloads" / key
     name = remote.commit if remote.is_folder else first.etag
