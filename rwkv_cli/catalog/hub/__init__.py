@@ -1,6 +1,7 @@
 """Downloads: the only package that talks to the network.
 
     discovery  what a reference stands for: files, sizes and checksums, as the hub, a web server or the cache has them
+    answers    what servers send, read with limits; a web page is none of the files that are asked for
     listing    what a repository holds now, in one request
     selection  which files of a repository make up its model
     remote     the files of a model on a server, and what else is known of them: checksums that have to agree

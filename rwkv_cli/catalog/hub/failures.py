@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -140,11 +141,11 @@ def _refusal_of_hub(what: str, error: HfHubHTTPError) -> Exception:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """The seconds that a Retry-After header asks for, as a number or as a date."""
     value = headers.get("Retry-After", "").strip()
-    if value.isdigit() and len(value) < 9:
-        return float(value)
+    if re.fullmatch(r"[0-9]+", value):
+        return float(value.lstrip("0")[:12] or 0)  # more digits are a long time, too
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError, OverflowError):
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):
         return None
 
 

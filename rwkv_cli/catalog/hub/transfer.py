@@ -20,6 +20,7 @@ import httpx2
 from huggingface_hub import constants, get_session
 
 from rwkv_cli.catalog.hub import failures, xet
+from rwkv_cli.catalog.hub.answers import count, refuse_compressed, refuse_page
 from rwkv_cli.catalog.hub.failures import Note, TryAgainError
 from rwkv_cli.catalog.hub.remote import RemoteFile
 from rwkv_cli.errors import DownloadError
@@ -30,7 +31,7 @@ Progress = Callable[[int, int | None], None]
 
 MAX_CHANGES = 3  # of the file on the server while it is read
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 class Transfer:
@@ -108,8 +109,17 @@ class Transfer:
             start = self._check(response, start)
             if start == self.size:
                 return True
-            self._write(response.iter_raw(), start)
+            self._write(self._unless_page(response), start)
             return self._is_end(response) if self.size is None else self.present() == self.size
+
+    def _unless_page(self, response: httpx2.Response) -> Iterator[bytes]:
+        """The pieces of a response. Raises DownloadError for a web page that is called something else."""
+        is_first = True
+        for piece in response.iter_raw():
+            if is_first:
+                refuse_page(self.what, response, piece)
+            is_first = False
+            yield piece
 
     def _is_end(self, response: httpx2.Response) -> bool:
         """Whether a response of unknown length was whole: if only its end says so, the rest is asked for to be sure."""
@@ -143,17 +153,15 @@ class Transfer:
     def _check(self, response: httpx2.Response, start: int) -> int:
         """Where this response continues; drops what is here if it is of another file. Raises what the status means."""
         if response.status_code == 416 and start:
-            found = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+            found = re.fullmatch(r"bytes \*/([0-9]{1,18})", response.headers.get("Content-Range", ""))
             if self.size is None and (not found or int(found[1]) == start):
                 self.size = start
                 return start
             self._restart("the file on the server is shorter than before")
         if response.status_code not in (200, 206):
             raise failures.refusal(self.what, response.status_code, response.headers)
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise DownloadError(
-                f"cannot download {self.what}: the server sends it compressed, which was not requested"
-            )
+        refuse_page(self.what, response)
+        refuse_compressed(self.what, response)
         if response.status_code == 200:
             self._supports_ranges = self._supports_ranges and not start
             self._check_length(response.headers.get("Content-Length"), is_whole=True)
@@ -174,13 +182,14 @@ class Transfer:
 
     def _check_length(self, announced: str | None, is_whole: bool) -> None:
         """Compare the length that the server announces with the one that is expected, or learn it."""
-        if announced is None or not announced.isdigit():
+        length = count(announced)
+        if length is None:
             return
         if self.size is None or (is_whole and not self.file.size_is_certain):
-            self.size = int(announced)
-        elif int(announced) != self.size and not self.file.size_is_certain:
+            self.size = length
+        elif length != self.size and not self.file.size_is_certain:
             self._restart("the file on the server has changed")
-        elif int(announced) != self.size:
+        elif length != self.size:
             raise DownloadError(
                 f"cannot download {self.what}: it should have {self.size:,} bytes, and the server has {announced}"
             )
