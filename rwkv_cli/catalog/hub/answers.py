@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx2
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # lazy
 
-from rwkv_cli.catalog.hub import failures
+from rwkv_cli.catalog.hub import client, failures
 from rwkv_cli.catalog.hub.failures import Note, TryAgainError
 from rwkv_cli.catalog.hub.selection import parse_json
 from rwkv_cli.errors import DownloadError
@@ -35,8 +35,10 @@ def read_json(
 ) -> Any:
     """JSON values from the hub, of at most 32 MiB. Raises DownloadError."""
 
+    client.check_token()
+
     def ask() -> Any:
-        with get_session().stream(
+        with client.session().stream(
             "GET",
             url,
             params=params,

@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but resolved lazily
 
-from rwkv_cli.catalog.hub import cache, failures
+from rwkv_cli.catalog.hub import cache, client, failures
 from rwkv_cli.catalog.hub.answers import count, read_json
 from rwkv_cli.catalog.hub.failures import Note
 from rwkv_cli.catalog.hub.listing import Listing, contents_of
@@ -114,6 +114,7 @@ def _hub_file(repository: str, name: str, revision: str, note: Note) -> tuple[Re
     """A file of a repository and the commit that it belongs to."""
     url = hf_hub_url(repository, name, revision=revision, endpoint=constants.ENDPOINT)
     what = f"{name} of {repository}"
+    client.check_token()
     metadata = failures.attempt(
         what, lambda: get_hf_file_metadata(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT), note
     )
@@ -208,13 +209,13 @@ def _length(url: str, what: str) -> int | None:
     """The length of what is at an address: asked for alone, or, where that is refused, with a single byte."""
     headers = {"Accept-Encoding": "identity"}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    response = get_session().head(url, headers=headers, timeout=timeout, follow_redirects=True)
+    response = client.session().head(url, headers=headers, timeout=timeout, follow_redirects=True)
     if response.status_code == 200:
         return count(response.headers.get("Content-Length"))
     if response.status_code in (401, 404, 410, 429) or response.status_code >= 500:
         raise failures.refusal(what, response.status_code, response.headers)
     headers["Range"] = "bytes=0-0"
-    with get_session().stream(
+    with client.session().stream(
         "GET", url, headers=headers, timeout=timeout, follow_redirects=True
     ) as response:
         if response.status_code not in (200, 206):

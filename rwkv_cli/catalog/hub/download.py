@@ -20,7 +20,7 @@ from huggingface_hub import cached_assets_path, constants
 
 from rwkv_cli import paths
 from rwkv_cli.catalog.hub import cache
-from rwkv_cli.catalog.hub.failures import Note
+from rwkv_cli.catalog.hub.failures import Note, reason_of
 from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, safe_name
 from rwkv_cli.catalog.hub.transfer import Progress, Transfer
 from rwkv_cli.catalog.names import identity_of
@@ -101,7 +101,9 @@ def keep(fetched: Fetched, note: Note) -> Fetched:
             _refer(path, adopted)  # for the case that a later file has to stay
             moved.append(adopted)
         except (OSError, httpx2.HTTPError, DownloadError, StorageError) as error:
-            note(f"{file.what} stays in {path.parent}: it cannot be put into the cache of the hub ({error})")
+            note(
+                f"{file.what} stays in {path.parent}: it cannot be put into the cache of the hub ({reason_of(error)})"
+            )
             return fetched
     _remove(fetched)
     return replace(

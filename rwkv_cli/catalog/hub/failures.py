@@ -33,6 +33,8 @@ MAX_RETRY_AFTER = 300.0  # a server may ask for more; then the user decides
 
 _WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
+_SECRET = re.compile(r"(\b(?:bearer|basic)\s+|\bhf_(?=\w{8}))[^\s'\"]+|(//)[^\s/@]+(?=@)", re.IGNORECASE)
+
 Note = Callable[[str], None]
 """Called with a sentence for the user."""
 
@@ -152,13 +154,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx2.TimeoutException):
         return "the server does not answer in time"
+    if isinstance(error, httpx2.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"the certificate of the server is not trusted ({reason_of(error)}); behind a proxy that reads along, "
+            "SSL_CERT_FILE must name its certificates"
+        )
     if isinstance(error, httpx2.ConnectError):
-        return f"the server cannot be reached ({_short(error)})"
+        return f"the server cannot be reached ({reason_of(error)})"
     if isinstance(error, httpx2.TransportError):
-        return f"the connection broke ({_short(error)})"
-    return _short(error)
+        return f"the connection broke ({reason_of(error)})"
+    return reason_of(error)
 
 
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def reason_of(error: Exception) -> str:
+    """The message of an exception of a library in one short line, without tokens and passwords."""
+    text = _SECRET.sub(r"\1\2...", " ".join(str(error).split()))
     return (text or type(error).__name__)[:120]

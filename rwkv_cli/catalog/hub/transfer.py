@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 
-from rwkv_cli.catalog.hub import failures, xet
+from rwkv_cli.catalog.hub import client, failures, xet
 from rwkv_cli.catalog.hub.answers import count, refuse_compressed, refuse_page
 from rwkv_cli.catalog.hub.failures import Note, TryAgainError
 from rwkv_cli.catalog.hub.remote import RemoteFile
@@ -91,7 +91,9 @@ class Transfer:
             try:
                 self._write(xet.stream(data, size, start, self.file.headers), start)
             except xet.XetError as error:
-                self._note(f"{self.what} cannot be read from Xet storage ({error}); continuing over HTTP")
+                self._note(
+                    f"{self.what} cannot be read from Xet storage ({failures.reason_of(error)}); continuing over HTTP"
+                )
         return self.present() == size
 
     def _attempt(self) -> bool:
@@ -103,7 +105,7 @@ class Transfer:
         if start:
             headers |= {"Range": f"bytes={start}-"} | ({"If-Range": condition} if condition else {})
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream(
+        with client.session().stream(
             "GET", self.file.url, headers=headers, timeout=timeout, follow_redirects=True
         ) as response:
             start = self._check(response, start)
