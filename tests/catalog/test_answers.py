@@ -7,8 +7,8 @@ from helpers.hub_server import Fault
 
 from rwkv_cli.catalog import hub as downloads
 from rwkv_cli.catalog import reference
-from rwkv_cli.catalog.hub import answers, failures
-from rwkv_cli.errors import DownloadError, VerificationError
+from rwkv_cli.catalog.hub import answers, failures, transfer
+from rwkv_cli.errors import DownloadError, StorageError, VerificationError
 
 PAGE = b"\n<!DOCTYPE html><html><title>Log in</title></html>"
 DATA = bytes(range(256)) * 100
@@ -136,3 +136,87 @@ def test_a_server_that_asks_to_wait_for_years(hub, value):
 def test_a_time_to_wait_that_is_none_or_over(hub, value):
     hub.refusals.append(Fault(status=503, headers={"Retry-After": value}))
     assert bring("hf:owner/repo") == DATA
+
+
+@pytest.mark.parametrize("with_lengths", [True, False])
+@pytest.mark.parametrize("text", ["hf:owner/repo/model.pth", "plain"])
+def test_an_empty_file_is_called_empty(hub, text, with_lengths, tmp_path):
+    hub.plain["model.pth"] = hub.files["owner/repo"]["model.pth"] = b""
+    hub.with_lengths = with_lengths
+    with pytest.raises(DownloadError, match="the file on the server is empty"):
+        bring(text if text != "plain" else f"{hub.endpoint}/plain/model.pth")
+    assert not list(tmp_path.rglob("*.rwkv-part"))
+
+
+def test_an_empty_file_beside_the_weights(hub):
+    hub.files["owner/repo"] = {"model.safetensors": DATA, "chat_template.jinja": b""}
+    remote = downloads.find(reference.parse("hf:owner/repo"), lambda _: None)
+    fetched = downloads.fetch(remote, lambda *_: None, lambda _: None)
+    assert {file.name: file.read_bytes() for file in fetched.files} == hub.files["owner/repo"]
+
+
+def test_a_file_of_unknown_length_has_a_limit(hub, monkeypatch):
+    hub.plain["model.pth"], hub.with_lengths = DATA, False
+    monkeypatch.setattr(transfer, "_CHECKED_EVERY", 1)
+    monkeypatch.setattr(transfer, "LARGEST", len(DATA) - 1)
+    with pytest.raises(DownloadError, match="does not say how long it is, and sends more than"):
+        bring(f"{hub.endpoint}/plain/model.pth")
+    monkeypatch.setattr(transfer, "LARGEST", len(DATA))
+    assert bring(f"{hub.endpoint}/plain/model.pth") == DATA
+
+
+def test_a_file_of_unknown_length_does_not_fill_the_disk(hub, monkeypatch):
+    hub.plain["model.pth"], hub.with_lengths = DATA, False
+    monkeypatch.setattr(transfer, "LEFT_FREE", 1 << 60)
+    with pytest.raises(StorageError, match=r"are free on the disk of .*downloads"):
+        bring(f"{hub.endpoint}/plain/model.pth")
+    hub.with_lengths = True
+    assert bring(f"{hub.endpoint}/plain/model.pth") == DATA
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("file:///etc/passwd", "protocol"),
+        ("ftp://127.0.0.1/x", "protocol"),
+        ("javascript:x", "Invalid URL in location header"),
+        ("http://[::1", "cannot download"),
+        ("http://127.0.0.1:99999/x", "cannot download"),
+        ("/owner/repo/resolve/main/model.pth", "redirects"),
+        ("//", "cannot download"),
+    ],
+)
+@pytest.mark.parametrize("text", ["hf:owner/repo", "hf:owner/repo/model.pth"])
+def test_a_redirect_that_leads_nowhere(hub, target, problem, text):
+    hub.refusals.extend(Fault(status=302, headers={"Location": target}) for _ in range(100))
+    with pytest.raises(DownloadError, match=problem) as raised:
+        bring(text)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Range": "bytes 0-9/" + "9" * 5000},
+        {"Content-Range": "bytes 5-9/10"},
+        {"Content-Range": "x"},
+        {"Content-Range": "bytes ²-9/10"},
+        {},
+    ],
+)
+def test_odd_ranges(hub, headers):
+    cut = Fault(cut_after=10_000)
+    hub.faults.extend([cut, *[Fault(status=206, headers=headers)] * 2])
+    assert bring("hf:owner/repo/model.pth") == DATA
+
+
+@pytest.mark.parametrize("name", ["..", "../x", ".", "a/b", "x" * 5000, "²"])
+def test_commits_that_are_no_names(hub, name, tmp_path):
+    hub.commit = name.encode("latin-1", "replace").decode("latin-1")
+    fetched = downloads.fetch(
+        downloads.find(reference.parse("hf:owner/repo/model.pth"), lambda _: None),
+        lambda *_: None,
+        lambda _: None,
+    )
+    assert fetched.remote.commit is None
+    assert fetched.path.is_relative_to(tmp_path / "hf" / "assets")

@@ -101,6 +101,10 @@ def guarded(what: str, ask: Callable[[], T]) -> T:
         raise TryAgainError(_reason(error), is_unreachable=isinstance(error, httpx2.ConnectError)) from None
     except (httpx2.TooManyRedirects, httpx2.InvalidURL, httpx2.DecodingError) as error:
         raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
+    except (ValueError, OverflowError) as error:  # of an address or a number in a header that is none
+        raise DownloadError(
+            f"cannot download {what}: the server's answer cannot be understood ({reason_of(error)})"
+        ) from None
 
 
 def refusal(what: str, status: int, headers: Mapping[str, str]) -> Exception:

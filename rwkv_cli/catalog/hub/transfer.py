@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,11 +24,22 @@ from rwkv_cli.catalog.hub import client, failures, xet
 from rwkv_cli.catalog.hub.answers import count, refuse_compressed, refuse_page
 from rwkv_cli.catalog.hub.failures import Note, TryAgainError
 from rwkv_cli.catalog.hub.remote import RemoteFile
-from rwkv_cli.errors import DownloadError
+from rwkv_cli.errors import DownloadError, StorageError
 from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.reporting import format_size
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here, and their total, if it is known."""
+
+LARGEST = 200 * 10**9
+"""Bytes of a file whose length its server does not tell, at most; no published model of RWKV-7 comes near."""
+
+LEFT_FREE = 10**9
+"""Bytes of the disk that such a file leaves free."""
+
+_CHECKED_EVERY = 64 << 20  # bytes, after which the disk is looked at again
+_EMPTY = "the file on the server is empty"
+_MAY_BE_EMPTY = (".txt", ".jinja", ".json")
 
 MAX_CHANGES = 3  # of the file on the server while it is read
 
@@ -49,6 +61,15 @@ class Transfer:
 
     def run(self) -> None:
         """Bring the whole file here. Raises DownloadError, StorageError; what has arrived then stays for next time."""
+        self._bring()
+        if self.present():
+            return
+        if not self.file.name.endswith(_MAY_BE_EMPTY):
+            self.forget()
+            raise DownloadError(f"cannot download {self.what}: {_EMPTY}")
+        self._opened().close()
+
+    def _bring(self) -> None:
         if self._over_xet():
             return
         reached, failed = self.present(), 0
@@ -56,7 +77,8 @@ class Transfer:
             try:
                 if failures.guarded(self.what, self._attempt):
                     return
-                raise TryAgainError("the server sends less than it has announced")
+                is_empty = self.size is None and not self.present()
+                raise TryAgainError(_EMPTY if is_empty else "the server sends less than it has announced")
             except TryAgainError as failure:
                 present = self.present()
                 failed = 0 if present > reached else failed + 1
@@ -215,7 +237,7 @@ class Transfer:
 
     def _write(self, pieces: Iterator[bytes], start: int) -> None:
         """Append to what is here; each piece as it comes, so that a broken connection loses nothing."""
-        total = start
+        total, checked = start, start
         with self._opened() as file:
             self._progress(total, self.size)
             try:
@@ -224,6 +246,9 @@ class Transfer:
                         raise DownloadError(
                             f"cannot download {self.what}: the server sends more than {self.size:,} bytes"
                         )
+                    if self.size is None and total + len(piece) >= checked:
+                        self._require_limits(total + len(piece))
+                        checked = total + _CHECKED_EVERY
                     self._store(file, piece)
                     total += len(piece)
                     self._progress(total, self.size)
@@ -231,6 +256,24 @@ class Transfer:
                 with contextlib.suppress(OSError):
                     file.flush()
             self._flush(file)
+
+    def _require_limits(self, total: int) -> None:
+        """Refuse a file without a known length that would not end. Raises DownloadError, StorageError."""
+        if total > LARGEST:
+            self.forget()
+            raise DownloadError(
+                f"cannot download {self.what}: the server does not say how long it is, and sends more than "
+                f"{format_size(LARGEST)}"
+            )
+        try:
+            free = shutil.disk_usage(self.part.parent).free
+        except OSError:
+            return
+        if free < LEFT_FREE:
+            raise StorageError(
+                f"cannot download {self.what}: the server does not say how long it is, and {format_size(free)} are "
+                f"free on the disk of {self.part.parent}"
+            )
 
     def _opened(self) -> BinaryIO:
         try:
