@@ -84,8 +84,11 @@ class Transfer:
                 failed = 0 if present > reached else failed + 1
                 reached = max(reached, present)
                 if failed >= failures.TRIES:
+                    kept = "what has arrived is kept, " if present else ""
+                    if not present:
+                        self.forget()
                     raise DownloadError(
-                        f"cannot download {self.what}: {failure.reason}; what has arrived is kept, try again later"
+                        f"cannot download {self.what}: {failure.reason}; {kept}try again later"
                     ) from None
                 failures.pause(failed, failure, self._note)
 
