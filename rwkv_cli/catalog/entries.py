@@ -17,6 +17,7 @@ from rwkv_cli.catalog.names import (
     is_repository,
     is_revision,
     is_url,
+    without_secrets,
 )
 from rwkv_cli.errors import RegistryError, UsageError
 from rwkv_cli.text import generations
@@ -191,7 +192,7 @@ def _check_table(path: Path, text: str, name: str, fields: object) -> None:
 
 def _shown(value: object) -> str:
     try:
-        return repr(str(value)[:60])
+        return repr(without_secrets(str(value))[:60])
     except ValueError:  # in hexadecimal, a number may have more digits than Python converts
         return "too large"
 

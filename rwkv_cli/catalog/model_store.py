@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkv_cli import paths
-from rwkv_cli.catalog.names import is_name
+from rwkv_cli.catalog.names import is_name, without_secrets
 from rwkv_cli.errors import StorageError, UsageError
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
 from rwkv_cli.reporting import did_you_mean
@@ -51,7 +51,9 @@ def folder() -> Path:
 def path_of(name: str) -> Path:
     """The file of a model of this name, which need not exist. Raises UsageError for an invalid name."""
     if not is_name(name):
-        raise UsageError(f"{name[:80]!r} is not a valid model name: use a-z, 0-9, '.', '_' and '-'")
+        raise UsageError(
+            f"{without_secrets(name)[:80]!r} is not a valid model name: use a-z, 0-9, '.', '_' and '-'"
+        )
     return folder() / f"{name}{SUFFIX}"
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 DEFAULT_REVISION = "main"
 HUB = "hf:"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# Parameters of an address that are no part of what it names: signatures, tokens, times and who asks.
+_SECRET = re.compile(
+    r"x-(amz|goog)-.*|.*sig(nature)?|.*token|.*secret|.*credentials?|.*access(key)?id|key-pair-id|api[_-]?key"
+    r"|pass(word)?|pwd|auth|jwt|expires|policy|s[eprstv]|spr|srt",
+    re.I,
+)
 # Names that are reserved by Windows.
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -55,11 +61,33 @@ def is_url(text: str) -> bool:
         return (
             parts.scheme in ("http", "https")
             and bool(parts.hostname)
+            and parts.port != 0  # the property raises ValueError for what is no port
             and text.isprintable()
             and " " not in text
         )
     except ValueError:
         return False
+
+
+def without_secrets(url: str) -> str:
+    """An address as it may be shown or recorded: without a user, a password, or what follows `?` or `#`.
+
+    Of one that is malformed, more may be missing. Other texts stay as they are.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme.isalpha():
+        return url
+    host, slash, path = rest.partition("/")
+    if not is_url(url):  # a password may hold any of the separators
+        return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
+    host = re.split("[?#]", host)[0].rpartition("@")[2]
+    return f"{scheme}://{host}{slash}{re.split('[?#]', path)[0]}"
+
+
+def identity_of(url: str) -> str:
+    """What an address names: the same for other users, passwords and signatures. For hashes, not to be shown."""
+    known = [(name, value) for name, value in parse_qsl(urlsplit(url).query) if not _SECRET.fullmatch(name)]
+    return without_secrets(url) + (f"?{urlencode(known)}" if known else "")
 
 
 def split_hub(text: str) -> HubParts:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rwkv_cli.catalog import reference as references
 from rwkv_cli.catalog import registry
 from rwkv_cli.catalog.entries import Entry
-from rwkv_cli.catalog.names import DEFAULT_REVISION, HUB
+from rwkv_cli.catalog.names import DEFAULT_REVISION, HUB, without_secrets
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import DownloadError, UsageError
 from rwkv_cli.reporting import Reporter
@@ -82,7 +82,7 @@ def remark_on_newer(reference: Reference, wanted: str) -> str | None:
         return None
     return (
         f"{found.name} of {found.day} is newer than {published.name} of {published.day}: "
-        f"`rwkv pull {shlex.quote(wanted)} --newest` downloads it"
+        f"`rwkv pull {shlex.quote(without_secrets(wanted))} --newest` downloads it"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference
 from rwkv_cli.catalog.entries import Entry, Tables, make_entries, read_tables
-from rwkv_cli.catalog.names import DEFAULT_REVISION
+from rwkv_cli.catalog.names import DEFAULT_REVISION, HUB, is_repository, without_secrets
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
 from rwkv_cli.reporting import did_you_mean
@@ -101,7 +101,7 @@ def locate(path_or_name: str | Path | None) -> Path:
     if stored := model_store.find_pulled(wanted.lower()):  # of a generation that models.toml does not have
         return stored.path
     if path.name != wanted or path.suffix[1:].isalpha():  # a name may end in ".1b"
-        raise CheckpointError(f"there is no file {wanted}")
+        raise CheckpointError(f"there is no file {without_secrets(wanted)}{_on_the_hub(wanted)}")
     raise _unknown(wanted)
 
 
@@ -109,14 +109,16 @@ def _pulled(reference: Reference, shown: str, wanted: str) -> Path:
     """The file of a published model in the store. Raises MissingModelError with the command that downloads it."""
     if stored := model_store.find_pulled(reference.name):
         return stored.path
-    problem, instead = f"the model {shown} is not on this machine", ""
+    named = without_secrets(shown)
+    problem, instead = f"the model {named} is not on this machine", ""
     other = None if wanted == shown else _other_generation(reference)
     if other and _is_newer(other, shown) and (stored := model_store.find_pulled(other)):
         return stored.path  # a short name means the newest of a size
     if other:  # which the short name may have meant before
-        problem = f"{wanted} now means {shown}, which is not on this machine"
+        problem = f"{wanted} now means {named}, which is not on this machine"
         instead = f", or choose {other}, which is here"
-    message = f"{problem}: download it with `rwkv pull {shlex.quote(shown)}`{instead}"
+    command = f"`rwkv pull {shlex.quote(named)}`" if named == shown else "`rwkv pull` and its whole address"
+    message = f"{problem}: download it with {command}{instead}"
     raise MissingModelError(message, shown, problem)
 
 
@@ -137,14 +139,29 @@ def _is_newer(name: str, than: str) -> bool:
 
 
 def _unknown(wanted: str) -> UsageError:
+    shown = without_secrets(wanted)
     if last := _last_known(wanted.lower()):
         return UsageError(
-            f"unknown model {wanted}: the newest that is known by name is {last}; "
+            f"unknown model {shown}: the newest that is known by name is {last}; "
             f"`rwkv pull {last} --newest` gets what is newer"
         )
     known = [*entries(), *(stored.name for stored in model_store.listed())]
-    hint = did_you_mean(wanted, known) or f": give a path, or a name such as {DEFAULT} or {_EXAMPLE}"
-    return UsageError(f"unknown model {wanted}{hint}")
+    hint = (
+        did_you_mean(wanted, known)
+        or _on_the_hub(wanted)
+        or f": give a path, or a name such as {DEFAULT} or {_EXAMPLE}"
+    )
+    return UsageError(f"unknown model {shown}{hint}")
+
+
+def _on_the_hub(wanted: str) -> str:
+    """What to add to an error if a text looks like owner/name on the hub, or like its address without https://."""
+    host, _, rest = wanted.partition("/")
+    if host.lower() in reference.HUB_HOSTS and rest:
+        return f"; for an address of the hub write https://{wanted}"
+    if is_repository(wanted) and not wanted.lower().endswith(reference.WEIGHT_FILES):
+        return f"; for a repository of the hub write {HUB}{wanted}"
+    return ""
 
 
 def _last_known(wanted: str) -> str | None:

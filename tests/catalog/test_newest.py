@@ -161,11 +161,8 @@ def test_a_listing_that_is_none(hub, body):
     result, notes = pulled("g1-1.5b")
     assert result.is_new
     assert len(notes.texts) == 1
-    if body not in (b"{}",):
-        with pytest.raises(
-            DownloadError, match="what the server sends is not a list of the files of BlinkDL"
-        ):
-            pull.pull("g1-1.5b", newest=True)
+    with pytest.raises(DownloadError, match=r"is not valid JSON|sends a web page|the address of a hub"):
+        pull.pull("g1-1.5b", newest=True)
 
 
 def test_offline_nothing_is_asked(hub, publish, monkeypatch):

@@ -286,7 +286,9 @@ def test_models_by_reference(hub, rwkv):
     assert rwkv("models", "path", "hf:owner/other").out.endswith("owner--other-int8.safetensors\n")
     assert rwkv("models", "rm", "hf:owner/other").code == 0
     missing = rwkv("models", "show", "https://x.y/a.pth?b&c")
-    assert missing.sentence.endswith("download it with `rwkv pull 'https://x.y/a.pth?b&c'`")
+    assert missing.sentence.endswith(
+        "https://x.y/a.pth is not on this machine: download it with `rwkv pull` and its whole address"
+    )
 
 
 def test_verify_finds_a_changed_bit(rwkv):
@@ -378,3 +380,33 @@ def test_completion():
     pull.pull("tiny")
     assert completed("rwkv generate --model ti") == ["tiny", "tiny-int8"]
     assert completed("rwkv pull --type i") == ["int8", "int4"]
+
+
+def test_what_is_secret_in_an_address_is_not_shown_or_recorded(rwkv, hub, tmp_path):
+    hub.plain["m.pth"] = hub.files["owner/repo"]["rwkv7-g1-tiny.pth"]
+    address = f"{hub.endpoint}/plain/m.pth"
+    secret = address.replace("//", "//me:PASSW0RD@") + "?part=1&X-Amz-Signature=SIGNATURE#TOKEN"
+    first = rwkv("pull", secret, "--json")
+    again = rwkv("pull", secret.replace("SIGNATURE", "ANOTHER"))
+    here = json.loads(first.out)
+    assert (here["origin"], here["new"], first.code) == (address, True, 0)
+    assert f"{here['name']} is already installed" in again.out
+    assert ModelFile(model_store.path_of(here["name"])).info.source["origin"] == address
+    other = rwkv("pull", secret.replace("part=1", "part=2"), "--json")
+    assert json.loads(other.out)["name"] != here["name"]
+    gone = secret.replace("m.pth", "gone.pth")
+    malformed = "http://me:PASS/W0RD?@host:1/x?token=TOKEN"
+    failed = [
+        rwkv(*command)
+        for address in (gone, malformed, secret.replace("http", "ftp"))
+        for command in (("pull", address), ("generate", "-m", address, "-p", "x"), ("models", "rm", address))
+    ]
+    assert all(done.code for done in failed)
+    shown = "".join(done.out + done.err for done in (first, again, other, *failed))
+    saved = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for word in ("PASS", "W0RD", "SIGNATURE", "ANOTHER", "TOKEN"):
+        assert word not in shown
+        assert word.encode() not in saved
+    assert {header.get("Authorization") for _, path, header in hub.requests if "/plain/m" in path} == {
+        "Basic bWU6UEFTU1cwUkQ="
+    }

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_cli import paths
-from rwkv_cli.catalog import model_store, registry
+from rwkv_cli.catalog import model_store, reference, registry
 from rwkv_cli.catalog.entries import Entry, line_of, make_entries, read_tables
 from rwkv_cli.catalog.names import is_name
 from rwkv_cli.catalog.registry import entries, locate
-from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
+from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, RwkvError, UsageError
 from rwkv_cli.text import generations
 from rwkv_cli.text.templates import find_template, templates
 
@@ -428,3 +428,93 @@ def test_a_short_name_means_a_newer_model_that_is_here():
     assert locate("g1-1.5b") == locate("1.5b") == newer
     with pytest.raises(MissingModelError, match=r"the model g1k-1\.5b is not on this machine"):
         locate("g1k-1.5b")
+
+
+@pytest.mark.parametrize(
+    ("page", "means"),
+    [
+        ("", "hf:Owner/repo-1.5b"),
+        ("/", "hf:Owner/repo-1.5b"),
+        ("?library=x#files", "hf:Owner/repo-1.5b"),
+        ("/tree/main", "hf:Owner/repo-1.5b"),
+        ("/tree/main/", "hf:Owner/repo-1.5b"),
+        ("/tree/v1", "hf:Owner/repo-1.5b@v1"),
+        ("/tree/main/a/b%20c", "hf:Owner/repo-1.5b/a/b c"),
+        ("/tree/v1/folder?x=1", "hf:Owner/repo-1.5b@v1/folder"),
+        ("/commits/main", "hf:Owner/repo-1.5b"),
+        ("/commit/0123abc", "hf:Owner/repo-1.5b@0123abc"),
+        ("/tree/refs%2Fpr%2F1", "hf:Owner/repo-1.5b@refs/pr/1"),
+        ("/discussions", "hf:Owner/repo-1.5b"),
+        ("/discussions/3", "hf:Owner/repo-1.5b"),
+        ("/blob/main/a.pth?download=true", "hf:Owner/repo-1.5b/a.pth"),
+        ("/resolve/v1/folder/a.pth", "hf:Owner/repo-1.5b@v1/folder/a.pth"),
+        ("/raw/main/a.pth", "hf:Owner/repo-1.5b/a.pth"),
+    ],
+)
+@pytest.mark.parametrize(
+    "site",
+    [
+        "https://huggingface.co",
+        "http://www.huggingface.co:80",
+        "https://hf.co",
+        "https://HuggingFace.co",
+        "mirror",
+    ],
+)
+def test_the_address_of_a_page_of_the_hub(site, page, means, monkeypatch):
+    if site == "mirror":
+        monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example:8080/hub/")
+        site = "http://mirror.example:8080/hub"
+    found = reference.parse(f"{site}/Owner/repo-1.5b{page}")
+    assert found.text == means
+    assert found.url is None
+    if "@refs" not in means:
+        assert found == reference.parse(means)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "/BlinkDL",
+        "/datasets/a/b",
+        "/spaces/a/b",
+        "/docs/hub",
+        "/a/b/blob/main",
+        "/a/b/tree",
+        "/a/b/x/y",
+    ],
+)
+def test_a_page_of_the_hub_without_a_model(path):
+    with pytest.raises(UsageError, match="is not the page of a model: write hf:owner/name"):
+        reference.parse(f"https://huggingface.co{path}")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://mirror.example:81/a/b", "http://mirror.example:8080/a/b.pth", "https://x.y/a/b"]
+)
+def test_other_servers_have_files(address, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example:8080")
+    assert reference.parse(address).url == address
+
+
+@pytest.mark.parametrize("find", [registry.resolve, registry.locate])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("BlinkDL/rwkv7-g1", "; for a repository of the hub write hf:BlinkDL/rwkv7-g1"),
+        ("huggingface.co/a/b", "; for an address of the hub write https://huggingface.co/a/b"),
+    ],
+)
+def test_what_is_on_the_hub_is_suggested(find, text, hint):
+    with pytest.raises(RwkvError) as raised:
+        find(text)
+    assert str(raised.value).endswith(hint)
+
+
+@pytest.mark.parametrize("text", ["folder/model.pth", "a/b/c", "./a", "/a/b"])
+def test_a_path_is_no_repository(text):
+    with pytest.raises(RwkvError) as raised:
+        registry.locate(text)
+    assert str(raised.value) == f"there is no file {text}"

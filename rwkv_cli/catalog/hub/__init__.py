@@ -1,6 +1,7 @@
 """Downloads: the only package that talks to the network.
 
     discovery  what a reference stands for: files, sizes and checksums, as the hub, a web server or the cache has them
+    answers    what servers send, read with limits; a web page is none of the files that are asked for
     listing    what a repository holds now, in one request
     selection  which files of a repository make up its model
     remote     the files of a model on a server, and what else is known of them: checksums that have to agree
@@ -8,6 +9,7 @@
     mirrors    `obtain` finds and fetches a model, from the first source that delivers it
     transfer   one file over a connection that may break at any time; xet is the faster way for files that have it
     cache      the cache that all programs for the hub share
+    client     the client that all of these share, once what it takes from the environment is checked
     failures   sentences for what goes wrong, and what is worth another attempt
 
 huggingface_hub does what its public API offers: metadata, tokens and headers, proxies and offline mode, and the shared
@@ -29,6 +31,7 @@ Nothing here knows what a model is, except `selection`.
 
 from __future__ import annotations
 
+from rwkv_cli.catalog.hub import client  # noqa: F401  # before huggingface_hub is imported
 from rwkv_cli.catalog.hub.discovery import find
 from rwkv_cli.catalog.hub.download import Fetched, discard, fetch, keep
 from rwkv_cli.catalog.hub.failures import GoneError

@@ -8,10 +8,11 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but resolved lazily
 
-from rwkv_cli.catalog.hub import cache, failures
+from rwkv_cli.catalog.hub import cache, client, failures
+from rwkv_cli.catalog.hub.answers import count, read_json
 from rwkv_cli.catalog.hub.failures import Note
 from rwkv_cli.catalog.hub.listing import Listing, contents_of
 from rwkv_cli.catalog.hub.remote import (
@@ -25,11 +26,9 @@ from rwkv_cli.catalog.hub.remote import (
 )
 from rwkv_cli.catalog.hub.selection import is_folder, may_be_folder, model_files, parse_json
 from rwkv_cli.catalog.hub.xet import XetLocation
-from rwkv_cli.catalog.names import DEFAULT_REVISION, is_relative_file
+from rwkv_cli.catalog.names import DEFAULT_REVISION, is_relative_file, without_secrets
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import DownloadError, UnsupportedModelError
-
-_MAX_INDEX = 16 << 20  # bytes of a JSON file that lists shards
 
 
 def find(reference: Reference, note: Note, sha256: str | None = None) -> Remote:
@@ -105,9 +104,7 @@ def _listed(repository: str, revision: str, note: Note) -> Listing:
     """What the hub says of a repository. Raises DownloadError."""
     try:
         return contents_of(repository, revision, note)
-    except failures.OfflineError:
-        raise
-    except DownloadError:
+    except failures.GoneError:
         if revision != DEFAULT_REVISION:
             raise
         return contents_of(repository, None, note)  # the repository's own default branch, whatever its name
@@ -117,6 +114,7 @@ def _hub_file(repository: str, name: str, revision: str, note: Note) -> tuple[Re
     """A file of a repository and the commit that it belongs to."""
     url = hf_hub_url(repository, name, revision=revision, endpoint=constants.ENDPOINT)
     what = f"{name} of {repository}"
+    client.check_token()
     metadata = failures.attempt(
         what, lambda: get_hf_file_metadata(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT), note
     )
@@ -127,7 +125,7 @@ def _hub_file(repository: str, name: str, revision: str, note: Note) -> tuple[Re
         name=name,
         url=url,
         what=what,
-        size=metadata.size,
+        size=metadata.size if (metadata.size or 0) >= 0 else None,
         sha256=sha256,
         git_sha1=git_sha1,
         checked_by=f"the {kind} that the hub gives" if sha256 or git_sha1 else None,
@@ -143,26 +141,8 @@ def _small_json(repository: str, name: str, revision: str, note: Note) -> Any:
     Read here rather than by hf_hub_download, which has no limit and leaves it in the cache; it is fetched again as one
     of the files of the model, and verified.
     """
-    file, _ = _hub_file(repository, name, revision, note)
-
-    def read() -> bytes:
-        with get_session().stream(
-            "GET",
-            file.url,
-            headers=dict(file.headers),
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            follow_redirects=True,
-        ) as response:
-            if response.status_code != 200:
-                raise failures.refusal(file.what, response.status_code, response.headers)
-            data = b""
-            for piece in response.iter_bytes():
-                data += piece
-                if len(data) > _MAX_INDEX:
-                    raise DownloadError(f"{file.what} is too large for a list of files")
-            return data
-
-    return parse_json(failures.attempt(file.what, read, note), file.what)
+    url = hf_hub_url(repository, name, revision=revision, endpoint=constants.ENDPOINT)
+    return read_json(f"{name} of {repository}", url, note)
 
 
 # ------------------------------------------------------------------------------------------ the cache
@@ -217,7 +197,7 @@ def _cached_file(repository: str, file: cache.CachedFile) -> RemoteFile:
 def _plain_file(reference: Reference, note: Note) -> RemoteFile:
     """A file at an address, of which a server may say nothing but its length."""
     assert reference.url is not None
-    url, what = reference.url, without_secrets(reference.url)
+    url, what = reference.url, without_secrets(reference.url)[:200]
     size = failures.attempt(what, lambda: _length(url, what), note)
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     return RemoteFile(
@@ -225,32 +205,21 @@ def _plain_file(reference: Reference, note: Note) -> RemoteFile:
     )
 
 
-def without_secrets(url: str) -> str:
-    """An address without a password or a signature that may be in it."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"[:200]
-
-
 def _length(url: str, what: str) -> int | None:
     """The length of what is at an address: asked for alone, or, where that is refused, with a single byte."""
     headers = {"Accept-Encoding": "identity"}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    response = get_session().head(url, headers=headers, timeout=timeout, follow_redirects=True)
+    response = client.session().head(url, headers=headers, timeout=timeout, follow_redirects=True)
     if response.status_code == 200:
-        return _number(response.headers.get("Content-Length", ""))
+        return count(response.headers.get("Content-Length"))
     if response.status_code in (401, 404, 410, 429) or response.status_code >= 500:
         raise failures.refusal(what, response.status_code, response.headers)
     headers["Range"] = "bytes=0-0"
-    with get_session().stream(
+    with client.session().stream(
         "GET", url, headers=headers, timeout=timeout, follow_redirects=True
     ) as response:
         if response.status_code not in (200, 206):
             raise failures.refusal(what, response.status_code, response.headers)
         if response.status_code == 206:
-            return _number(response.headers.get("Content-Range", "").rpartition("/")[2])
-        return _number(response.headers.get("Content-Length", ""))
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+            return count(response.headers.get("Content-Range", "").rpartition("/")[2])
+        return count(response.headers.get("Content-Length"))

@@ -19,9 +19,10 @@ from huggingface_hub import cached_assets_path, constants
 
 from rwkv_cli import paths
 from rwkv_cli.catalog.hub import cache
-from rwkv_cli.catalog.hub.failures import Note
+from rwkv_cli.catalog.hub.failures import Note, reason_of
 from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, safe_name
 from rwkv_cli.catalog.hub.transfer import Progress, Transfer
+from rwkv_cli.catalog.names import identity_of
 from rwkv_cli.errors import DownloadError, StorageError, VerificationError
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.files.locks import Lock
@@ -100,7 +101,9 @@ def keep(fetched: Fetched, note: Note) -> Fetched:
             _refer(path, adopted)  # for the case that a later file has to stay
             moved.append(adopted)
         except (OSError, httpx2.HTTPError, DownloadError, StorageError) as error:
-            note(f"{file.what} stays in {path.parent}: it cannot be put into the cache of the hub ({error})")
+            note(
+                f"{file.what} stays in {path.parent}: it cannot be put into the cache of the hub ({reason_of(error)})"
+            )
             return fetched
     _remove(fetched)
     return replace(
@@ -173,7 +176,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 def _folder(remote: Remote) -> Path:
     """The folder of one model. That of a single file is named by its content, so that other commits do not matter."""
     first = remote.files[0]
-    key = hashlib.sha256(first.url.encode()).hexdigest()[:16]
+    key = hashlib.sha256(identity_of(first.url).encode()).hexdigest()[:16]
     if remote.reference.repository is None:
         return paths.cache_folder() / "downloads" / key
     name = remote.commit if remote.is_folder else first.etag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -31,6 +32,8 @@ SHORTEST_DELAY = 0.05  # after an attempt that has brought something
 MAX_RETRY_AFTER = 300.0  # a server may ask for more; then the user decides
 
 _WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+
+_SECRET = re.compile(r"(\b(?:bearer|basic)\s+|\bhf_(?=\w{8}))[^\s'\"]+|(//)[^\s/@]+(?=@)", re.IGNORECASE)
 
 Note = Callable[[str], None]
 """Called with a sentence for the user."""
@@ -98,6 +101,10 @@ def guarded(what: str, ask: Callable[[], T]) -> T:
         raise TryAgainError(_reason(error), is_unreachable=isinstance(error, httpx2.ConnectError)) from None
     except (httpx2.TooManyRedirects, httpx2.InvalidURL, httpx2.DecodingError) as error:
         raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
+    except (ValueError, OverflowError) as error:  # of an address or a number in a header that is none
+        raise DownloadError(
+            f"cannot download {what}: the server's answer cannot be understood ({reason_of(error)})"
+        ) from None
 
 
 def refusal(what: str, status: int, headers: Mapping[str, str]) -> Exception:
@@ -140,24 +147,30 @@ def _refusal_of_hub(what: str, error: HfHubHTTPError) -> Exception:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """The seconds that a Retry-After header asks for, as a number or as a date."""
     value = headers.get("Retry-After", "").strip()
-    if value.isdigit() and len(value) < 9:
-        return float(value)
+    if re.fullmatch(r"[0-9]+", value):
+        return float(value.lstrip("0")[:12] or 0)  # more digits are a long time, too
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError, OverflowError):
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):
         return None
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx2.TimeoutException):
         return "the server does not answer in time"
+    if isinstance(error, httpx2.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return (
+            f"the certificate of the server is not trusted ({reason_of(error)}); behind a proxy that reads along, "
+            "SSL_CERT_FILE must name its certificates"
+        )
     if isinstance(error, httpx2.ConnectError):
-        return f"the server cannot be reached ({_short(error)})"
+        return f"the server cannot be reached ({reason_of(error)})"
     if isinstance(error, httpx2.TransportError):
-        return f"the connection broke ({_short(error)})"
-    return _short(error)
+        return f"the connection broke ({reason_of(error)})"
+    return reason_of(error)
 
 
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def reason_of(error: Exception) -> str:
+    """The message of an exception of a library in one short line, without tokens and passwords."""
+    text = _SECRET.sub(r"\1\2...", " ".join(str(error).split()))
     return (text or type(error).__name__)[:120]

@@ -6,13 +6,16 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import HfApi, ModelInfo, constants
+from huggingface_hub import constants
 
 from rwkv_cli.catalog.hub import failures
+from rwkv_cli.catalog.hub.answers import read_json
 from rwkv_cli.catalog.hub.failures import Note
 from rwkv_cli.catalog.hub.remote import safe_name
-from rwkv_cli.catalog.names import DEFAULT_REVISION
+from rwkv_cli.catalog.names import DEFAULT_REVISION, without_secrets
 from rwkv_cli.errors import DownloadError
 
 LIMIT = 3.0
@@ -37,22 +40,12 @@ def contents_of(
     timeout: float | None = None,
 ) -> Listing:
     """What the hub says of a repository; without a revision, of its own default branch. Raises DownloadError."""
-    api = HfApi(endpoint=constants.ENDPOINT)
-
-    def ask() -> Listing:
-        try:
-            return _checked(
-                api.model_info(
-                    repository,
-                    revision=revision,
-                    timeout=timeout or constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                    files_metadata=with_sizes,
-                )
-            )
-        except (AttributeError, KeyError, TypeError, ValueError):  # no JSON, or not in this form
-            raise DownloadError(f"what the server sends is not a list of the files of {repository}") from None
-
-    return failures.attempt(f"the list of files of {repository}", ask, note, tries)
+    url = f"{constants.ENDPOINT}/api/models/{repository}"
+    if revision is not None:
+        url += f"/revision/{quote(revision, safe='')}"
+    what = f"the list of files of {repository}"
+    params = {"blobs": "true"} if with_sizes else None
+    return _checked(what, read_json(what, url, note, params=params, tries=tries, timeout=timeout))
 
 
 def glance(repository: str) -> Listing | None:
@@ -73,11 +66,21 @@ def glance(repository: str) -> Listing | None:
     return found[0] if found else None
 
 
-def _checked(info: ModelInfo) -> Listing:
-    """What is used of an answer. Raises TypeError, AttributeError for one of another form."""
-    files = {}
-    for sibling in info.siblings or ():
-        if not isinstance(sibling.rfilename, str):
-            raise TypeError
-        files[sibling.rfilename] = sibling.size if type(sibling.size) is int and sibling.size > 0 else None
-    return Listing(safe_name(info.sha), files)
+def _checked(what: str, data: Any) -> Listing:
+    """What is used of an answer; other fields may hold anything. Raises DownloadError for one of another form."""
+    siblings, commit = (data.get("siblings"), data.get("sha")) if isinstance(data, dict) else (None, None)
+    is_sound = isinstance(siblings, list) and isinstance(commit, str | None)
+    files = dict[str, int | None]()
+    for sibling in siblings if isinstance(siblings, list) else ():
+        name = sibling.get("rfilename") if isinstance(sibling, dict) else None
+        if not isinstance(name, str):
+            is_sound = False
+            break
+        size = sibling.get("size")
+        files[name] = size if type(size) is int and size > 0 else None
+    if not is_sound:
+        raise DownloadError(
+            f"cannot download {what}: the server at {without_secrets(constants.ENDPOINT)} sends something else; "
+            "HF_ENDPOINT must be the address of a hub"
+        )
+    return Listing(safe_name(commit), files)

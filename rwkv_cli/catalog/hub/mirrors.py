@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 
 from rwkv_cli.catalog import reference as references
-from rwkv_cli.catalog.hub.discovery import find_claimed, without_secrets
+from rwkv_cli.catalog.hub.discovery import find_claimed
 from rwkv_cli.catalog.hub.download import Fetched, fetch, forget
 from rwkv_cli.catalog.hub.failures import Note
 from rwkv_cli.catalog.hub.remote import Claim, Remote, claims_of
 from rwkv_cli.catalog.hub.transfer import Progress
+from rwkv_cli.catalog.names import without_secrets
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import DownloadError, VerificationError
 
@@ -79,7 +80,7 @@ def _from_mirrors(
         try:
             remote = find_claimed(references.parse(mirror), expected, note)
             if remote.is_folder:
-                raise VerificationError(f"{mirror} is a folder, not a file")
+                raise VerificationError(f"{without_secrets(mirror)} is a folder, not a file")
             ready(remote)
             return replace(fetch(remote, progress, note), mirror=_shown(mirror))
         except DownloadError as error:
@@ -104,4 +105,4 @@ def _host(mirror: str) -> str:
 
 def _shown(mirror: str) -> str:
     """A mirror as it may be recorded."""
-    return mirror if references.parse(mirror).repository else without_secrets(mirror)
+    return references.parse(mirror).text

@@ -12,25 +12,38 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 
-from rwkv_cli.catalog.hub import failures, xet
+from rwkv_cli.catalog.hub import client, failures, xet
+from rwkv_cli.catalog.hub.answers import count, refuse_compressed, refuse_page
 from rwkv_cli.catalog.hub.failures import Note, TryAgainError
 from rwkv_cli.catalog.hub.remote import RemoteFile
-from rwkv_cli.errors import DownloadError
+from rwkv_cli.errors import DownloadError, StorageError
 from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.reporting import format_size
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here, and their total, if it is known."""
 
+LARGEST = 200 * 10**9
+"""Bytes of a file whose length its server does not tell, at most; no published model of RWKV-7 comes near."""
+
+LEFT_FREE = 10**9
+"""Bytes of the disk that such a file leaves free."""
+
+_CHECKED_EVERY = 64 << 20  # bytes, after which the disk is looked at again
+_EMPTY = "the file on the server is empty"
+_MAY_BE_EMPTY = (".txt", ".jinja", ".json")
+
 MAX_CHANGES = 3  # of the file on the server while it is read
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 class Transfer:
@@ -48,6 +61,15 @@ class Transfer:
 
     def run(self) -> None:
         """Bring the whole file here. Raises DownloadError, StorageError; what has arrived then stays for next time."""
+        self._bring()
+        if self.present():
+            return
+        if not self.file.name.endswith(_MAY_BE_EMPTY):
+            self.forget()
+            raise DownloadError(f"cannot download {self.what}: {_EMPTY}")
+        self._opened().close()
+
+    def _bring(self) -> None:
         if self._over_xet():
             return
         reached, failed = self.present(), 0
@@ -55,14 +77,18 @@ class Transfer:
             try:
                 if failures.guarded(self.what, self._attempt):
                     return
-                raise TryAgainError("the server sends less than it has announced")
+                is_empty = self.size is None and not self.present()
+                raise TryAgainError(_EMPTY if is_empty else "the server sends less than it has announced")
             except TryAgainError as failure:
                 present = self.present()
                 failed = 0 if present > reached else failed + 1
                 reached = max(reached, present)
                 if failed >= failures.TRIES:
+                    kept = "what has arrived is kept, " if present else ""
+                    if not present:
+                        self.forget()
                     raise DownloadError(
-                        f"cannot download {self.what}: {failure.reason}; what has arrived is kept, try again later"
+                        f"cannot download {self.what}: {failure.reason}; {kept}try again later"
                     ) from None
                 failures.pause(failed, failure, self._note)
 
@@ -90,7 +116,9 @@ class Transfer:
             try:
                 self._write(xet.stream(data, size, start, self.file.headers), start)
             except xet.XetError as error:
-                self._note(f"{self.what} cannot be read from Xet storage ({error}); continuing over HTTP")
+                self._note(
+                    f"{self.what} cannot be read from Xet storage ({failures.reason_of(error)}); continuing over HTTP"
+                )
         return self.present() == size
 
     def _attempt(self) -> bool:
@@ -102,14 +130,23 @@ class Transfer:
         if start:
             headers |= {"Range": f"bytes={start}-"} | ({"If-Range": condition} if condition else {})
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream(
+        with client.session().stream(
             "GET", self.file.url, headers=headers, timeout=timeout, follow_redirects=True
         ) as response:
             start = self._check(response, start)
             if start == self.size:
                 return True
-            self._write(response.iter_raw(), start)
+            self._write(self._unless_page(response), start)
             return self._is_end(response) if self.size is None else self.present() == self.size
+
+    def _unless_page(self, response: httpx2.Response) -> Iterator[bytes]:
+        """The pieces of a response. Raises DownloadError for a web page that is called something else."""
+        is_first = True
+        for piece in response.iter_raw():
+            if is_first:
+                refuse_page(self.what, response, piece)
+            is_first = False
+            yield piece
 
     def _is_end(self, response: httpx2.Response) -> bool:
         """Whether a response of unknown length was whole: if only its end says so, the rest is asked for to be sure."""
@@ -143,17 +180,15 @@ class Transfer:
     def _check(self, response: httpx2.Response, start: int) -> int:
         """Where this response continues; drops what is here if it is of another file. Raises what the status means."""
         if response.status_code == 416 and start:
-            found = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+            found = re.fullmatch(r"bytes \*/([0-9]{1,18})", response.headers.get("Content-Range", ""))
             if self.size is None and (not found or int(found[1]) == start):
                 self.size = start
                 return start
             self._restart("the file on the server is shorter than before")
         if response.status_code not in (200, 206):
             raise failures.refusal(self.what, response.status_code, response.headers)
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise DownloadError(
-                f"cannot download {self.what}: the server sends it compressed, which was not requested"
-            )
+        refuse_page(self.what, response)
+        refuse_compressed(self.what, response)
         if response.status_code == 200:
             self._supports_ranges = self._supports_ranges and not start
             self._check_length(response.headers.get("Content-Length"), is_whole=True)
@@ -174,13 +209,14 @@ class Transfer:
 
     def _check_length(self, announced: str | None, is_whole: bool) -> None:
         """Compare the length that the server announces with the one that is expected, or learn it."""
-        if announced is None or not announced.isdigit():
+        length = count(announced)
+        if length is None:
             return
         if self.size is None or (is_whole and not self.file.size_is_certain):
-            self.size = int(announced)
-        elif int(announced) != self.size and not self.file.size_is_certain:
+            self.size = length
+        elif length != self.size and not self.file.size_is_certain:
             self._restart("the file on the server has changed")
-        elif int(announced) != self.size:
+        elif length != self.size:
             raise DownloadError(
                 f"cannot download {self.what}: it should have {self.size:,} bytes, and the server has {announced}"
             )
@@ -204,7 +240,7 @@ class Transfer:
 
     def _write(self, pieces: Iterator[bytes], start: int) -> None:
         """Append to what is here; each piece as it comes, so that a broken connection loses nothing."""
-        total = start
+        total, checked = start, start
         with self._opened() as file:
             self._progress(total, self.size)
             try:
@@ -213,6 +249,9 @@ class Transfer:
                         raise DownloadError(
                             f"cannot download {self.what}: the server sends more than {self.size:,} bytes"
                         )
+                    if self.size is None and total + len(piece) >= checked:
+                        self._require_limits(total + len(piece))
+                        checked = total + _CHECKED_EVERY
                     self._store(file, piece)
                     total += len(piece)
                     self._progress(total, self.size)
@@ -220,6 +259,24 @@ class Transfer:
                 with contextlib.suppress(OSError):
                     file.flush()
             self._flush(file)
+
+    def _require_limits(self, total: int) -> None:
+        """Refuse a file without a known length that would not end. Raises DownloadError, StorageError."""
+        if total > LARGEST:
+            self.forget()
+            raise DownloadError(
+                f"cannot download {self.what}: the server does not say how long it is, and sends more than "
+                f"{format_size(LARGEST)}"
+            )
+        try:
+            free = shutil.disk_usage(self.part.parent).free
+        except OSError:
+            return
+        if free < LEFT_FREE:
+            raise StorageError(
+                f"cannot download {self.what}: the server does not say how long it is, and {format_size(free)} are "
+                f"free on the disk of {self.part.parent}"
+            )
 
     def _opened(self) -> BinaryIO:
         try:

@@ -10,6 +10,7 @@ from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference, registry
 from rwkv_cli.catalog.entries import Entry
 from rwkv_cli.catalog.model_store import Stored
+from rwkv_cli.catalog.names import without_secrets
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.reports.info import model_facts, prompts, prompts_text
 from rwkv_cli.errors import ModelFileError, UsageError
@@ -105,7 +106,7 @@ def _known_row(entry: Entry) -> KnownRow:
         "sampling": {**(template.sampling_for() if template else {}), **entry.sampling},
         "license": entry.license,
         "origin": reference.of_entry(entry).text if is_remote else None,
-        "mirrors": list(entry.mirrors),
+        "mirrors": [without_secrets(mirror) for mirror in entry.mirrors],
         "path": str(here.path) if here else None,
     }
 
@@ -164,9 +165,8 @@ def chosen(name: str, action: str) -> Stored:
         pulled_as = registry.resolve(name).name if is_known else name.lower()
         there = [each for each in model_store.listed() if each.name.rpartition("-")[0] == pulled_as]
         if len(there) > 1:
-            raise UsageError(
-                f"{name} is installed in several types: choose {' or '.join(each.name for each in there)}"
-            )
+            choice = " or ".join(each.name for each in there)
+            raise UsageError(f"{without_secrets(name)} is installed in several types: choose {choice}")
         found = there[0] if there else None
     return found or model_store.get(name.lower())
 
