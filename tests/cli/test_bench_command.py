@@ -103,7 +103,10 @@ def test_lists_of_sizes():
         (("--prefill", "1,10000001"), "--prefill is larger than 10,000,000, the most that is measured"),
         (("--decode", "9" * 400), "--decode is larger than 10,000,000, the most that is measured"),
         (("--repeat", "9" * 400), "--repeat is larger than 10,000,000, the most that is measured"),
-        (("--long-tokens", "9" * 400), "--long-tokens is larger than 1,000,000,000, the most that is measured"),
+        (
+            ("--long-tokens", "9" * 400),
+            "--long-tokens is larger than 1,000,000,000, the most that is measured",
+        ),
         (("--long-tokens", "0"), "--long-tokens is 0: it must be at least 2"),
         (("--threads", "0"), "--threads is 0: it must be between 1 and 256"),
     ],
