@@ -45,9 +45,11 @@ def parse_stops(texts: Sequence[str]) -> tuple[str, ...]:
 
 def checked_text(text: str, what: str) -> str:
     """An argument of the command line. Raises UsageError unless it was UTF-8: other bytes became surrogates."""
-    return decoded(
-        text.encode("utf-8", "surrogatepass" if sys.platform == "win32" else "surrogateescape"), what
-    )
+    try:
+        data = text.encode("utf-8", "surrogatepass" if sys.platform == "win32" else "surrogateescape")
+    except UnicodeEncodeError as error:  # a surrogate that stands for no byte
+        raise UsageError(f"the {what} is not valid UTF-8 text (character {error.start})") from None
+    return decoded(data, what)
 
 
 def _unescaped(text: str) -> str:

@@ -18,6 +18,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from rwkv_cli.cli.chat import commands, view
+from rwkv_cli.cli.chat import input as chat_input
 from rwkv_cli.cli.chat.input import Reader, TerminalReader, is_unfinished, unblocked
 from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.cli.chat.view import TerminalView
@@ -677,6 +678,13 @@ def test_a_line_that_is_no_message_does_not_end_a_pipe(rwkv, bad):
     both = rwkv("chat", "--seed", "5", stdin=b"hello\nI like music.\n").out
     result = rwkv("chat", "--seed", "5", stdin=b"hello\n" + bad + b"I like music.\n")
     assert (result.out, result.code) == (both, 1)
+
+
+def test_a_line_without_an_end_ends_a_pipe(rwkv, monkeypatch):
+    monkeypatch.setattr(chat_input, "_MOST_SKIPPED", 20_000_000)
+    result = rwkv("chat", "--max-tokens", "2", stdin=b"hi\n" + b"a" * 25_000_000 + b"\nhi\n")
+    assert (result.code, result.err) == (1, "rwkv: line 2 has no end: nothing more is read\n")
+    assert result.out.count("\n") == 1
 
 
 def test_an_empty_answer_is_said_to_be_one(rwkv):

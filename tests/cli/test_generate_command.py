@@ -79,6 +79,7 @@ def test_no_prompt(generate):
         (("-p", "a", "-f", "b"), None, "either --prompt or --prompt-file"),
         (("-p", "ab\udcffc"), None, "the prompt is not valid UTF-8 text (byte 2)"),
         (("-p", "ä\udcff"), None, "the prompt is not valid UTF-8 text (byte 2)"),
+        (("-p", "ä\ud83e"), None, "the prompt is not valid UTF-8 text (character 1)"),
         ((), b"abc\xff", "the prompt is not valid UTF-8 text (byte 3)"),
         (("-f", "missing.txt"), None, "cannot read the prompt from missing.txt: no such file"),
         (("-f", "."), None, "cannot read the prompt from .: is a directory"),

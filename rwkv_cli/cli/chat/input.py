@@ -33,6 +33,8 @@ from rwkv_cli.sessions.conversation import MOST_CHARACTERS
 PROMPT, CONTINUATION = "> ", "… "
 BLOCK = '"""'
 
+_MOST_SKIPPED = 64_000_000  # bytes of a line
+
 Words = Callable[[str], Iterable[str]]
 """The words that may complete a line."""
 
@@ -58,15 +60,26 @@ class PipeReader(Reader):
 
     def __init__(self) -> None:
         self._line = 0
+        self._is_endless = False
 
     def read(self, default: str = "") -> str:  # noqa: ARG002
         """See `Reader`. Raises UsageError for a line that is too long or not UTF-8."""
+        if self._is_endless:
+            raise EOFError
         self._line += 1
-        line = _line(f"line {self._line}")
+        try:
+            line = _line(f"line {self._line}")
+        except _EndlessLineError:
+            self._is_endless = True
+            raise
         try:
             return line.decode().lstrip("\ufeff").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UsageError(f"line {self._line} is not valid UTF-8 text (byte {error.start})") from None
+
+
+class _EndlessLineError(UsageError):
+    """A line is so long that its end is not looked for."""
 
 
 def _line(name: str) -> bytes:
@@ -75,7 +88,11 @@ def _line(name: str) -> bytes:
     if not line:
         raise EOFError
     if len(line) > MOST_CHARACTERS:
+        skipped = 0
         while line and not line.endswith(b"\n"):  # the rest of it is not a message either
+            skipped += len(line)
+            if skipped > _MOST_SKIPPED:
+                raise _EndlessLineError(f"{name} has no end: nothing more is read")
             line = sys.stdin.buffer.readline(MOST_CHARACTERS)
         raise UsageError(f"{name} has more than {MOST_CHARACTERS:,} bytes, the limit of a message")
     return line
