@@ -72,7 +72,7 @@ class Merged:
         self.config: ModelConfig = base.config
         self._base, self.path = base, _file(path)
         beside = self.path.parent / FILE
-        self.settings = read_adapter_config(beside) if beside.exists() else None
+        self.settings = read_adapter_config(beside) if beside.is_file() else None
         self._pairs, self._whole = _read(self.path, base.config.tensor_shapes(), self.settings)
         recorded = self.settings.alpha if self.settings else None
         chosen = recorded if alpha is None else alpha

@@ -1,5 +1,6 @@
 """LoRA adapters: what is merged is what the formula says, and what does not fit is refused."""
 
+import hashlib
 import json
 import re
 
@@ -335,6 +336,11 @@ def test_the_command_reads_the_settings_and_tells_of_a_contradiction(rwkv, tmp_p
     model = ModelFile(tmp_path / "out")
     assert changed(model, adapter, "head") == pytest.approx(8, rel=1e-3)
     assert model.info.source["lora_alpha"] == "32.0"
+    settings = (tmp_path / "lora" / "adapter_config.json").read_bytes()
+    source = model.info.source
+    assert source["lora_config"] == hashlib.sha256(settings).hexdigest()
+    parts = (source["base_sha256"], merged(tmp_path / "lora").sha256(), "32.0", source["lora_config"])
+    assert source["sha256"] == hashlib.sha256(" ".join(parts).encode()).hexdigest()
     result = rwkv(*quantize, "out", "--lora-alpha", "16")
     assert result.code == 0
     assert "was trained with alpha 32; merging with 16, as you said" in " ".join(result.err.split())
