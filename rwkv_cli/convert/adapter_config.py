@@ -26,11 +26,11 @@ MOST_ALPHA = 1e6
 
 _MOST_BYTES = 4 << 20
 _MOST_RANK = 1 << 20
-_MOST_EXPRESSIONS = 64
+_MOST_EXPRESSIONS = 16
 _LITERAL = re.compile(r"[\w.-]{1,300}", re.ASCII)
-_SIMPLE = re.compile(r"(?:[\w.^$|()-]|\\[.d]|\[0-9\]){1,300}", re.ASCII)
+_SIMPLE = re.compile(r"(?:[\w.^$|()-]|\\[.d]|\[0-9\]){1,200}", re.ASCII)
 _REPEAT = re.compile(r"(\.|\\d|\[0-9\])[*+]")
-_MOST_REPEATS = 2  # the time grows with the length of a name to this power
+_MOST_CHOICES = 3  # repetitions and groups: the time of a match grows exponentially with their number
 
 # Fields that make an adapter something else than B A added to W, unless they are null, false or empty.
 _REFUSED = {
@@ -229,7 +229,7 @@ def _starts(name: str) -> list[str]:
 def _compiled(key: str) -> re.Pattern[str] | None:
     """An expression for the end of a module's name; None if it is not one of the simple ones."""
     plain, repeats = _REPEAT.subn(r"\1", key)
-    if repeats > _MOST_REPEATS or not _SIMPLE.fullmatch(plain):
+    if repeats + plain.count("(") > _MOST_CHOICES or not _SIMPLE.fullmatch(plain):
         return None
     try:
         return re.compile(rf"(?:.*\.)?(?:{key})$")

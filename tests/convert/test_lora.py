@@ -192,6 +192,7 @@ def changed(model, adapter, name):
         ({"alpha_pattern": {r"blocks\.1\..*": 4, "ffn.value": 40}}, (2, 1, 10, 2)),
         ({"alpha_pattern": {"ffn.value": 40, r"blocks\.\d+\.ffn.*": 4}}, (2, 1, 10, 2)),
         ({"alpha_pattern": {"^blocks.1.ffn.key": 4, "^ffn.value": 40, "key$": 20}}, (2, 1, 2, 2)),
+        ({"alpha_pattern": {r"blocks\.(0|1)\..*\.(key|value)": 4}}, (2, 1, 2, 2)),
         ({"alpha_pattern": {"key|head": 4, "alue": 40}}, (2, 1, 2, 1)),
         (
             {"r": 8, "rank_pattern": dict.fromkeys(["receptance", "ffn.key", "value", "head"], 4)},
@@ -234,7 +235,8 @@ def test_settings_of_peft_decide_the_scale(tmp_path, settings, scales):
         ({"alpha_pattern": {"head": "9"}}, "'9' in alpha_pattern"),
         ({"alpha_pattern": [1]}, "not an object"),
         ({"alpha_pattern": {"(a*)*b": 1}}, "too complex"),
-        ({"alpha_pattern": {".*.*.*x": 1}}, "too complex"),
+        ({"alpha_pattern": {".*.*.*.*x": 1}}, "too complex"),
+        ({"alpha_pattern": {"(a|.)" * 30 + "x": 1}}, "too complex"),
         ({"alpha_pattern": {"(": 1}}, "too complex"),
         ({"use_rslora": "no"}, "use_rslora"),
     ],
