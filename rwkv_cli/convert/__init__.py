@@ -2,6 +2,7 @@
 
 conversion         a published checkpoint, or a model file of another type
 cache              converted checkpoints, so that each is quantized once
+adapter_config     how an adapter was trained, as the package peft records it
 lora               adapters that are merged into the weights
 quantization_loss  what a conversion has cost
 """

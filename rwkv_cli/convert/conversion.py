@@ -24,6 +24,8 @@ from rwkv_cli.text.tokenizer import load_tokenizer
 
 Array = NDArray[np.float32]
 
+# How the types of llama.cpp begin whose weights are few bits and shared scales.
+_QUANTIZED = ("q", "iq", "tq", "mxfp4", "nvfp4")
 _HEADER_BYTES = 110  # per tensor, approximately
 
 
@@ -93,6 +95,11 @@ class Source:
         return self.weights.path.name if isinstance(self.weights, Merged) else None
 
     @property
+    def remark(self) -> str | None:
+        """What the user should know of how the LoRA is merged, if anything."""
+        return self.weights.remark if isinstance(self.weights, Merged) else None
+
+    @property
     def config(self) -> ModelConfig:
         """The sizes of the model."""
         return self.weights.config
@@ -104,8 +111,8 @@ class Source:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its weights were rounded to integers before, so that converting them rounds a second time."""
-        return self.dtype in weight_layouts.INTEGERS or self.dtype.startswith(("q", "iq"))
+        """Whether its weights were rounded to a few bits before, so that converting them rounds a second time."""
+        return self.dtype in weight_layouts.INTEGERS or self.dtype.startswith(_QUANTIZED)
 
     def tensor(self, name: str) -> Array:
         """One tensor in float32, by its official name."""
@@ -124,8 +131,11 @@ class Source:
             info = describe(self.origin, weight_type, digest, chosen)
         if isinstance(self.weights, Merged):
             source = {**info.source, "lora": self.weights.path.name, "lora_alpha": repr(self.weights.alpha)}
+            if settings := self.weights.settings:
+                source["lora_config"] = settings.sha256
             if digest and "sha256" in source:  # a different model now, which states of the base do not fit
-                parts = (source["sha256"], self.weights.sha256(), source["lora_alpha"])
+                parts = [source["sha256"], self.weights.sha256(), source["lora_alpha"]]
+                parts += [source["lora_config"]] if "lora_config" in source else []
                 source |= {
                     "base_sha256": source["sha256"],
                     "sha256": hashlib.sha256(" ".join(parts).encode("utf-8", "surrogatepass")).hexdigest(),
@@ -134,8 +144,10 @@ class Source:
         return info
 
 
-def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Source:
-    """Open a model of any format, with a LoRA adapter merged into it if one is given.
+def open_source(path: Path, lora: Path | None = None, alpha: float | None = None) -> Source:
+    """Open a model of any format, with a LoRA adapter merged into it if one is given, as a file or its folder.
+
+    `alpha` is needed unless an adapter_config.json beside the adapter has it.
 
     Raises CheckpointError, ModelFileError, UsageError.
     """
@@ -149,7 +161,8 @@ def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Sourc
         files, dtype = origin.files, origin.dtype
     if lora is None:
         return Source(path, files, dtype, origin, origin)
-    return Source(path, (*files, lora), dtype, Merged(origin, lora, alpha), origin)
+    merged = Merged(origin, lora, alpha)
+    return Source(path, (*files, merged.path), dtype, merged, origin)
 
 
 def convert(

@@ -4,13 +4,15 @@ A file has pairs A [r, in] and B [out, r] for some of the matrices W [out, in]; 
 
     W + (alpha / r) B A
 
-where alpha is what the adapter was trained with. A file may also have whole tensors, which replace those of the model:
-RWKV-PEFT trains norms and token shifts that way. Names that are recognised, where X is the name of a tensor without
-`.weight`, official or of flash-linear-attention:
+where alpha is what the adapter was trained with: adapter_config.json beside the file says it, and perhaps another
+scale, see `adapter_config`. A file may also have whole tensors, which replace those of the model: RWKV-PEFT trains
+norms and token shifts that way. Names that are recognised, where X is the name of a tensor without `.weight`, in any
+layout that `files.checkpoints.layouts` knows:
 
     X.lora_A, X.lora_B                        RWKV-PEFT, .pth
-    X.lora_A.weight, X.lora_A.default.weight  the package `peft`, .pth or .safetensors; perhaps with the prefix
+    X.lora_A.weight, X.lora_A.default.weight  the package `peft`, .pth, .bin or .safetensors; perhaps with the prefix
                                               base_model.model.
+    X.lora_embedding_A, X.lora_embedding_B    the same for the embedding, where A is [r, V] and B [C, r]
 
 Everything in the file has to match a tensor of the model: nothing is ignored silently.
 """
@@ -29,39 +31,62 @@ from numpy.typing import NDArray
 
 from rwkv_cli import tensors
 from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli.convert.adapter_config import FILE, MOST_ALPHA, AdapterConfig, read_adapter_config
 from rwkv_cli.errors import CheckpointError, UsageError
-from rwkv_cli.files.checkpoints.base import LazyTensor, mapped_tensor
+from rwkv_cli.files.checkpoints.base import LazyTensor, mapped_tensor, split_fused_shifts
+from rwkv_cli.files.checkpoints.layouts import official_name
 from rwkv_cli.files.checkpoints.pth import read_state_dict
 from rwkv_cli.files.safetensors import map_safetensors
 from rwkv_cli.files.weight_source import WeightSource
-from rwkv_cli.tensors import from_hf
 
 Array = NDArray[np.float32]
 
-_PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<side>[AB])(\.default)?(\.weight)?")
+_PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 _PREFIX = "base_model.model."
+_WRAPPER = re.compile(r"\.(base_layer|modules_to_save(\.default)?|original_module)(?=\.)")
+_MAGNITUDE = ".lora_magnitude_vector"
 _ZIP = b"PK\x03\x04"
-_MOST_ALPHA = 1e6
+_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pth")
+_ENDINGS = (".safetensors", ".bin", ".pth")
 
 
 @dataclass(frozen=True)
 class _Pair:
     A: LazyTensor  # [r, in]
     B: LazyTensor  # [out, r]
+    module: str  # as the file calls it
 
 
 class Merged:
     """A model with an adapter merged into it: a source of weights like the model itself."""
 
-    def __init__(self, base: WeightSource, path: Path, alpha: float) -> None:
-        """Raises CheckpointError for a file that does not fit the model, UsageError for an invalid alpha."""
-        if not (math.isfinite(alpha) and 0 < abs(alpha) <= _MOST_ALPHA):
+    def __init__(self, base: WeightSource, path: Path, alpha: float | None = None) -> None:
+        """`path` is a file or the folder of one; `alpha` is not needed where adapter_config.json says it.
+
+        Raises CheckpointError for a file that does not fit the model, UsageError for an invalid or missing alpha.
+        """
+        if alpha is not None and not (math.isfinite(alpha) and 0 < abs(alpha) <= MOST_ALPHA):
             raise UsageError(
                 f"{{lora_alpha}} is {alpha}: it must be the number that the adapter was trained with"
             )
         self.config: ModelConfig = base.config
-        self._base, self.path, self.alpha = base, path, alpha
-        self._pairs, self._whole = _read(path, base.config.tensor_shapes())
+        self._base, self.path = base, _file(path)
+        beside = self.path.parent / FILE
+        self.settings = read_adapter_config(beside) if beside.is_file() else None
+        self._pairs, self._whole = _read(self.path, base.config.tensor_shapes(), self.settings)
+        recorded = self.settings.alpha if self.settings else None
+        chosen = recorded if alpha is None else alpha
+        if chosen is None:
+            raise UsageError(
+                f"{{lora_alpha}} is missing: {self.path} does not record the number that the adapter was trained with, "
+                f"and there is no {FILE} with it beside the file"
+            )
+        self.alpha = chosen
+        self.remark = (
+            f"{beside} says that the adapter was trained with alpha {recorded:g}; merging with {chosen:g}, as you said"
+            if recorded is not None and recorded != chosen
+            else None
+        )
 
     @property
     def merged(self) -> int:
@@ -83,10 +108,17 @@ class Merged:
             return tensor
         pair = self._pairs[name]
         A, B = self._finite(name, pair.A.read()), self._finite(name, pair.B.read())
-        delta = B @ (A * np.float32(self.alpha / A.shape[0]))
+        delta = B @ (A * np.float32(self._scale(pair)))
         is_transposed = tensors.row_of(name).is_transposed  # an adapter is [out, in] for every matrix
         delta += tensor.T if is_transposed else tensor
         return self._finite(name, np.ascontiguousarray(delta.T) if is_transposed else delta)
+
+    def _scale(self, pair: _Pair) -> float:
+        rank = pair.A.shape[0]
+        if self.settings is None:
+            return self.alpha / rank
+        alpha = self.settings.alpha_of(pair.module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.settings.is_rank_stabilized else rank)
 
     def _finite(self, name: str, array: Array) -> Array:
         if not (np.isfinite(array.min()) and np.isfinite(array.max())):
@@ -96,35 +128,95 @@ class Merged:
         return array
 
 
-def _read(path: Path, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Pair], dict[str, LazyTensor]]:
-    """The pairs and the whole tensors of a file, by official names, checked against the model's shapes."""
+def _file(path: Path) -> Path:
+    """The file of an adapter, which may be given as its folder."""
+    if not path.is_dir():
+        return path
+    if named := next((path / name for name in _FILES if (path / name).is_file()), None):
+        return named
+    found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.is_file())
+    if len(found) != 1:
+        what = "no adapter" if not found else f"{len(found)} files that could be the adapter"
+        raise CheckpointError(
+            f"the folder {path} has {what}: name the .safetensors, .bin or .pth file itself"
+        )
+    return found[0]
+
+
+def _read(
+    path: Path, shapes: Mapping[str, Shape], settings: AdapterConfig | None
+) -> tuple[dict[str, _Pair], dict[str, LazyTensor]]:
+    """The pairs and the whole tensors of a file, by official names, checked against the model and the settings."""
     sides: dict[str, dict[str, LazyTensor]] = {}
-    whole: dict[str, LazyTensor] = {}
+    modules: dict[str, str] = {}
+    rest: dict[str, LazyTensor] = {}
     for raw, tensor in _open(path).items():
-        found = _PAIR.fullmatch(raw.removeprefix(_PREFIX))
+        bare = raw.removeprefix(_PREFIX)
+        if _MAGNITUDE in bare:
+            raise CheckpointError(f"{path} is a DoRA adapter: merge it with the package peft")
+        found = _PAIR.fullmatch(bare)
         if found is None:
-            name = from_hf(raw.removeprefix(_PREFIX))
-            if name not in shapes or math.prod(tensor.shape) != math.prod(shapes[name]):
-                raise CheckpointError(
-                    f"{path} contains {_shown(raw)} of {list(tensor.shape)}, which this model does not have "
-                    "(different base model?)"
-                )
-            whole[name] = tensor.transposed() if _is_turned(raw, name) else tensor
+            rest[_WRAPPER.sub("", bare)] = tensor
             continue
-        matrix = _matrix(found["name"], shapes)
-        if matrix is None:
+        module = _WRAPPER.sub("", f"{found['name']}.").removesuffix(".")
+        matrix = _matrix(module, shapes)
+        if matrix is None or (found["embedding"] and matrix != "emb.weight"):
             raise CheckpointError(
-                f"{path} contains weights for {_shown(found['name'])}, a matrix that this model does not have "
+                f"{path} contains weights for {_shown(module)}, a matrix that this model does not have "
                 "(different base model?)"
             )
-        if found["side"] in sides.setdefault(matrix, {}):
+        side = found["side"]
+        if found[
+            "embedding"
+        ]:  # a table is looked up by row: there A is [r, V] and B [C, r], so W changes by (B A)^T
+            side, tensor = "BA"["AB".index(side)], tensor.transposed() if len(tensor.shape) == 2 else tensor
+        if side in sides.setdefault(matrix, {}):
             raise CheckpointError(f"{path} adapts {matrix} twice")
-        sides[matrix][found["side"]] = tensor
+        sides[matrix][side] = tensor
+        modules[matrix] = module
     if not sides:
         raise CheckpointError(f"{path} is not a LoRA adapter: it has no lora_A and lora_B")
+    whole = _whole(path, rest, shapes)
     if twice := next((name for name in sides if name in whole), None):
         raise CheckpointError(f"{path} both adapts and replaces {twice}")
-    return {name: _pair(path, name, pair, shapes[name]) for name, pair in sides.items()}, whole
+    pairs = {name: _pair(path, name, pair, shapes[name], modules[name]) for name, pair in sides.items()}
+    if settings:
+        for pair in pairs.values():
+            settings.check_pair(pair.module, pair.A.shape[0])
+        settings.check_complete(modules.values(), rest, _modules(shapes))
+    return pairs, whole
+
+
+def _whole(path: Path, raw: Mapping[str, LazyTensor], shapes: Mapping[str, Shape]) -> dict[str, LazyTensor]:
+    """Tensors that replace the model's, by official name and the right way round."""
+    named: dict[str, LazyTensor] = {}
+    origin: dict[str, str] = {}
+    for title, tensor in raw.items():
+        name = official_name(title)
+        if name in named:
+            raise CheckpointError(f"{path} has two tensors for {_shown(name)}")
+        named[name], origin[name] = tensor, title
+    split_fused_shifts(path, named)
+    for name, tensor in named.items():
+        shape = shapes.get(name)
+        row = tensors.find(name)
+        if shape and row and row.is_transposed and _is_turned(origin[name], tensor.shape, shape):
+            named[name] = tensor = tensor.transposed()
+        is_vector = row is not None and row.role == "vector"
+        if shape is None or not (
+            math.prod(tensor.shape) == math.prod(shape) if is_vector else tensor.shape == shape
+        ):
+            raise CheckpointError(
+                f"{path} contains {_shown(origin.get(name, name))} of {list(tensor.shape)}, which this model "
+                "does not have (different base model?)"
+            )
+    return named
+
+
+def _modules(shapes: Mapping[str, Shape]) -> set[str]:
+    """The names of the modules of a model that can be adapted or replaced, official and of flash-linear-attention."""
+    names = {name for official in shapes for name in (official, tensors.hf_name(official))}
+    return {name.removesuffix(".weight").removesuffix(".bias") for name in names}
 
 
 def _open(path: Path) -> dict[str, LazyTensor]:
@@ -139,7 +231,7 @@ def _open(path: Path) -> dict[str, LazyTensor]:
         raise CheckpointError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     except ValueError:
         raise CheckpointError(
-            f"{path} is not a LoRA adapter: neither a .pth nor a .safetensors file"
+            f"{path} is not a LoRA adapter: neither a .pth or .bin nor a .safetensors file"
         ) from None
     floats = {"BF16", "F16", "F32", "F64"}
     if strange := next((name for name, found in mapped.tensors.items() if found.dtype not in floats), None):
@@ -147,21 +239,21 @@ def _open(path: Path) -> dict[str, LazyTensor]:
     return {name: mapped_tensor(found.array, found.dtype.lower()) for name, found in mapped.tensors.items()}
 
 
-def _matrix(name: str, shapes: Mapping[str, Shape]) -> str | None:
+def _matrix(module: str, shapes: Mapping[str, Shape]) -> str | None:
     """The official name of a matrix that is named with or without `.weight`; None if the model has none."""
-    for candidate in (name, f"{name}.weight"):
-        official = from_hf(candidate)
+    for candidate in (module, f"{module}.weight"):
+        official = official_name(candidate)
         if official in shapes and tensors.row_of(official).takes_lora:
             return official
     return None
 
 
-def _is_turned(raw: str, name: str) -> bool:
-    """Whether this is the transpose: fla's own name of a tensor that it stores the other way round."""
-    return tensors.row_of(name).is_transposed and raw.removeprefix(_PREFIX) != name
+def _is_turned(raw: str, found: Shape, official: Shape) -> bool:
+    """Whether a low-rank matrix is stored as the transpose, as the weight of a linear layer is: square ones too."""
+    return found == official[::-1] and (found != official or raw.endswith(".weight"))
 
 
-def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape) -> _Pair:
+def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape, module: str) -> _Pair:
     if set(sides) != {"A", "B"}:
         raise CheckpointError(f"{path} has only one of lora_A and lora_B for {name}: it is incomplete")
     A, B = sides["A"], sides["B"]
@@ -172,7 +264,7 @@ def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape) 
             f"{path} does not fit the model: it adapts {name} of {list(shape)} with lora_A of {list(A.shape)} "
             f"and lora_B of {list(B.shape)}"
         )
-    return _Pair(A, B)
+    return _Pair(A, B, module)
 
 
 def _shown(name: str) -> str:

@@ -33,7 +33,10 @@ def quantize(
     lora: Annotated[
         Path | None,
         typer.Option(
-            "--lora", metavar="FILE", help="Merge this LoRA adapter (.pth) first.", rich_help_panel=_LORA
+            "--lora",
+            metavar="PATH",
+            help="Merge this LoRA adapter first: a file or its folder.",
+            rich_help_panel=_LORA,
         ),
     ] = None,
     lora_alpha: Annotated[
@@ -42,6 +45,7 @@ def quantize(
             "--lora-alpha",
             metavar="X",
             help="The alpha that the adapter was trained with.",
+            show_default="adapter_config.json",
             rich_help_panel=_LORA,
         ),
     ] = None,
@@ -75,7 +79,8 @@ def quantize(
         rwkv quantize model.gguf --type int4 --compare test.txt
         # What would each type take?
         rwkv quantize rwkv7-g1-0.1b.pth --dry-run
-        # With a LoRA adapter
+        # With a LoRA adapter of peft, and with one that does not record its alpha
+        rwkv quantize base.pth --lora adapter/
         rwkv quantize base.pth --lora adapter.pth --lora-alpha 32
     """
     from rwkv_cli.catalog import registry
@@ -85,12 +90,14 @@ def quantize(
     from rwkv_cli.convert.template_choice import ChosenTemplate
 
     layout = options.parse_template(template)
-    if (lora is None) != (lora_alpha is None):
-        raise UsageError("give --lora and --lora-alpha together: an adapter does not record its alpha")
+    if lora is None and lora_alpha is not None:
+        raise UsageError("{lora_alpha} needs an adapter: give {lora} too")
     path = registry.locate(source)
-    opened = conversion.open_source(path, lora, lora_alpha or 0)
+    opened = conversion.open_source(path, lora, lora_alpha)
     text = quantize.text_of(compare) if compare is not None else None
     with TerminalReporter(quiet or json) as reporter:
+        if opened.remark:
+            reporter.note(opened.remark)
         if dry_run:
             quantize.show_plan(opened, reporter, json)
             return
