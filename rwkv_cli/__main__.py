@@ -8,6 +8,8 @@ from typing import NoReturn
 
 def main() -> None:
     """Run the command line and end the process; an interrupt shows no traceback, even while modules are imported."""
+    # NumPy's own threads would have nothing to do, and where the system gives none, its library ends the process.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from rwkv_cli.cli.main import main
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +44,9 @@ def cpu_name() -> str:
 
 def cpu_features() -> list[str]:
     """The vector and dot-product instructions of the CPU, as LLVM names them."""
-    import llvmlite.binding as llvm
+    from cpu_kernels.runtime.host import host_features
 
-    has = llvm.get_host_cpu_features()
+    has = host_features()
     return [name for name in _FEATURES if has.get(name)]
 
 
@@ -60,6 +62,18 @@ def default_threads() -> int:
     that compute; no more than a container's share; and at most 16, since memory is the limit long before.
     """
     return max(1, min(_physical_cores(), int(_container_share()), MOST_THREADS))
+
+
+@functools.cache
+def has_threads() -> bool:
+    """Whether the system gives this process any more threads."""
+    thread = threading.Thread(target=lambda: None, daemon=True)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):
+        return False
+    thread.join()
+    return True
 
 
 def _physical_cores() -> int:

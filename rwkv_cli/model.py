@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from rwkv_cli.errors import MissingModelError, UsageError
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
 from rwkv_cli.generation import Generation
+from rwkv_cli.lazy import lazy_property
 from rwkv_cli.reporting import Progress, Reporter
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, combined
 from rwkv_cli.text.template import Template
@@ -59,7 +59,7 @@ class Model:
         """The prompt template that the model was trained on."""
         return self.info.template
 
-    @functools.cached_property
+    @lazy_property
     def _exempt(self) -> Callable[[int], bool] | frozenset[int]:
         """The tokens that are never penalised."""
         return exempt_tokens(self.tokenizer) if self.tokenizer else frozenset()

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation: entry points compiled by Numba once, cached on disk, and loaded by LLVM alone.
 
 Importing Numba takes a third of a second and 60 MB: a run that finds its machine code in
-`cpu_kernels.runtime.cache` does not import it.
+`cpu_kernels.runtime.cache` does not import it, and another one has `cpu_kernels.runtime.isolated` compile it.
 
 An entry point is a function of a module of kernels, without a decorator, whose arguments are 64-bit integers: numbers,
 and the addresses of arrays. It raises nothing and allocates nothing, so that its machine code does not need Numba's
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,9 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from cpu_kernels.runtime import cache
+from cpu_kernels.runtime import cache, isolated
+from cpu_kernels.runtime.host import host_features
+from cpu_kernels.runtime.isolated import CompilationError
 
 ENTRY_POINTS = {
     "forward.passes": 6,
@@ -42,6 +45,16 @@ LIBRARY = {"memcpy", "memmove", "memset", "sqrtf", "sched_yield", "SwitchToThrea
 _one_at_a_time = threading.Lock()
 
 
+def _after_fork() -> None:
+    """In the child, which has none of its parent's threads, so that nobody would release the lock."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def is_compiled(name: str) -> bool:
     """Whether the cache has an entry point, so that `kernel` need not compile it."""
     return cache.read(name) is not None
@@ -51,7 +64,8 @@ def kernel(name: str) -> Callable[..., int]:
     """An entry point, as a function of integers and contiguous arrays, which stand for their addresses.
 
     It returns an integer: 0 if the entry point returns nothing. It releases the GIL, and raises TypeError for a wrong
-    number of arguments, ValueError for an array that is not contiguous.
+    number of arguments, ValueError for an array that is not contiguous. Raises CompilationError if it cannot be
+    compiled on this machine.
     """
     with _one_at_a_time:
         return _kernel(name)
@@ -61,8 +75,11 @@ def kernel(name: str) -> Callable[..., int]:
 def _kernel(name: str) -> Callable[..., int]:
     code = cache.read(name)
     if code is None:
-        code = compile_entry_point(name)
-        cache.write(name, code)
+        code = isolated.compiled(name)
+        if code is not None:
+            cache.write(name, code)
+        else:
+            code = _compiled_here(name)
     # An engine for each entry point: symbol names are unique only within the compiling process.
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -79,6 +96,19 @@ def _kernel(name: str) -> Callable[..., int]:
     return call
 
 
+def _compiled_here(name: str) -> bytes:
+    """The object file of an entry point, where no other process can compile it."""
+    is_pure = not isolated.has_settings()
+    try:
+        code = compile_entry_point(name)
+    except Exception as error:  # whatever Numba or the settings that it found come up with
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CompilationError(f"Numba cannot compile {name} ({reason[:200]})") from error
+    if is_pure:
+        cache.write(name, code)
+    return code
+
+
 def _integer(argument: Argument) -> int:
     return address(argument) if isinstance(argument, np.ndarray) else int(argument)
 
@@ -93,7 +123,7 @@ def address(array: NDArray[Any]) -> int:
 def compile_entry_point(name: str) -> bytes:
     """The object file of an entry point for this CPU, as a C function of the same name.
 
-    Raises RuntimeError if its machine code would need Numba's runtime.
+    Raises CompilationError if its machine code would need Numba's runtime, and whatever Numba does.
     """
     from numba import njit, types
 
@@ -113,7 +143,7 @@ def compile_entry_point(name: str) -> bytes:
     outside = {value.name for value in (*module.functions, *module.global_variables) if value.is_declaration}
     missing = sorted(symbol for symbol in outside - LIBRARY if not symbol.startswith("llvm."))
     if missing:
-        raise RuntimeError(f"{name} needs what only Numba has: {', '.join(missing)}")
+        raise CompilationError(f"{name} needs what only Numba has: {', '.join(missing)}")
     return bytes(_target_machine().emit_object(module))
 
 
@@ -142,7 +172,7 @@ def _target_machine() -> Any:
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(
         cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
+        features=host_features().flatten(),
         opt=3,
         # Not position-independent, and anywhere in memory: the options that Numba itself uses.
         reloc="static" if target.name.startswith("x86") else "default",

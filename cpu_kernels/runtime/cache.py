@@ -22,6 +22,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import platformdirs
 
+from cpu_kernels.runtime.host import host_features
 from cpu_kernels.runtime.instructions import CHOSEN
 
 KEPT_VERSIONS = 8
@@ -31,7 +32,7 @@ _FAILURES = (OSError, RuntimeError)  # RuntimeError: a user without a home folde
 
 def _version() -> str:
     """The digest of all that machine code depends on."""
-    features = llvm.get_host_cpu_features().flatten()
+    features = host_features().flatten()
     parts = (CHOSEN, llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
     digest = hashlib.sha256("\n".join(parts).encode())
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):

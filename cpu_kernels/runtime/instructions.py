@@ -16,8 +16,9 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 from llvmlite import ir
+
+from cpu_kernels.runtime.host import host_features
 
 Value = Any
 """A value of LLVM IR, of `llvmlite.ir`, which has no types for mypy; a builder emits instructions."""
@@ -137,7 +138,7 @@ INSTRUCTIONS = {
 
 def available() -> list[str]:
     """The names in `INSTRUCTIONS` that this machine supports, fastest first."""
-    features = llvm.get_host_cpu_features()
+    features = host_features()
     return [name for name, row in INSTRUCTIONS.items() if all(features.get(f, False) for f in row.features)]
 
 

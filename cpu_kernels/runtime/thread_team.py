@@ -15,6 +15,7 @@ The loop of a kernel for a team is `cpu_kernels.work_queue.team_loop`; this modu
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,8 @@ Kernel = Callable[..., Any]
 class Team:
     """The compute threads of this process; the caller of `run` is thread 0.
 
+    Where the system gives no more threads, those that it gave do all the work: any number of them gives the same bits.
+
     All that must stay consistent from pass to pass is in the shared counters, which only compiled code changes: an
     interrupt in Python may come at any moment.
     """
@@ -53,7 +56,18 @@ class Team:
         self._busy = False  # a pass is about to begin, or running
         self._job: tuple[Kernel, tuple[Any, ...]] | None = None
         for thread in range(1, n_threads):
-            threading.Thread(target=self._work, args=(thread,), daemon=True, name=f"rwkv-{thread}").start()
+            try:
+                threading.Thread(
+                    target=self._work, args=(thread,), daemon=True, name=f"rwkv-{thread}"
+                ).start()
+            except (RuntimeError, MemoryError):  # a limit of processes or of memory
+                self.n_threads = thread
+                logging.getLogger("rwkv_cli").warning(
+                    "the system allows only %d of %d threads: the text will be the same, but slower",
+                    thread,
+                    n_threads,
+                )
+                break
 
     def run(self, kernel: Kernel, job: int, *arguments: Any) -> None:
         """Call `kernel(*arguments, address of the counters, job, thread)` on every thread, until thread 0 returns.

@@ -118,6 +118,8 @@ def run(arguments: Sequence[str]) -> int:
     except MemoryError:
         return _fail("not enough memory", 1)
     except Exception as error:
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            return _fail("the system allows no more threads: raise the limit of processes (ulimit -u)", 1)
         if os.environ.get("RWKV_DEBUG") == "1":
             raise
         what = f"{type(error).__name__}: {error}"

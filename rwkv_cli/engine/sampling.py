@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.lazy import lazy_property
 from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.tokenizer import Tokenizer
 
@@ -273,7 +274,7 @@ class _Softmax:
         self.logits = logits
         self.peak = float(logits.max())  # nan if any logit is
 
-    @functools.cached_property
+    @lazy_property
     def total(self) -> float:
         with np.errstate(over="ignore"):  # a gap beyond float32 becomes -inf and its weight 0: right
             return float(np.exp(self.logits - np.float32(self.peak)).sum())

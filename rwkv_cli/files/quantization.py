@@ -98,13 +98,16 @@ def _by_rows(work: Callable[[slice], None], R: int, K: int) -> None:
     step = max(1, _VALUES_AT_ONCE // K)
     blocks = [slice(start, start + step) for start in range(0, R, step)]
     threads = min(machine.usable_cores(), len(blocks), machine.MOST_THREADS)
-    if threads == 1:
-        for block in blocks:
-            work(block)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, blocks):
-            pass
+    try:
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(work, blocks):
+                    pass
+            return
+    except RuntimeError:  # the system gives no more threads
+        pass
+    for block in blocks:
+        work(block)
 
 
 def _round_int4(groups: Array, scale: Array, out: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -70,6 +71,10 @@ class _Renderer:
             )
         return self._process
 
+    def forget(self) -> None:
+        """Begin anew in a process that was forked: the other process answers its parent."""
+        self._process, self._lock = None, threading.Lock()
+
     def close(self) -> None:
         """End the process."""
         process, self._process = self._process, None
@@ -84,6 +89,8 @@ class _Renderer:
 
 _renderer = _Renderer()
 atexit.register(_renderer.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renderer.forget)
 
 
 def render(source: str, variables: Mapping[str, object]) -> str:

@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from typing import Any, Literal, Protocol
 
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.errors import TokenizerError, UsageError
+from rwkv_cli.lazy import lazy_property
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class WorldTokenizer:
     def vocab_size(self) -> int:
         return len(self._vocabulary)
 
-    @cached_property
+    @lazy_property
     def _trie(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The edges and tokens of `cpu_kernels.trie`."""
         from cpu_kernels.runtime.aot import kernel

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cpu_kernels.abi import EMPTY
-from cpu_kernels.runtime import aot, cache
+from cpu_kernels.runtime import aot, cache, host, isolated
 from cpu_kernels.runtime.aot import ENTRY_POINTS, kernel
 
 SMALL = "trie.pack"
@@ -25,12 +25,16 @@ SMALL = "trie.pack"
 PACK = """
 import sys
 import numpy as np
+from cpu_kernels.runtime import isolated
 from cpu_kernels.runtime.aot import kernel
+compiled, compile = [], isolated.compiled
+isolated.compiled = lambda name: compiled.append(name) or compile(name)
 packed, edges = np.full((2, 4, 2), -1, np.int32)
 edges[1] = 97, 1
 kernel("trie.pack")(packed, 4, edges, 4)
 assert sorted(packed.tolist()) == [[-1, -1]] * 3 + [[97, 1]]
-print("numba" in sys.modules)
+print(len(compiled) > 0)
+assert "numba" not in sys.modules
 """
 
 GENERATE = """
@@ -52,7 +56,7 @@ def python(code: str, *arguments, place: Path | None = None) -> subprocess.Compl
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def needs_numba(place: Path) -> bool:
+def is_compiled_by(place: Path) -> bool:
     """Whether a process with this cache has to compile the small entry point; it works in any case."""
     done = python(PACK, place=place)
     assert done.returncode == 0, done.stderr
@@ -121,7 +125,7 @@ def allocates(n):
 
 
 @pytest.mark.parametrize(("function", "missing"), [(prints, "PyObject_Str"), (allocates, "NRT_")])
-def test_what_needs_numba_is_refused_before_it_is_loaded(monkeypatch, function, missing):
+def test_what_is_compiled_by_is_refused_before_it_is_loaded(monkeypatch, function, missing):
     monkeypatch.setitem(sys.modules, "cpu_kernels.needy", SimpleNamespace(function=function))
     monkeypatch.setitem(ENTRY_POINTS, "needy.function", 1)
     with pytest.raises(RuntimeError, match=f"^needy.function needs what only Numba has: .*{missing}"):
@@ -154,12 +158,110 @@ def test_an_interrupt_while_arguments_are_converted_stays_an_interrupt():
         kernel(SMALL)(Interrupted(), 4, 0, 0)
 
 
+# --- away from the settings of Numba ---------------------------------------------------------------------------------
+
+SETTINGS = [
+    {"OPT": "0"},
+    {"OPT": "junk", "NUM_THREADS": "junk", "DISABLE_JIT": "junk"},
+    {"DISABLE_JIT": "1"},
+    {"DEBUGINFO": "1", "BOUNDSCHECK": "1", "EXTEND_VARIABLE_LIFETIMES": "1"},
+    {"DEBUG": "1", "DEBUG_FRONTEND": "1", "DUMP_ASSEMBLY": "1", "DEVELOPER_MODE": "1", "TRACE": "1"},
+    {"CPU_NAME": "generic", "CPU_FEATURES": "", "ENABLE_AVX": "0", "LOOP_VECTORIZE": "0"},
+    {"CPU_NAME": "nonsense", "CPU_FEATURES": "+nonsense"},
+]
+"""Of every kind: each would slow down the code, make it need Numba, print, or end the process."""
+
+
+@pytest.fixture(scope="module")
+def pure() -> bytes | None:
+    """The machine code without settings; a process that has compiled something else names symbols otherwise."""
+    return isolated.compiled(SMALL)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: " ".join(settings))
+def test_settings_in_the_environment_change_no_bit(monkeypatch, capfd, pure, settings):
+    for name, value in settings.items():
+        monkeypatch.setenv(f"NUMBA_{name}", value)
+    assert isolated.compiled(SMALL) == pure
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", ["opt: 0\ndisable_jit: 1\n", "[1, 2]: {", "- 3\n"])
+def test_settings_in_the_current_folder_change_no_bit(monkeypatch, tmp_path, pure, content):
+    (tmp_path / ".numba_config.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert isolated.compiled(SMALL) == pure
+
+
+def test_modules_in_the_current_folder_are_not_taken_for_those_of_numba(monkeypatch, tmp_path, pure):
+    for name in ("numba", "numpy", "json", "cache"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    assert isolated.compiled(SMALL) == pure
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No process can be started."""
+
+    def fail(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    aot._kernel.cache_clear()
+    yield
+    aot._kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("alone", "place")
+@pytest.mark.parametrize("has_settings", [True, False])
+def test_without_a_process_it_is_compiled_here_and_kept_if_nothing_was_set(monkeypatch, has_settings):
+    assert isolated.has_settings()  # this process has Numba
+    monkeypatch.setattr(isolated, "has_settings", lambda: has_settings)
+    edges = np.full((4, 2), EMPTY, np.int32)
+    assert kernel(SMALL)(edges, 4, edges.copy(), 4) == 0
+    assert (cache.read(SMALL) is None) == has_settings
+
+
+@pytest.mark.usefixtures("alone", "place")
+def test_a_compiler_that_fails_ends_in_a_sentence(monkeypatch, rwkv, tiny_model):
+    def fail(_):
+        raise KeyError("first line\nsecond line")
+
+    monkeypatch.setattr(aot, "compile_entry_point", fail)
+    result = rwkv("generate", "-m", tiny_model, "-p", "a", "--device", "cpu", "-q")
+    assert result.code == 1
+    assert result.sentence.startswith("the CPU kernels cannot run: Numba cannot compile ")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_compiler_that_dies_ends_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(isolated, "_PROGRAM", "import os; os.abort()")
+    with pytest.raises(isolated.CompilationError, match=r"^compiling trie\.pack ended by signal 6"):
+        isolated.compiled(SMALL)
+
+
+def test_what_linux_on_arm_tells_beyond_llvm(monkeypatch, tmp_path):
+    """A Graviton or a Raspberry Pi 5; the first of these has no dot product."""
+    monkeypatch.setattr(host.llvm, "get_host_cpu_features", dict)
+    monkeypatch.setattr(host.sys, "platform", "linux")
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(host.platform, "machine", lambda: "aarch64")
+    assert host.host_features() == {}  # no such file
+    for more, expected in ("", {}), (" asimddp", {"dotprod": True}):
+        text = f"processor\t: 0\nFeatures\t: fp asimd{more}\n"
+        host.CPUINFO.write_text(text)
+        assert host.host_features() == expected
+    monkeypatch.setattr(host.platform, "machine", lambda: "x86_64")
+    assert host.host_features() == {}
+
+
 # --- the cache ------------------------------------------------------------------------------------------------------
 
 
 def test_it_is_compiled_once(place):
-    assert needs_numba(place)
-    assert not needs_numba(place)
+    assert is_compiled_by(place)
+    assert not is_compiled_by(place)
     assert aot.is_compiled(SMALL)
     assert not aot.is_compiled("forward.passes")
 
@@ -171,7 +273,7 @@ def test_a_truncated_file_is_compiled_again(place, code, size):
     whole = path.read_bytes()
     path.write_bytes(whole[:size])
     assert not aot.is_compiled(SMALL)
-    assert needs_numba(place)
+    assert is_compiled_by(place)
     assert aot.is_compiled(SMALL)
 
 
@@ -196,14 +298,14 @@ def test_one_entry_point_is_not_taken_for_another(code):
 
 def test_processes_that_compile_at_once(place):
     with ThreadPoolExecutor() as threads:
-        assert list(threads.map(needs_numba, [place] * 3)).count(True) >= 1
-    assert not needs_numba(place)
+        assert list(threads.map(is_compiled_by, [place] * 3)).count(True) >= 1
+    assert not is_compiled_by(place)
     assert [path.name for path in cache._folder().iterdir()] == [SMALL]
 
 
 def test_threads_that_compile_at_once(monkeypatch, code):
     times = []
-    monkeypatch.setattr(aot, "compile_entry_point", lambda name: times.append(name) or code)
+    monkeypatch.setattr(isolated, "compiled", lambda name: times.append(name) or code)
     monkeypatch.setattr(cache, "read", lambda _: None)
     monkeypatch.setattr(cache, "write", lambda *_: None)
     aot._kernel.cache_clear()

@@ -295,6 +295,27 @@ def test_a_new_team_works_in_a_fork():
     assert subprocess.run(command, env=environment, check=False, timeout=HANGS).returncode == 0
 
 
+@pytest.mark.parametrize("given", [0, 1])
+def test_fewer_threads_than_asked_for_do_all_the_work(monkeypatch, caplog, given):
+    started, start = [], threading.Thread.start
+
+    def limited(thread):
+        if len(started) == given:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    team, counted = Team(3), Counted()
+    assert team.n_threads == given + 1
+    assert caplog.messages == [
+        f"the system allows only {given + 1} of 3 threads: the text will be the same, but slower"
+    ]
+    for _ in range(20):
+        counted.run(team)
+    counted.assert_right()
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_the_measurement_of_bandwidth_reads_everything_once(n_threads):
     """Random whole numbers: a block that is left out or read twice changes their sum."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from rwkv_cli import machine
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import MissingModelError
 from rwkv_cli.reporting import COMPILING, Reporter
@@ -77,7 +78,7 @@ class TerminalReporter(Reporter):
         return pulled.stored.path
 
     def _advance(self, task: str, done: int, total: int | None, unit: str) -> None:
-        if self.quiet or not ui.is_animated(sys.stderr):
+        if self.quiet or not _can_move():
             return
         if self._task != task:
             self._stop()
@@ -90,7 +91,7 @@ class TerminalReporter(Reporter):
     def compiling(self, processor: str) -> Iterator[None]:
         """Show a spinner, or a line if stderr is not a terminal."""
         text = COMPILING.format(processor)
-        if self.quiet or not ui.is_animated(sys.stderr):
+        if self.quiet or not _can_move():
             self.note(text)
             yield
             return
@@ -110,7 +111,7 @@ def reading(generation: Generation, quiet: bool) -> Iterator[None]:
 @contextmanager
 def counting(task: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None] | None]:
     """A bar for a count, shown if it takes long; yields what is called with each increment, or None without a bar."""
-    if quiet or not ui.is_animated(sys.stderr):
+    if quiet or not _can_move():
         yield None
         return
     bar = _bar(task, total)
@@ -123,6 +124,11 @@ def counting(task: str, total: int, quiet: bool = False) -> Iterator[Callable[[i
         timer.cancel()
         timer.join()
         bar.stop()
+
+
+def _can_move() -> bool:
+    """Whether stderr shows bars and spinners, and the system gives the threads that move them."""
+    return ui.is_animated(sys.stderr) and machine.has_threads()
 
 
 def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_left: bool = False) -> Progress:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ assert (MATRICES, VECTORS, NORMS) == (abi.MATRICES, abi.VECTORS, abi.NORMS)
 assert (HEAD_SIZE, GROUP, TILE_ROWS, CHANNELS) == (abi.HEAD_SIZE, abi.GROUP, abi.LANES, abi.BLOCK)
 
 _jobs = itertools.count()
+_backends: list[weakref.ref[CpuBackend]] = []
+"""All backends of this process: a list, which a fork cannot meet half changed."""
 
 
 class CpuBackend(Backend):
@@ -63,6 +66,7 @@ class CpuBackend(Backend):
         self._job = next(_jobs)
         self._describe_model()
         self._passes = kernel("forward.passes")
+        _backends.append(weakref.ref(self, _backends.remove))
 
     @property
     def description(self) -> str:
@@ -122,6 +126,15 @@ class CpuBackend(Backend):
             _team(self.n_threads).run(self._passes, self._job, self._runs, self._matrices, self._inputs)
             logits: Array = self._buffers["logits"][: T if all_logits else 1, :V].copy()
             return logits
+
+    def forget_threads(self) -> None:
+        """Begin anew in a process that was forked, perhaps while another thread of its parent was computing.
+
+        That thread is not here to release the lock, or to finish what it was doing with the buffers.
+        """
+        self._lock = threading.Lock()
+        self._capacity = 0
+        self._buffers = {}
 
     def _weights(self) -> tuple[NDArray[Any], Array]:
         """The table of matrices, MATRIX [L * N_MATRICES + 1], and the vectors of all layers [L, N_VECTORS, C]."""
@@ -215,8 +228,16 @@ def _team(n_threads: int) -> thread_team.Team:
     return thread_team.Team(n_threads)
 
 
+def _after_fork() -> None:
+    """In the child, which has none of its parent's threads."""
+    _team.cache_clear()
+    for reference in _backends.copy():
+        if backend := reference():
+            backend.forget_threads()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_team.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def is_compiled() -> bool:

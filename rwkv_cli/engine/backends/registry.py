@@ -73,11 +73,15 @@ def _open_cuda(model: ModelFile, _threads: int | None, compiling: Compiling) -> 
 
 def _open_cpu(model: ModelFile, threads: int | None, compiling: Compiling) -> Backend:
     try:
+        from cpu_kernels.runtime.isolated import CompilationError
         from rwkv_cli.engine.backends.cpu import CpuBackend, is_compiled
-    except (ImportError, ValueError) as error:  # Numba is broken, or RWKV_CPU_KERNEL is wrong
+    except (ImportError, ValueError) as error:  # LLVM is broken, or RWKV_CPU_KERNEL is wrong
         raise DeviceError(f"the CPU kernels cannot run: {error}") from None
-    with nullcontext() if is_compiled() else compiling("CPU"):
-        return CpuBackend(model, threads)
+    try:
+        with nullcontext() if is_compiled() else compiling("CPU"):
+            return CpuBackend(model, threads)
+    except CompilationError as error:
+        raise DeviceError(f"the CPU kernels cannot run: {error}") from None
 
 
 def _open_reference(model: WeightSource, _threads: int | None, _compiling: Compiling) -> Backend:
