@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import platformdirs
 
 from cpu_kernels.runtime.host import host_features
 from cpu_kernels.runtime.instructions import CHOSEN
+from cpu_kernels.runtime.leftovers import temporary_beside
 
 KEPT_VERSIONS = 8
 
@@ -72,10 +72,12 @@ def write(name: str, code: bytes) -> None:
         if not folder.exists():
             folder.mkdir(parents=True, exist_ok=True)  # another process may do the same
             _delete_old_versions(folder.parent)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            path = Path(unfinished) / name
-            path.write_bytes(_digest(name, code) + code)
-            path.replace(folder / name)
+        unfinished = temporary_beside(folder / name)
+        try:
+            unfinished.write_bytes(_digest(name, code) + code)
+            unfinished.replace(folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except _FAILURES as error:
         _warn(_reason(error))
 

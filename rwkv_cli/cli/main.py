@@ -26,8 +26,6 @@ from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import RwkvError
 
-TERMINATED = 128 + signal.SIGTERM
-
 RUN, MODELS, MACHINE = "Run models", "Get and convert models", "This machine"
 
 _START = """\
@@ -87,8 +85,19 @@ app.add_typer(models, rich_help_panel=MODELS)
 def main() -> None:
     """The entry point: run the command line of this process and exit with its code."""
     ui.prepare_streams()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no half-written file is left
+    _exit_on_signals()
     sys.exit(run(sys.argv[1:]))
+
+
+def _exit_on_signals() -> None:
+    """Exit as Python does where a signal would end the process at once, so that no half-written file is left."""
+    for name in (
+        "SIGTERM",
+        "SIGHUP",
+    ):  # the second one: a terminal that is closed, unless nohup has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
 
 
 def run(arguments: Sequence[str]) -> int:

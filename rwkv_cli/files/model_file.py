@@ -166,14 +166,18 @@ def write_model(
                 progress(done, total)
 
 
+def _scheme(weight_type: WeightType) -> dict[str, object]:
+    """What a file says of the numbers that its weights are stored as."""
+    if weight_type not in weight_layouts.INTEGERS:
+        return {"type": weight_type}
+    return {"type": weight_type, "symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
+
+
 def _metadata(info: ModelInfo) -> dict[str, str]:
-    scheme: dict[str, object] = {"type": info.weight_type}
-    if info.weight_type in weight_layouts.INTEGERS:
-        scheme |= {"symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
     fields = {
         "rwkv": VERSION,  # first: `is_model_file` looks for it
         "config": info.config.as_dict(),
-        "quantization": scheme,
+        "quantization": _scheme(info.weight_type),
         "tokenizer": {"kind": info.tokenizer.kind if info.tokenizer else None},
         "template": templates.to_json(info.template),
         **({"template_from": info.template_from} if info.template_from else {}),
@@ -198,7 +202,7 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
         config = ModelConfig.from_dict(_json(metadata, "config", dict))
     except ValueError as error:
         raise ValueError(f"its config is invalid: {error}") from None
-    weight_type = _read_weight_type(_json(metadata, "quantization", dict).get("type"))
+    weight_type = _read_weight_type(_json(metadata, "quantization", dict))
     if config.n_layer > len(tensors):  # before a loop over layers that do not exist
         raise ValueError("it has fewer tensors than layers")
     unknown = set(tensors) - {TOKENIZER}
@@ -221,11 +225,21 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
     )
 
 
-def _read_weight_type(value: object) -> WeightType:
+def _read_weight_type(scheme: Mapping[str, object]) -> WeightType:
     for weight_type in weight_layouts.WEIGHT_TYPES:
-        if value == weight_type:
-            return weight_type
-    raise ValueError(f"its weights have the unknown type {value!r}")
+        if scheme.get("type") == weight_type:
+            break
+    else:
+        raise ValueError(f"its weights have the unknown type {repr(scheme.get('type'))[:40]}")
+    known = _scheme(weight_type)
+    for key in {**known, **scheme}:
+        said, computed = scheme.get(key), known.get(key)
+        if type(said) is not type(computed) or said != computed:
+            raise ValueError(
+                f"its quantization has {str(key)[:20]!r} {str(said)[:20]!r}, and this program computes "
+                f"{weight_type} with {str(computed)!r} only"
+            )
+    return weight_type
 
 
 def _read_tokenizer(kind: object, vocabulary: MappedTensor | None) -> TokenizerSpec | None:

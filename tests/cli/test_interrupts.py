@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -57,3 +58,32 @@ def test_other_threads_never_hear_of_one():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGTERM", 143)])
+def test_a_signal_that_ends_a_program_removes_what_is_half_written(tmp_path, name, code):
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from rwkv_cli.cli import main
+from rwkv_cli.files.atomic import replacing
+signal.signal(signal.{name}, signal.SIG_DFL)
+def run(_):
+    with replacing(Path({str(tmp_path / "x")!r})):
+        os.kill(os.getpid(), signal.{name})
+main.run = run
+main.main()
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup_is_respected():
+    program = """
+import signal
+from rwkv_cli.cli import main
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+main._exit_on_signals()
+assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

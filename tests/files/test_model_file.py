@@ -30,6 +30,7 @@ from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
 from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
+INT8 = {"type": "int8", "symmetric": True, "group": 64, "scale": "bf16"}
 WEIGHTS = fine_weights(TINY)
 INFO = ModelInfo(TINY, "int8", None, get_template("raw"))
 
@@ -243,6 +244,16 @@ def test_a_published_safetensors_file_is_no_model_file(tmp_path, good):
         ("quantization", {}, "unknown type None"),
         ("quantization", {"type": "int3"}, "unknown type 'int3'"),
         ("quantization", {"type": ["int8"]}, "unknown type"),
+        (
+            "quantization",
+            INT8 | {"group": 128},
+            "'group' '128', and this program computes int8 with '64' only",
+        ),
+        ("quantization", INT8 | {"group": True}, "has 'group' 'True'"),
+        ("quantization", INT8 | {"symmetric": False}, "has 'symmetric' 'False'"),
+        ("quantization", INT8 | {"scale": "f16"}, "has 'scale' 'f16'"),
+        ("quantization", INT8 | {"zero_points": "u8"}, "has 'zero_points' 'u8'"),
+        ("quantization", {"type": "int8"}, "has 'symmetric' 'None'"),
         ("quantization", {"type": "fp32"}, "missing or has the wrong type or shape"),
         ("tokenizer", None, "has no valid 'tokenizer'"),
         ("tokenizer", {"kind": "sentencepiece"}, "unknown kind, 'sentencepiece'"),

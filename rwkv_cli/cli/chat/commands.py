@@ -12,7 +12,7 @@ from typing import cast
 
 from rwkv_cli.cli.chat.loop import Chat
 from rwkv_cli.errors import UsageError
-from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.files.atomic import replacing
 from rwkv_cli.reporting import format_size, pluralize
 from rwkv_cli.sampling_settings import SAMPLING_FIELDS, SamplingOverrides
 from rwkv_cli.sessions import state_store, transcript
@@ -212,10 +212,9 @@ def _export(chat: Chat, target: str) -> None:
     if make is None:
         raise UsageError("give a file name that ends in .md or .json: /export talk.md")
     record = chat.conversation.record()
-    try:
-        path.write_text(make(record, chat.conversation.model.path.stem), encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise storage_error(path, error) from None
+    with replacing(path, private=True) as temporary:
+        text = make(record, chat.conversation.model.path.stem)
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     chat.view.say(f"wrote {path}: {pluralize(len(record.turns), 'turn')}")
 
 
