@@ -46,8 +46,9 @@ CACHE_DIR = os.environ.get("RWKV_CACHE_DIR")
 
 
 def _cache_folder() -> Path:
-    """The folder of all versions. Raises RuntimeError if this user has no home folder."""
-    return Path(CACHE_DIR or platformdirs.user_cache_dir("rwkv"))
+    """The folder of all versions. Raises RuntimeError if this user, or the one that is named, has no home folder."""
+    named = (CACHE_DIR or "").strip()
+    return Path(CACHE_DIR or "").expanduser() if named else Path(platformdirs.user_cache_dir("rwkv"))
 
 
 def _folder() -> Path:

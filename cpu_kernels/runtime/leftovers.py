@@ -31,7 +31,7 @@ def temporary_beside(path: Path) -> Path:
     """A new name for a temporary file in the folder of `path`, from which left-overs are removed."""
     remove_leftovers(path.parent)
     stem = path.name.encode("utf-8", "surrogateescape")[:_LONGEST_STEM].decode("utf-8", "ignore")
-    return path.with_name(f".{stem}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{stem}.{this_process()}-{secrets.token_hex(4)}.tmp")
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -60,11 +60,25 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def _is_dead(machine: str, process: int, written: float) -> bool:
-    if time.time() - written > _A_DAY:
-        return True
-    if machine != _machine():
+def this_process() -> str:
+    """The machine and the number of this process, as names of temporary files have them."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def is_dead_holder(path: Path) -> bool:
+    """Whether a file names, as `this_process` does, a process that is dead; false for one that is about to be named."""
+    try:
+        machine, _, process = path.read_text(encoding="ascii").partition("-")
+        return (
+            process.isdigit() and len(process) <= 10 and _is_dead(machine, int(process), path.stat().st_mtime)
+        )
+    except (OSError, ValueError):
         return False
+
+
+def _is_dead(machine: str, process: int, written: float) -> bool:
+    if machine != _machine():
+        return time.time() - written > _A_DAY
     began = _began(process)
     return not _is_running(process) or (began is not None and began > written + _CLOCKS_DIFFER)
 

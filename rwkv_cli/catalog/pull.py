@@ -17,6 +17,7 @@ from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.errors import CheckpointError
 from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
+from rwkv_cli.files.lock import locked
 from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.reporting import Reporter, format_size
@@ -177,20 +178,15 @@ def _device(path: Path) -> int | None:
 @contextlib.contextmanager
 def _locked(target: Path, reporter: Reporter) -> Iterator[None]:
     """Held during a pull: a second one of the same model waits, and then finds it there."""
-    from filelock import FileLock, Timeout
-
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(f".{target.stem}.lock"))
+    with contextlib.ExitStack() as held:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            reporter.note(f"another program is pulling {target.stem}: waiting for it")
-            lock.acquire()
-    except OSError as error:
-        raise storage_error(target, error) from None
-    remove_leftovers(target.parent)
-    try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = locked(
+                target.with_name(f".{target.stem}.lock"),
+                wait=lambda: reporter.note(f"another program is pulling {target.stem}: waiting for it"),
+            )
+            held.enter_context(lock)
+        except OSError as error:
+            raise storage_error(target, error) from None
+        remove_leftovers(target.parent)
         yield
-    finally:
-        lock.release()

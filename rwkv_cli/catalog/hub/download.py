@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
-from filelock import FileLock
 from huggingface_hub import cached_assets_path, constants
 
 from rwkv_cli import paths
@@ -25,6 +24,7 @@ from rwkv_cli.catalog.hub.remote import Remote, RemoteFile, safe_name
 from rwkv_cli.catalog.hub.transfer import Progress, Transfer
 from rwkv_cli.errors import DownloadError, StorageError, VerificationError
 from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.files.lock import locked
 from rwkv_cli.reporting import format_size
 
 _PART = ".rwkv-part"
@@ -177,16 +177,13 @@ def _folder(remote: Remote) -> Path:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """While files are fetched into a folder: a second program waits, and then finds them. Raises StorageError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-        lock.acquire()
-    except OSError as error:
-        raise storage_error(folder, error) from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder.with_name(f"{folder.name}.lock"), wait=lambda: None))
+        except OSError as error:
+            raise storage_error(folder, error) from None
         yield
-    finally:
-        lock.release()
 
 
 def _part(target: Path) -> Path:
