@@ -13,6 +13,7 @@ import typer
 
 from rwkv_cli import __version__
 from rwkv_cli.cli.commands.bench import bench
+from rwkv_cli.cli.commands.cache import cache
 from rwkv_cli.cli.commands.chat import chat
 from rwkv_cli.cli.commands.export import export
 from rwkv_cli.cli.commands.generate import generate
@@ -76,6 +77,7 @@ for command, panel in (
     (export, MODELS),
     (info, MACHINE),
     (bench, MACHINE),
+    (cache, MACHINE),
 ):
     app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(state, rich_help_panel=RUN)

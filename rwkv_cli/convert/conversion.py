@@ -127,7 +127,7 @@ class Source:
         return info
 
 
-def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Source:
+def open_source(path: Path, lora: Path | None = None, alpha: float | None = None) -> Source:
     """Open a model of any format, with a LoRA adapter merged into it if one is given.
 
     Raises CheckpointError, ModelFileError, UsageError.
@@ -142,7 +142,8 @@ def open_source(path: Path, lora: Path | None = None, alpha: float = 0) -> Sourc
         files, dtype = origin.files, origin.dtype
     if lora is None:
         return Source(path, files, dtype, origin, origin)
-    return Source(path, (*files, lora), dtype, Merged(origin, lora, alpha), origin)
+    merged = Merged(origin, lora, alpha)
+    return Source(path, (*files, merged.path), dtype, merged, origin)
 
 
 def convert(

@@ -4,7 +4,8 @@ A file has pairs A [r, in] and B [out, r] for some of the matrices W [out, in]; 
 
     W + (alpha / r) B A
 
-where alpha is what the adapter was trained with. A file may also have whole tensors, which replace those of the model:
+where alpha is what the adapter was trained with: adapter_config.json beside it says so, and may say more (see
+`adapter_config`). A file may also have whole tensors, which replace those of the model:
 RWKV-PEFT trains norms and token shifts that way. Names that are recognised, where X is the name of a tensor without
 `.weight`, official or of flash-linear-attention:
 
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli import tensors
 from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli.convert.adapter_config import NAME, AdapterConfig, read_config
 from rwkv_cli.errors import CheckpointError, UsageError
 from rwkv_cli.files.checkpoints.base import LazyTensor, mapped_tensor
 from rwkv_cli.files.checkpoints.pth import read_state_dict
@@ -48,20 +50,59 @@ _MOST_ALPHA = 1e6
 class _Pair:
     A: LazyTensor  # [r, in]
     B: LazyTensor  # [out, r]
+    module: str  # as the file names it
+
+
+_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pth")
+
+
+def adapter_file(path: Path) -> Path:
+    """The file of an adapter, which may be in a folder. Raises CheckpointError."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in _FILES if (path / name).is_file()]
+    if not found:
+        raise CheckpointError(
+            f"{path} is not the folder of an adapter: it has no {_FILES[0]}; name the file itself"
+        )
+    return found[0]
 
 
 class Merged:
     """A model with an adapter merged into it: a source of weights like the model itself."""
 
-    def __init__(self, base: WeightSource, path: Path, alpha: float) -> None:
-        """Raises CheckpointError for a file that does not fit the model, UsageError for an invalid alpha."""
-        if not (math.isfinite(alpha) and 0 < abs(alpha) <= _MOST_ALPHA):
+    def __init__(self, base: WeightSource, path: Path, alpha: float | None = None) -> None:
+        """`path` may be a folder; `alpha` is needed where no adapter_config.json says it.
+
+        Raises CheckpointError for a file that does not fit the model, UsageError for a missing or invalid alpha, and
+        for one that contradicts adapter_config.json.
+        """
+        if alpha is not None and not (math.isfinite(alpha) and 0 < abs(alpha) <= _MOST_ALPHA):
             raise UsageError(
                 f"{{lora_alpha}} is {alpha}: it must be the number that the adapter was trained with"
             )
         self.config: ModelConfig = base.config
-        self._base, self.path, self.alpha = base, path, alpha
-        self._pairs, self._whole = _read(path, base.config.tensor_shapes())
+        self._base, self.path = base, adapter_file(path)
+        self._settings = read_config(self.path)
+        self.alpha = _alpha(self._settings, alpha)
+        self._pairs, self._whole = _read(self.path, base.config.tensor_shapes())
+        if self._settings:
+            whole = (name.removesuffix(".weight").removesuffix(".bias") for name in self._whole_names())
+            self._settings.check_modules({pair.module for pair in self._pairs.values()}, set(whole))
+        self._scales = {name: self._scale(pair) for name, pair in self._pairs.items()}
+
+    def _whole_names(self) -> list[str]:
+        """The names of whole tensors, as the file has them."""
+        return [
+            raw.removeprefix(_PREFIX)
+            for raw in _open(self.path)
+            if not _PAIR.fullmatch(raw.removeprefix(_PREFIX))
+        ]
+
+    def _scale(self, pair: _Pair) -> float:
+        """The factor of B A."""
+        rank = pair.A.shape[0]
+        return self._settings.scale(pair.module, rank) if self._settings else self.alpha / rank
 
     @property
     def merged(self) -> int:
@@ -69,9 +110,12 @@ class Merged:
         return len(self._pairs) + len(self._whole)
 
     def sha256(self) -> str:
-        """The hexadecimal SHA-256 of the adapter's file."""
+        """The hexadecimal SHA-256 of the adapter's file, with its adapter_config.json if there is one."""
         with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256")
+        if self._settings:
+            digest.update(self._settings.data)
+        return digest.hexdigest()
 
     def tensor(self, name: str) -> Array:
         """One tensor, with the adapter applied. Raises CheckpointError for NaN or infinity."""
@@ -83,7 +127,7 @@ class Merged:
             return tensor
         pair = self._pairs[name]
         A, B = self._finite(name, pair.A.read()), self._finite(name, pair.B.read())
-        delta = B @ (A * np.float32(self.alpha / A.shape[0]))
+        delta = B @ (A * np.float32(self._scales[name]))
         is_transposed = tensors.row_of(name).is_transposed  # an adapter is [out, in] for every matrix
         delta += tensor.T if is_transposed else tensor
         return self._finite(name, np.ascontiguousarray(delta.T) if is_transposed else delta)
@@ -99,6 +143,7 @@ class Merged:
 def _read(path: Path, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Pair], dict[str, LazyTensor]]:
     """The pairs and the whole tensors of a file, by official names, checked against the model's shapes."""
     sides: dict[str, dict[str, LazyTensor]] = {}
+    modules: dict[str, str] = {}
     whole: dict[str, LazyTensor] = {}
     for raw, tensor in _open(path).items():
         found = _PAIR.fullmatch(raw.removeprefix(_PREFIX))
@@ -120,11 +165,28 @@ def _read(path: Path, shapes: Mapping[str, Shape]) -> tuple[dict[str, _Pair], di
         if found["side"] in sides.setdefault(matrix, {}):
             raise CheckpointError(f"{path} adapts {matrix} twice")
         sides[matrix][found["side"]] = tensor
+        modules[matrix] = found["name"]
     if not sides:
         raise CheckpointError(f"{path} is not a LoRA adapter: it has no lora_A and lora_B")
     if twice := next((name for name in sides if name in whole), None):
         raise CheckpointError(f"{path} both adapts and replaces {twice}")
-    return {name: _pair(path, name, pair, shapes[name]) for name, pair in sides.items()}, whole
+    pairs = {name: _pair(path, name, pair, shapes[name], modules[name]) for name, pair in sides.items()}
+    return pairs, whole
+
+
+def _alpha(settings: AdapterConfig | None, chosen: float | None) -> float:
+    """What adapter_config.json says, or what the user does. Raises UsageError for neither, and for two numbers."""
+    if settings is None:
+        if chosen is None:
+            raise UsageError(
+                f"{{lora_alpha}} is missing: no {NAME} beside the adapter says what it was trained with"
+            )
+        return chosen
+    if chosen is not None and chosen != settings.alpha:
+        raise UsageError(
+            f"{{lora_alpha}} is {chosen:g}, but {settings.path} says {settings.alpha:g}: leave it out, or correct that"
+        )
+    return settings.alpha
 
 
 def _open(path: Path) -> dict[str, LazyTensor]:
@@ -161,7 +223,7 @@ def _is_turned(raw: str, name: str) -> bool:
     return tensors.row_of(name).is_transposed and raw.removeprefix(_PREFIX) != name
 
 
-def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape) -> _Pair:
+def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape, module: str) -> _Pair:
     if set(sides) != {"A", "B"}:
         raise CheckpointError(f"{path} has only one of lora_A and lora_B for {name}: it is incomplete")
     A, B = sides["A"], sides["B"]
@@ -172,7 +234,7 @@ def _pair(path: Path, name: str, sides: Mapping[str, LazyTensor], shape: Shape) 
             f"{path} does not fit the model: it adapts {name} of {list(shape)} with lora_A of {list(A.shape)} "
             f"and lora_B of {list(B.shape)}"
         )
-    return _Pair(A, B)
+    return _Pair(A, B, module)
 
 
 def _shown(name: str) -> str:

@@ -66,13 +66,17 @@ def load_model(
 
 
 def _model_of(saved: SavedState, default: str | None) -> str:
-    """The model of a state: the one at its location, or the default model if that is the same."""
+    """The model of a state: the user's default or the built-in one if it is that, otherwise the one at its location.
+
+    The location comes last, since a file says it: another file must not be opened, and perhaps converted, where the
+    user has chosen a model that fits.
+    """
+    for own in (default, registry.DEFAULT):
+        if own and _weights(own) == saved.model.weights:
+            return own
     location = saved.model.location
     if location in registry.entries() or _is_here(location):
         return location
-    for other in (default, registry.DEFAULT):
-        if other and _weights(other) == saved.model.weights:
-            return other
     raise StateError(
         f"the model of this state, {saved.model.name}, is no longer at {location or 'a known location'}: "
         "give its new path with {model}"

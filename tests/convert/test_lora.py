@@ -149,7 +149,7 @@ def test_the_command(rwkv, tmp_path, monkeypatch):
     plain = ModelFile(tmp_path / "plain").info.source
     assert plain["sha256"] == model.info.source["base_sha256"] != model.info.source["sha256"]
     assert (
-        "give --lora and --lora-alpha together"
+        "--lora-alpha is missing: no adapter_config.json beside the adapter says"
         in rwkv("quantize", "base.pth", "o", "--lora", "lora.pth").sentence
     )
     assert (

@@ -27,7 +27,7 @@ from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.files.lock import locked
 from rwkv_cli.reporting import format_size
 
-_PART = ".rwkv-part"
+PART = ".rwkv-part"
 _BLOCK = 1 << 22  # bytes that are hashed at a time
 
 
@@ -154,6 +154,11 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 # ------------------------------------------------------------------------------------------ our folder
 
 
+def unfinished_folders(cache: Path) -> list[Path]:
+    """Where downloads grow: that of the hub, and the one in our cache for plain addresses."""
+    return [Path(constants.HF_ASSETS_CACHE) / "rwkv", cache / "downloads"]
+
+
 def _folder(remote: Remote) -> Path:
     """The folder of one model. That of a single file is named by its content, so that other commits do not matter."""
     first = remote.files[0]
@@ -188,7 +193,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _part(target: Path) -> Path:
     """Where a file grows until it is whole and verified."""
-    return target.with_name(target.name + _PART)
+    return target.with_name(target.name + PART)
 
 
 def _refer(target: Path, cached: Path) -> None:

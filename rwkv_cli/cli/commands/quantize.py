@@ -33,7 +33,10 @@ def quantize(
     lora: Annotated[
         Path | None,
         typer.Option(
-            "--lora", metavar="FILE", help="Merge this LoRA adapter (.pth) first.", rich_help_panel=_LORA
+            "--lora",
+            metavar="FILE",
+            help="Merge this LoRA adapter first, a file or a folder.",
+            rich_help_panel=_LORA,
         ),
     ] = None,
     lora_alpha: Annotated[
@@ -41,7 +44,7 @@ def quantize(
         typer.Option(
             "--lora-alpha",
             metavar="X",
-            help="The alpha that the adapter was trained with.",
+            help="The alpha that it was trained with, if no adapter_config.json says so.",
             rich_help_panel=_LORA,
         ),
     ] = None,
@@ -85,10 +88,10 @@ def quantize(
     from rwkv_cli.convert.template_choice import ChosenTemplate
 
     layout = options.parse_template(template)
-    if (lora is None) != (lora_alpha is None):
-        raise UsageError("give --lora and --lora-alpha together: an adapter does not record its alpha")
+    if lora is None and lora_alpha is not None:
+        raise UsageError("--lora-alpha needs --lora")
     path = registry.locate(source)
-    opened = conversion.open_source(path, lora, lora_alpha or 0)
+    opened = conversion.open_source(path, lora, lora_alpha)
     text = quantize.text_of(compare) if compare is not None else None
     with TerminalReporter(quiet or json) as reporter:
         if dry_run:
