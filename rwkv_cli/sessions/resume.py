@@ -9,10 +9,10 @@ from pathlib import Path
 from rwkv_cli import model as models
 from rwkv_cli.catalog import registry
 from rwkv_cli.errors import RwkvError, StateError, StorageError, UsageError
-from rwkv_cli.files.model_file import ModelFile, is_model_file
 from rwkv_cli.model import Model
 from rwkv_cli.reporting import Reporter, format_size
 from rwkv_cli.sessions import state_file, state_store
+from rwkv_cli.sessions.model_identity import identify_file
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import Template
 
@@ -91,11 +91,10 @@ def _is_here(location: str) -> bool:
 
 
 def _weights(name: str) -> str | None:
-    """The sha256 that a model file has of its source."""
+    """The sha256 that identifies the weights of a model; None if it cannot be read."""
     try:
-        path = registry.locate(name)
-        return ModelFile(path).info.source.get("sha256") if is_model_file(path) else None
-    except RwkvError:
+        return identify_file(registry.locate(name))[0].weights
+    except (RwkvError, OSError):
         return None
 
 
