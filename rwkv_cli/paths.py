@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -18,10 +19,7 @@ def cache_folder() -> Path:
 
     Raises StorageError for a user without a home.
     """
-    try:
-        return Path(os.environ.get("RWKV_CACHE_DIR") or platformdirs.user_cache_dir("rwkv"))
-    except RuntimeError:
-        raise StorageError("no home folder found for the cache: set RWKV_CACHE_DIR") from None
+    return _folder("RWKV_CACHE_DIR", "the cache", lambda: platformdirs.user_cache_dir("rwkv"))
 
 
 def data_folder() -> Path:
@@ -29,10 +27,9 @@ def data_folder() -> Path:
 
     Raises StorageError for a user without a home.
     """
-    try:
-        return Path(os.environ.get("RWKV_DATA_DIR") or platformdirs.user_data_dir("rwkv", appauthor=False))
-    except RuntimeError:
-        raise StorageError("no home folder found for models and states: set RWKV_DATA_DIR") from None
+    return _folder(
+        "RWKV_DATA_DIR", "models and states", lambda: platformdirs.user_data_dir("rwkv", appauthor=False)
+    )
 
 
 def user_registry_file() -> Path:
@@ -40,11 +37,33 @@ def user_registry_file() -> Path:
 
     Raises StorageError for a user without a home.
     """
+    folder = _folder(
+        "RWKV_CONFIG_DIR", "settings", lambda: platformdirs.user_config_dir("rwkv", appauthor=False)
+    )
+    return folder / "models.toml"
+
+
+def _folder(variable: str, purpose: str, default: Callable[[], str]) -> Path:
+    """The folder that a variable names, `~` included; an empty one counts as not set. Raises StorageError."""
+    named = os.environ.get(variable, "")
     try:
-        folder = os.environ.get("RWKV_CONFIG_DIR") or platformdirs.user_config_dir("rwkv", appauthor=False)
+        return Path(named).expanduser() if named.strip() else Path(default())
     except RuntimeError:
-        raise StorageError("no home folder found for settings: set RWKV_CONFIG_DIR") from None
-    return Path(folder) / "models.toml"
+        if named:
+            raise StorageError(
+                f"{variable} is {named[:200]!r}, the home of a user who is not known here"
+            ) from None
+        raise StorageError(f"no home folder found for {purpose}: set {variable}") from None
+
+
+def written_folders() -> list[Path]:
+    """The program's own folders in which files are written all or nothing; none of them need exist.
+
+    Raises StorageError for a user without a home.
+    """
+    cache, data = cache_folder(), data_folder()
+    kernels = [path for path in cache.glob("kernels-*") if path.is_dir()]
+    return [cache / "models", cache / "prompts", data / "states", data / "models", *kernels]
 
 
 def registry_file() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 # change and not from chance; with RWKV_RANDOM_TESTS set they are new ones.
 settings.register_profile("rwkv", deadline=None, derandomize="RWKV_RANDOM_TESTS" not in os.environ)
 settings.load_profile("rwkv")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RWKV = (sys.executable, "-m", "rwkv_cli")
 

@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import platformdirs
 
 from cpu_kernels.runtime.host import host_features
 from cpu_kernels.runtime.instructions import CHOSEN
+from cpu_kernels.runtime.leftovers import temporary_beside
 
 KEPT_VERSIONS = 8
 
@@ -46,8 +46,9 @@ CACHE_DIR = os.environ.get("RWKV_CACHE_DIR")
 
 
 def _cache_folder() -> Path:
-    """The folder of all versions. Raises RuntimeError if this user has no home folder."""
-    return Path(CACHE_DIR or platformdirs.user_cache_dir("rwkv"))
+    """The folder of all versions. Raises RuntimeError if this user, or the one that is named, has no home folder."""
+    named = (CACHE_DIR or "").strip()
+    return Path(CACHE_DIR or "").expanduser() if named else Path(platformdirs.user_cache_dir("rwkv"))
 
 
 def _folder() -> Path:
@@ -72,10 +73,12 @@ def write(name: str, code: bytes) -> None:
         if not folder.exists():
             folder.mkdir(parents=True, exist_ok=True)  # another process may do the same
             _delete_old_versions(folder.parent)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            path = Path(unfinished) / name
-            path.write_bytes(_digest(name, code) + code)
-            path.replace(folder / name)
+        unfinished = temporary_beside(folder / name)
+        try:
+            unfinished.write_bytes(_digest(name, code) + code)
+            unfinished.replace(folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except _FAILURES as error:
         _warn(_reason(error))
 

@@ -18,7 +18,7 @@ from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.errors import CheckpointError, DownloadError
 from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
-from rwkv_cli.files.locks import Lock
+from rwkv_cli.files.lock import locked
 from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.reporting import Reporter, format_size
@@ -212,16 +212,15 @@ def _device(path: Path) -> int | None:
 @contextlib.contextmanager
 def _locked(target: Path, reporter: Reporter) -> Iterator[None]:
     """Held during a pull: a second one of the same model waits, and then finds it there."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(target.with_name(f".{target.stem}.lock"))
-        if not lock.acquire(wait=False):
-            reporter.note(f"another program is pulling {target.stem}: waiting for it")
-            lock.acquire()
-    except OSError as error:
-        raise storage_error(target, error) from None
-    remove_leftovers(target.parent)
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = locked(
+                target.with_name(f".{target.stem}.lock"),
+                wait=lambda: reporter.note(f"another program is pulling {target.stem}: waiting for it"),
+            )
+            held.enter_context(lock)
+        except OSError as error:
+            raise storage_error(target, error) from None
+        remove_leftovers(target.parent)
         yield
-    finally:
-        lock.release()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rwkv_cli import __version__
+from cpu_kernels.runtime.leftovers import remove_leftovers
+from rwkv_cli import __version__, paths
 from rwkv_cli.cli import failures
 from rwkv_cli.cli.commands.bench import bench
+from rwkv_cli.cli.commands.cache import cache
 from rwkv_cli.cli.commands.chat import chat
 from rwkv_cli.cli.commands.export import export
 from rwkv_cli.cli.commands.generate import generate
@@ -25,8 +29,6 @@ from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import streams, ui
 from rwkv_cli.errors import RwkvError
-
-TERMINATED = 128 + signal.SIGTERM
 
 RUN, MODELS, MACHINE = "Run models", "Get and convert models", "This machine"
 
@@ -78,6 +80,7 @@ for command, panel in (
     (export, MODELS),
     (info, MACHINE),
     (bench, MACHINE),
+    (cache, MACHINE),
 ):
     app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(state, rich_help_panel=RUN)
@@ -87,8 +90,24 @@ app.add_typer(models, rich_help_panel=MODELS)
 def main() -> None:
     """The entry point: run the command line of this process and exit with its code."""
     streams.prepare()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that no half-written file is left
+    _exit_on_signals()
+    _remove_leftovers()
     sys.exit(run(sys.argv[1:]))
+
+
+def _exit_on_signals() -> None:
+    """Exit as Python does where a signal would end the process at once, so that no half-written file is left."""
+    for name in ("SIGTERM", "SIGHUP"):  # the second one: a terminal that is closed
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # not where nohup ignores it
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+
+
+def _remove_leftovers() -> None:
+    """Remove what killed runs left where this program writes, and in the current folder."""
+    with contextlib.suppress(OSError, RwkvError):
+        for folder in (*paths.written_folders(), Path.cwd()):
+            remove_leftovers(folder)
 
 
 def run(arguments: Sequence[str]) -> int:

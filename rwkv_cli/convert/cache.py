@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rwkv_cli import paths
 from rwkv_cli.convert.conversion import convert_checkpoint
-from rwkv_cli.files.atomic import storage_error
+from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint
 from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.reporting import Reporter
@@ -29,6 +29,7 @@ def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     folder = paths.cache_folder() / "models"
     name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
     target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"
+    remove_leftovers(folder)
     if not is_usable(target):
         reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
         try:

@@ -14,7 +14,6 @@ from rwkv_cli.config import ModelConfig
 from rwkv_cli.convert.lora import Merged
 from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.files import weight_layouts
-from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write_model
 from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, WeightType
@@ -176,7 +175,6 @@ def convert(
     info = source.info(weight_type, chosen)
     if info.tokenizer:
         load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
-    remove_leftovers(target.parent)
     write_model(target, source.weights, info, reporter.quantizing)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cpu_kernels.runtime.leftovers import temporary_beside
 from rwkv_cli.convert.conversion import Source, convert
 from rwkv_cli.engine.backends import registry
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.perplexity import perplexity
 from rwkv_cli.errors import UnsupportedModelError, UsageError
+from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WeightType, type_of
 from rwkv_cli.files.weight_source import WeightSource
@@ -100,14 +102,21 @@ def _original(source: Source, folder: Path, reporter: Reporter) -> Iterator[Mode
         yield source.weights
         return
     kind: WeightType = "fp16" if source.config.n_params > _LARGE else "fp32"
-    with tempfile.TemporaryDirectory(prefix=".rwkv-compare-", dir=folder) as temporary:
-        path = Path(temporary) / "original.safetensors"
+    temporary = temporary_beside(folder / "compare")
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise storage_error(folder, error) from None
+    try:
+        path = temporary / "original.safetensors"
         reporter.note(f"writing the original in {kind} for the comparison, which is removed afterwards")
         try:
             convert(source, path, kind, reporter)
         except UnsupportedModelError:  # values beyond float16
             convert(source, path, "fp32", reporter)
         yield ModelFile(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _backend(file: ModelFile, reporter: Reporter) -> Backend:

@@ -166,6 +166,13 @@ def write_model(
                 progress(done, total)
 
 
+def _scheme(weight_type: WeightType) -> dict[str, object]:
+    """What a file says of the numbers that its weights are stored as."""
+    if weight_type not in weight_layouts.INTEGERS:
+        return {"type": weight_type}
+    return {"type": weight_type, "symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
+
+
 def _metadata(info: ModelInfo) -> dict[str, str]:
     fields = {
         "rwkv": VERSION,  # first: `is_model_file` looks for it
@@ -218,24 +225,21 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
     )
 
 
-def _scheme(weight_type: WeightType) -> dict[str, object]:
-    """How weights of a type are stored."""
-    if weight_type not in weight_layouts.INTEGERS:
-        return {"type": weight_type}
-    return {"type": weight_type, "symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
-
-
 def _read_weight_type(scheme: Mapping[str, object]) -> WeightType:
-    """The type of the weights. Raises ValueError for another scheme than this program computes."""
-    value = scheme.get("type")
     for weight_type in weight_layouts.WEIGHT_TYPES:
-        if value == weight_type:
-            other = {key: each for key, each in scheme.items() if _scheme(weight_type).get(key) != each}
-            if other:
-                shown = ", ".join(f"{key} {json.dumps(each)}" for key, each in other.items())
-                raise ValueError(f"its weights are quantized in a way that is not supported ({shown[:80]})")
-            return weight_type
-    raise ValueError(f"its weights have the unknown type {value!r}")
+        if scheme.get("type") == weight_type:
+            break
+    else:
+        raise ValueError(f"its weights have the unknown type {repr(scheme.get('type'))[:40]}")
+    known = _scheme(weight_type)
+    for key in {**known, **scheme}:
+        said, computed = scheme.get(key), known.get(key)
+        if type(said) is not type(computed) or said != computed:
+            raise ValueError(
+                f"its quantization has {str(key)[:20]!r} {str(said)[:20]!r}, and this program computes "
+                f"{weight_type} with {str(computed)!r} only"
+            )
+    return weight_type
 
 
 def _tokenizer_fields(spec: TokenizerSpec | None) -> dict[str, object]:

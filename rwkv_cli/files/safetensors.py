@@ -23,8 +23,9 @@ from typing import Any, BinaryIO, NamedTuple, Self, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from cpu_kernels.runtime.leftovers import temporary_beside
 from rwkv_cli.errors import StorageError
-from rwkv_cli.files.atomic import set_mode, storage_error, temporary_beside
+from rwkv_cli.files.atomic import create, storage_error
 from rwkv_cli.tensors import Shape as Shape
 
 # NumPy has no bf16: its bits are read and written as uint16.
@@ -44,7 +45,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
 }
 ALIGNMENT = 64  # a cache line, and the widest vector load
-MAX_HEADER = 100_000_000  # the limit of the official library
+MAX_HEADER = 10_000_000  # bytes; the official library allows ten times as much, real models have a thirtieth
+MOST_TENSORS = 20_000
+"""In one file: the largest published models have some two thousand."""
 
 DIGEST = "digest"
 """The metadata entry that the writer fills if it is announced as `NO_DIGEST`: see `digest_of`."""
@@ -88,10 +91,12 @@ def map_safetensors(path: Path) -> Mapped:
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         if header_size > MAX_HEADER:
-            raise ValueError("its header is longer than any safetensors header may be")
+            raise ValueError("its header is longer than that of any model")
         if header_size > size - 8:
             raise ValueError("its header is longer than the file, which may be truncated")
         header = _parse_header(file.read(header_size))
+        if len(header) > MOST_TENSORS:
+            raise ValueError(f"it has more than {MOST_TENSORS:,} tensors, which no model has")
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             # Huge pages save TLB misses, a fifth of the time; there are kernels without them.
@@ -130,7 +135,8 @@ class SafetensorsWriter:
     ) -> None:
         """`durable` flushes the file to the disk, so that it also survives a loss of power.
 
-        A new file that is `private` can be read by its owner alone; one that replaces another has the mode of that.
+        `private` is for files with texts of the user, which only the owner may read; one that is replaced keeps its
+        permissions.
         """
         if path.is_symlink():
             path = path.resolve()  # a link stays a link: what it points to is replaced
@@ -147,8 +153,7 @@ class SafetensorsWriter:
         if self.path.is_dir():
             raise StorageError(f"cannot write {self.path}: there is a folder of this name")
         try:
-            self._file = self._temporary.open("xb")
-            set_mode(self._temporary, self.path, self._private)
+            self._file = create(self._temporary, self.path, self._private)
             self._file.write(self._header)
         except BaseException as error:
             self._discard()

@@ -9,10 +9,10 @@ from pathlib import Path
 from rwkv_cli import model as models
 from rwkv_cli.catalog import registry
 from rwkv_cli.errors import RwkvError, StateError, StorageError, UsageError
-from rwkv_cli.files.model_file import ModelFile, is_model_file
 from rwkv_cli.model import Model
 from rwkv_cli.reporting import Reporter, format_size
 from rwkv_cli.sessions import state_file, state_store
+from rwkv_cli.sessions.model_identity import identify_file
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import Template
 
@@ -66,13 +66,17 @@ def load_model(
 
 
 def _model_of(saved: SavedState, default: str | None) -> str:
-    """The model of a state: the one at its location, or the default model if that is the same."""
+    """The model of a state: the user's default or the built-in one if it is that, otherwise the one at its location.
+
+    The location comes last, since a file says it: another file must not be opened, and perhaps converted, where the
+    user has chosen a model that fits.
+    """
+    for own in (default, registry.DEFAULT):
+        if own and _weights(own) == saved.model.weights:
+            return own
     location = saved.model.location
     if location in registry.entries() or _is_here(location):
         return location
-    for other in (default, registry.DEFAULT):
-        if other and _weights(other) == saved.model.weights:
-            return other
     raise StateError(
         f"the model of this state, {saved.model.name}, is no longer at {location or 'a known location'}: "
         "give its new path with {model}"
@@ -87,11 +91,10 @@ def _is_here(location: str) -> bool:
 
 
 def _weights(name: str) -> str | None:
-    """The sha256 that a model file has of its source."""
+    """The sha256 that identifies the weights of a model; None if it cannot be read."""
     try:
-        path = registry.locate(name)
-        return ModelFile(path).info.source.get("sha256") if is_model_file(path) else None
-    except RwkvError:
+        return identify_file(registry.locate(name))[0].weights
+    except (RwkvError, OSError):
         return None
 
 

@@ -7,6 +7,7 @@ case mean the same state, since on some systems they are the same file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.atomic import storage_error
-from rwkv_cli.files.locks import Lock
+from rwkv_cli.files.lock import HeldError, locked
 from rwkv_cli.reporting import did_you_mean
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import SavedState, is_state_file
@@ -27,6 +28,7 @@ from rwkv_cli.sessions.state_file import SavedState, is_state_file
 SUFFIX = ".safetensors"
 LONGEST_NAME = 100
 
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
 _LONGEST_NAME_BYTES = 200  # file systems allow no more, with a suffix
 # Reserved by Windows, whatever follows the first dot.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE | re.DOTALL)
@@ -147,24 +149,25 @@ def lock(path: Path) -> Iterator[None]:
     """
     file = _lock_file(path)
     holder = file.with_suffix(".pid")
-    held = Lock(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        is_free = held.acquire(wait=False)
-    except OSError as error:
-        raise storage_error(file, error) from None
-    if not is_free:
-        raise StateError(
-            f"the state {name_of(path)} is open in another rwkv{_holder(holder)}: close that, or use another name"
-        )
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(file))
+        except HeldError:
+            raise StateError(
+                f"the state {name_of(path)} is open in another rwkv{_holder(holder)}: close that, or use another name"
+            ) from None
+        except OSError as error:
+            if path.parent == folder() or error.errno not in _READ_ONLY:
+                raise storage_error(file, error) from None
+            # The data folder is read-only, but the state is elsewhere: it can be saved all the same.
         with contextlib.suppress(OSError):
             holder.write_text(str(os.getpid()), encoding="ascii")
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            holder.unlink(missing_ok=True)
-        held.release()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                holder.unlink(missing_ok=True)
 
 
 def _lock_file(path: Path) -> Path:

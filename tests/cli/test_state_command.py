@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 from conftest import RWKV
 from helpers.models import write_file
-from helpers.writers import random_weights, write_pth, write_torch
+from helpers.writers import TINY, random_weights, write_pth, write_torch
 from rich.console import Console
 
 from rwkv_cli.cli.reports import heat_map
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.engine.state import State
 from rwkv_cli.model import load
 from rwkv_cli.paths import EMBEDDED_MODEL
-from rwkv_cli.sessions import state_file, state_store
+from rwkv_cli.sessions import resume, state_file, state_store
+from rwkv_cli.sessions.model_identity import identify_file
+from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.templates import get_template
 
 
@@ -243,6 +246,24 @@ def test_a_state_calls_no_other_machine(rwkv, tiny):
         object.__setattr__(saved.model, "location", location)
         state_file.save(path, saved)
         assert "give its new path with --model" in rwkv("generate", "--state", "s", "-p", "d").sentence
+
+
+@pytest.mark.parametrize("kind", ["model file", "checkpoint"])
+def test_the_location_in_a_state_is_not_opened_before_the_users_own_model(tmp_path, byte_vocabulary, kind):
+    """The model of RWKV_MODEL is the state's; where the state says that it is, there is something hostile."""
+    weights = random_weights(seed=3)
+    if kind == "model file":
+        own = write_file(tmp_path / "own.safetensors", weights, tokenizer=byte_vocabulary)
+    else:
+        own = write_pth(tmp_path / "own.pth", weights)
+    path = tmp_path / "s.safetensors"
+    saved = SavedState(Snapshot(State.zeros(TINY), None, 3), identify_file(own)[0])
+    hostile = tmp_path / "hostile.pth"
+    hostile.write_bytes(b"PK")
+    object.__setattr__(saved.model, "location", str(hostile))
+    state_file.save(path, saved)
+    assert resume._model_of(state_file.load(path), str(own)) == str(own)
+    assert resume._model_of(state_file.load(path), None) == str(hostile)
 
 
 def test_a_model_and_a_state_mixed_up(rwkv, tiny):

@@ -201,8 +201,8 @@ def text(value: str) -> bytes:
         (b"GGUF", "truncated"),
         (header(version=1), "version"),
         (header(version=3 << 24), "version"),  # big-endian
-        (header(n_keys=2**63), "truncated"),
-        (header(n_tensors=2**63), "truncated"),
+        (header(n_keys=2**63), "more tensors or keys"),
+        (header(n_tensors=2**63), "more tensors or keys"),
         (header(n_keys=1) + struct.pack("<Q", 2**63), "a name of"),
         (header(n_keys=1) + struct.pack("<Q", 1) + b"\xff" + bytes(8), "not text"),
         (header(n_keys=1) + text("a") + struct.pack("<I", 99), "unknown type 99"),
@@ -324,3 +324,11 @@ def test_a_damaged_file_is_read_or_refused(tmp_path, data):
                 assert checkpoint.tensor(name).shape == shape
     except RwkvError:
         pass
+
+
+@pytest.mark.parametrize("counts", [(20_001, 0), (0, 20_001), (2**63, 2**63)])
+def test_more_entries_than_any_model_are_refused(tmp_path, counts):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, *counts) + bytes(100))
+    with pytest.raises(CheckpointError, match="more tensors or keys than any model"):
+        open_checkpoint(path)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from rwkv_cli.errors import StorageError
 from rwkv_cli.files import safetensors
 from rwkv_cli.files.atomic import storage_error
-from rwkv_cli.files.safetensors import DTYPES, SafetensorsWriter, map_safetensors, release_pages
+from rwkv_cli.files.safetensors import DTYPES, MOST_TENSORS, SafetensorsWriter, map_safetensors, release_pages
 from rwkv_cli.reporting import format_size
 
 SPECS = {
@@ -143,8 +143,8 @@ def test_a_hostile_header_is_refused(tmp_path, header, data, message):
     [
         (b"", "too short"),
         (b"1234567", "too short"),
-        (struct.pack("<Q", 2**63), "longer than any"),
-        (struct.pack("<Q", 100_000_001), "longer than any"),
+        (struct.pack("<Q", 2**63), "longer than that of any"),
+        (struct.pack("<Q", 10_000_001), "longer than that of any"),
         (struct.pack("<Q", 99) + b"{}", "longer than the file"),
     ],
 )
@@ -272,3 +272,27 @@ def test_what_was_let_go_is_not_in_memory_and_can_be_read_again(tmp_path):
     release_pages(array)
     release_pages(mapped[::2])
     np.testing.assert_array_equal(mapped, array)
+
+
+def test_more_tensors_than_any_model_are_refused(tmp_path):
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({str(i): entry for i in range(MOST_TENSORS + 1)}).encode()
+    (tmp_path / "x").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match="more than 20,000 tensors"):
+        map_safetensors(tmp_path / "x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize(("private", "expected"), [(False, 0o644), (True, 0o600)])
+def test_permissions_of_files(tmp_path, private, expected):
+    """A new file: the owner's only if it is private; one that is replaced keeps what it has."""
+    path, before = tmp_path / "x", os.umask(0o022)
+    try:
+        for given in (None, 0o600, 0o640, 0o664):
+            if given is not None:
+                path.chmod(given)
+            with SafetensorsWriter(path, {"a": ("U8", (1,))}, private=private) as writer:
+                writer.write("a", np.zeros(1, np.uint8))
+            assert path.stat().st_mode & 0o777 == (expected if given is None else given)
+    finally:
+        os.umask(before)

@@ -563,6 +563,27 @@ def test_only_leftovers_of_the_dead_go(tmp_path):
     remove_leftovers(tmp_path / "missing")
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells when a process began")
+def test_the_file_of_a_process_whose_number_was_given_away_goes(tmp_path):
+    """This process is younger than the file that has its number."""
+    temporary = SafetensorsWriter(tmp_path / "a", {})._temporary
+    for age, is_kept in (0, True), (20_000, False):
+        temporary.touch()
+        os.utime(temporary, (time.time() - age,) * 2)
+        remove_leftovers(tmp_path)
+        assert temporary.exists() == is_kept
+
+
+def test_a_folder_that_was_left_goes_with_its_files(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    name = SafetensorsWriter(tmp_path / "a", {})._temporary.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "original.safetensors").touch()
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["ü" * 100, "🦢" * 50, "a" * 243])
 def test_the_temporary_file_of_a_long_name_has_a_shorter_one(tmp_path, name):
     path = tmp_path / name

@@ -25,10 +25,10 @@ from rwkv_cli.catalog.hub.transfer import Progress, Transfer
 from rwkv_cli.catalog.names import identity_of
 from rwkv_cli.errors import DownloadError, StorageError, VerificationError
 from rwkv_cli.files.atomic import storage_error
-from rwkv_cli.files.locks import Lock
+from rwkv_cli.files.lock import HeldError, locked
 from rwkv_cli.reporting import format_size
 
-_PART = ".rwkv-part"
+PART = ".rwkv-part"
 _BLOCK = 1 << 22  # bytes that are hashed at a time
 
 
@@ -123,15 +123,12 @@ def discard(fetched: Fetched) -> None:
 def forget(remote: Remote) -> None:
     """Drop what has arrived of a single file that is not needed any more, unless another program is fetching it."""
     file = remote.files[0]
-    with contextlib.suppress(OSError, StorageError):
+    with contextlib.suppress(OSError, StorageError, HeldError):
         folder = _folder(remote)
-        target, lock = folder / file.name, Lock(_lock_of(folder))
-        if lock.acquire(wait=False):
-            try:
-                Transfer(file, _part(target), lambda *_: None, lambda _: None).forget()
-                _unlink(target, file)
-            finally:
-                lock.release()
+        target = folder / file.name
+        with locked(_lock_of(folder)):
+            Transfer(file, _part(target), lambda *_: None, lambda _: None).forget()
+            _unlink(target, file)
 
 
 def missing_bytes(remote: Remote) -> int:
@@ -173,6 +170,11 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 # ------------------------------------------------------------------------------------------ our folder
 
 
+def unfinished_folders(cache: Path) -> list[Path]:
+    """Where downloads grow: that of the hub, and the one in our cache for plain addresses."""
+    return [Path(constants.HF_ASSETS_CACHE) / "rwkv", cache / "downloads"]
+
+
 def _folder(remote: Remote) -> Path:
     """The folder of one model. That of a single file is named by its content, so that other commits do not matter."""
     first = remote.files[0]
@@ -196,16 +198,13 @@ def _folder(remote: Remote) -> Path:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """While files are fetched into a folder: a second program waits, and then finds them. Raises StorageError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(_lock_of(folder))
-        lock.acquire()
-    except OSError as error:
-        raise storage_error(folder, error) from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(_lock_of(folder), wait=lambda: None))
+        except OSError as error:
+            raise storage_error(folder, error) from None
         yield
-    finally:
-        lock.release()
 
 
 def _lock_of(folder: Path) -> Path:
@@ -214,7 +213,7 @@ def _lock_of(folder: Path) -> Path:
 
 def _part(target: Path) -> Path:
     """Where a file grows until it is whole and verified."""
-    return target.with_name(target.name + _PART)
+    return target.with_name(target.name + PART)
 
 
 def _refer(target: Path, cached: Path) -> None:

@@ -327,7 +327,8 @@ def cache(
 ) -> None:
     """Show or clear the cache of long prompts.
 
-    It keeps the states after long prompts, so that the same beginning is read only once: see RWKV_CACHE_SIZE.
+    It keeps the states after long prompts, so that the same beginning is read only once: see RWKV_CACHE_SIZE. What
+    else is kept on the disk, rwkv cache shows.
 
     Examples:
         # How large is it?

@@ -28,6 +28,7 @@ _VERSIONS = (2, 3)
 _MAX_STRING = 1 << 24
 _MAX_HEADER = 256 << 20
 _MAX_DIMENSIONS = 4
+_MOST_ENTRIES = 20_000  # keys, or tensors: no model has a tenth of either
 _DEFAULT_ALIGNMENT = 32
 
 _STRING, _ARRAY = 8, 9
@@ -56,6 +57,8 @@ def map_gguf(path: Path) -> Gguf:
     version, n_tensors, n_keys = cursor.number("<I"), cursor.number("<Q"), cursor.number("<Q")
     if version not in _VERSIONS:
         raise CheckpointError(f"{path} has an unknown version of GGUF ({version}): convert it again")
+    if max(n_tensors, n_keys) > _MOST_ENTRIES:
+        raise CheckpointError(f"{path} is damaged: it has more tensors or keys than any model")
     keys: dict[str, object] = {}
     for _ in range(n_keys):
         name = cursor.name()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, TypeVar
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import StateError
-from rwkv_cli.files.atomic import remove_leftovers
 from rwkv_cli.files.safetensors import Mapped, SafetensorsWriter, map_safetensors
 from rwkv_cli.sampling_settings import SamplingOverrides
 from rwkv_cli.sessions.model_identity import ModelIdentity, identify
@@ -137,7 +136,6 @@ def save(path: Path, saved: SavedState, *, compact: bool = False, durable: bool 
     """
     saved.created = saved.created or datetime.now(UTC).isoformat(timespec="seconds")
     tensors = _tensors(saved, compact)
-    remove_leftovers(path.parent)
     announced = {name: (dtype, array.shape) for name, (dtype, array) in tensors.items()}
     metadata = _metadata(saved)
     metadata["checksum"] = json.dumps(checksum(metadata, tensors))
