@@ -501,6 +501,10 @@ AT_START = {
     "PYTHONWARNINGS": ["default"],
     "HF_HUB_DISABLE_PROGRESS_BARS": ["x"],
     "HF_HUB_VERBOSITY": ["x", "debug"],
+    "HF_HUB_DOWNLOAD_TIMEOUT": NUMBERS,
+    "HF_HUB_ETAG_TIMEOUT": NUMBERS,
+    "NUMBA_OPT": ["", "x", "0"],
+    "NUMBA_NUM_THREADS": ["x", "-1", "0"],
     "HF_XET_CACHE": TEXTS[:6],
     "HF_HUB_CACHE": TEXTS[:6],
 }
