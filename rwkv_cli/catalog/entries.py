@@ -11,13 +11,13 @@ from typing import Any
 
 from rwkv_cli.catalog.names import (
     DEFAULT_REVISION,
+    hide_secrets,
     is_file_reference,
     is_name,
     is_relative_file,
     is_repository,
     is_revision,
     is_url,
-    without_secrets,
 )
 from rwkv_cli.errors import RegistryError, UsageError
 from rwkv_cli.text import generations
@@ -192,7 +192,7 @@ def _check_table(path: Path, text: str, name: str, fields: object) -> None:
 
 def _shown(value: object) -> str:
     try:
-        return repr(without_secrets(str(value))[:60])
+        return repr(hide_secrets(str(value))[:60])
     except ValueError:  # in hexadecimal, a number may have more digits than Python converts
         return "too large"
 

@@ -11,6 +11,7 @@ HUB = "hf:"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_ADDRESS = re.compile(r"[a-z]+://\S+", re.I)
 # Parameters of an address that are no part of what it names: signatures, tokens, times and who asks.
 _SECRET = re.compile(
     r"x-(amz|goog)-.*|.*sig(nature)?|.*token|.*secret|.*credentials?|.*access(key)?id|key-pair-id|api[_-]?key"
@@ -82,6 +83,11 @@ def without_secrets(url: str) -> str:
         return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
     host = re.split("[?#]", host)[0].rpartition("@")[2]
     return f"{scheme}://{host}{slash}{re.split('[?#]', path)[0]}"
+
+
+def hide_secrets(text: str) -> str:
+    """A text whose addresses are as `without_secrets` leaves them."""
+    return _ADDRESS.sub(lambda found: without_secrets(found[0]), text)
 
 
 def identity_of(url: str) -> str:

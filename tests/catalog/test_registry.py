@@ -518,3 +518,19 @@ def test_a_path_is_no_repository(text):
     with pytest.raises(RwkvError) as raised:
         registry.locate(text)
     assert str(raised.value) == f"there is no file {text}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'url = "ftp://me:S3CRET@host/x?sig=S3CRET"',
+        'mirrors = ["ftp://me:S3CRET@host/x?sig=S3CRET", "http://me:S3CRET@host/y"]',
+        'sampling = { temperature = "http://me:S3CRET@host/x" }',
+    ],
+)
+def test_an_error_shows_no_secrets_of_addresses(own, line):
+    own.write_text(f"[a]\n{line}\n")
+    with pytest.raises(RegistryError, match="line 2: ") as raised:
+        entries()
+    assert "S3CRET" not in str(raised.value)
+    assert "://host/x" in str(raised.value)

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from rwkv_cli.catalog.names import hide_secrets
 from rwkv_cli.errors import DownloadError
 
 TRIES = 6
@@ -33,7 +34,7 @@ MAX_RETRY_AFTER = 300.0  # a server may ask for more; then the user decides
 
 _WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
-_SECRET = re.compile(r"(\b(?:bearer|basic)\s+|\bhf_(?=\w{8}))[^\s'\"]+|(//)[^\s/@]+(?=@)", re.IGNORECASE)
+_SECRET = re.compile(r"(\b(?:bearer|basic)\s+|\bhf_(?=\w{8}))[^\s'\"]+", re.IGNORECASE)
 
 Note = Callable[[str], None]
 """Called with a sentence for the user."""
@@ -171,6 +172,6 @@ def _reason(error: Exception) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """The message of an exception of a library in one short line, without tokens and passwords."""
-    text = _SECRET.sub(r"\1\2...", " ".join(str(error).split()))
+    """The message of an exception of a library in one short line, without tokens, passwords and signatures."""
+    text = _SECRET.sub(r"\1...", hide_secrets(" ".join(str(error).split())))
     return (text or type(error).__name__)[:120]
