@@ -174,6 +174,28 @@ def test_errors_of_libraries_show_whom_they_asked():
     assert failures.reason_of(error) == "error for url (https://cas.example/x"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("HTTPS_PROXY", "ftp://x"),
+        ("SSL_CERT_FILE", "/nonexistent"),
+        ("HF_TOKEN", "hf_é"),
+    ],
+)
+def test_offline_no_setting_of_the_network_matters(monkeypatch, name, value):
+    kept = reference.parse("hf:owner/repo")
+    downloads.keep(downloads.fetch(downloads.find(kept, print), lambda *_: None, print), print)
+    huggingface_hub.close_session()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv(name, value)
+    assert bring() == DATA
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
+        bring("hf:owner/repo/other.pth")
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        bring("https://example.org/x.pth")
+
+
 def test_the_hub_is_asked_for_nothing_else(hub):
     bring()
     assert all(

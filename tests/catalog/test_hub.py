@@ -272,6 +272,19 @@ def test_a_slow_trickle_arrives(hub):
     assert bring().path.read_bytes() == DATA[:20_000]
 
 
+def test_a_server_that_sends_next_to_nothing_is_given_up(hub, monkeypatch):
+    """However often it says something; what it has sent is the beginning of the next attempt."""
+    monkeypatch.setattr(transfer, "PATIENCE", 0.1)
+    monkeypatch.setattr(transfer, "LEAST", len(DATA))
+    hub.faults.append(Fault(trickle=0.02))
+    with pytest.raises(DownloadError, match=r"has sent [\d,]+,000 bytes in 0 s; what has arrived is kept"):
+        bring()
+    monkeypatch.setattr(transfer, "PATIENCE", 60)
+    fetched = bring()
+    assert fetched.path.read_bytes() == DATA
+    assert fetched.downloaded < len(DATA)
+
+
 def test_a_server_that_falls_silent_is_asked_again(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
     hub.faults.append(Fault(stall=0.5))
@@ -296,6 +309,22 @@ def test_offline_takes_what_is_in_the_cache(monkeypatch):
         bring("hf:owner/repo/other.pth")
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
         bring("https://example.org/x.pth")
+
+
+@pytest.mark.parametrize("damage", ["a broken link", "a branch without files"])
+def test_a_damaged_part_of_the_cache_does_not_hide_the_rest(monkeypatch, damage):
+    kept = downloads.keep(bring(), print)
+    snapshot = kept.path.parent
+    if damage == "a broken link":
+        (snapshot / "config.json").symlink_to("../../blobs/none")
+    else:
+        (snapshot.parents[1] / "refs" / "other").write_text("b" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fetched = bring()
+    assert fetched.path == kept.path
+    assert fetched.checked_by == "the checksum in the cache of the hub"
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
+        bring("hf:owner/repo/config.json")
 
 
 def test_a_full_disk_is_one_sentence_and_what_arrived_stays(hub, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from huggingface_hub.errors import CacheNotFound
 from rwkv_cli.errors import DownloadError
 from rwkv_cli.files.atomic import replacing
 
+_LONGEST_COMMIT = 200  # bytes of the file of a branch, which names one
+
 
 @dataclass(frozen=True)
 class CachedFile:
@@ -40,7 +43,8 @@ class CachedFile:
 def files_of(repository: str) -> list[CachedFile]:
     """What the cache holds of a repository. Damaged parts of the cache are left out; no errors."""
     scanned = _scan()
-    return list(_files(scanned, repository)) if scanned else []
+    found = list(_files(scanned, repository)) if scanned else []
+    return found or list(_sound_files(repository))
 
 
 def find_file(files: list[CachedFile], name: str, commit: str | None, etag: str | None) -> Path | None:
@@ -113,6 +117,31 @@ def _files(scanned: HFCacheInfo, repository: str) -> Iterator[CachedFile]:
                     refs=revision.refs,
                     etag=file.blob_path.name if file.blob_path != file.file_path else None,
                 )
+
+
+def _sound_files(repository: str) -> Iterator[CachedFile]:
+    """The files that are whole in a repository that huggingface_hub leaves out as damaged.
+
+    It does so for a single broken link, or a branch without files, as an interrupted download or a copy leaves them.
+    """
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    with suppress(OSError, ValueError):
+        refs = {
+            file.relative_to(folder / "refs").as_posix(): file.read_text(encoding="utf-8")
+            for file in (folder / "refs").rglob("*")
+            if file.is_file() and file.stat().st_size <= _LONGEST_COMMIT
+        }
+        for path in sorted((folder / "snapshots").rglob("*")):
+            commit, *parts = path.relative_to(folder / "snapshots").parts
+            if not parts or not path.is_file():
+                continue
+            yield CachedFile(
+                name="/".join(parts),
+                path=path,
+                commit=commit,
+                refs=frozenset(name for name, at in refs.items() if at == commit),
+                etag=path.readlink().name if path.is_symlink() else None,
+            )
 
 
 def _file_infos(repository: CachedRepoInfo) -> Iterator[CachedFileInfo]:

@@ -49,11 +49,14 @@ def _refused(name: str, demand: str) -> UsageError:
 check_settings()
 
 from huggingface_hub import constants, get_session  # noqa: E402
+from huggingface_hub.errors import OfflineModeIsEnabled  # noqa: E402
 from huggingface_hub.utils import get_token  # type: ignore[attr-defined]  # noqa: E402  # resolved lazily
 
 
 def check_token() -> None:
     """Raise UsageError for a token that cannot be sent; it is never shown."""
+    if constants.is_offline_mode():
+        return
     session()
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return
@@ -72,7 +75,12 @@ def check_token() -> None:
 
 
 def session() -> httpx2.Client:
-    """The client that huggingface_hub and this package share. Raises UsageError where the environment forbids one."""
+    """The client that huggingface_hub and this package share. Raises UsageError where the environment forbids one.
+
+    Offline it raises OfflineModeIsEnabled: what is in the cache needs no proxy and no certificate.
+    """
+    if constants.is_offline_mode():
+        raise OfflineModeIsEnabled
     for name, value in _proxies():
         _check_proxy(name, value)
     try:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfFileMetadata, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but resolved lazily
 
 from rwkv_cli.catalog.hub import cache, client, failures
@@ -115,9 +115,12 @@ def _hub_file(repository: str, name: str, revision: str, note: Note) -> tuple[Re
     url = hf_hub_url(repository, name, revision=revision, endpoint=constants.ENDPOINT)
     what = f"{name} of {repository}"
     client.check_token()
-    metadata = failures.attempt(
-        what, lambda: get_hf_file_metadata(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT), note
-    )
+
+    def ask() -> HfFileMetadata:
+        client.session()
+        return get_hf_file_metadata(url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+    metadata = failures.attempt(what, ask, note)
     sha256, git_sha1 = checksums(metadata.etag)
     kind = "sha256" if sha256 else "git hash"
     xet = metadata.xet_file_data

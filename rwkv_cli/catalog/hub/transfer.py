@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,11 @@ LARGEST = 200 * 10**9
 
 LEFT_FREE = 10**9
 """Bytes of the disk that such a file leaves free."""
+
+PATIENCE = 60.0
+"""Seconds in which a server has to send `LEAST` bytes: no timeout of a connection ends one that sends one at a time."""
+
+LEAST = 10_000
 
 _CHECKED_EVERY = 64 << 20  # bytes, after which the disk is looked at again
 _EMPTY = "the file on the server is empty"
@@ -241,6 +247,7 @@ class Transfer:
     def _write(self, pieces: Iterator[bytes], start: int) -> None:
         """Append to what is here; each piece as it comes, so that a broken connection loses nothing."""
         total, checked = start, start
+        before, until = start, time.monotonic() + PATIENCE
         with self._opened() as file:
             self._progress(total, self.size)
             try:
@@ -255,6 +262,9 @@ class Transfer:
                     self._store(file, piece)
                     total += len(piece)
                     self._progress(total, self.size)
+                    if time.monotonic() > until:
+                        self._require_speed(total - before, total)
+                        before, until = total, time.monotonic() + PATIENCE
             finally:
                 with contextlib.suppress(OSError):
                     file.flush()
@@ -276,6 +286,14 @@ class Transfer:
             raise StorageError(
                 f"cannot download {self.what}: the server does not say how long it is, and {format_size(free)} are "
                 f"free on the disk of {self.part.parent}"
+            )
+
+    def _require_speed(self, arrived: int, total: int) -> None:
+        """Give up on a server that sends next to nothing. Raises DownloadError; what has arrived stays."""
+        if arrived < LEAST and total != self.size:
+            raise DownloadError(
+                f"cannot download {self.what}: the server has sent {arrived:,} bytes in {PATIENCE:.0f} s; "
+                "what has arrived is kept, try again later"
             )
 
     def _opened(self) -> BinaryIO:
