@@ -1,8 +1,8 @@
 """Temporary files: their names tell who writes them, so that what a killed process left behind can be removed.
 
 The work of a live process is never touched. A name has the machine and, for containers that share a folder, the
-namespace of process numbers; a number that has been given to a younger process is told from its first owner by the
-time of the last write.
+namespace of process numbers; a number that has been given to another process is told from its first owner by when that
+began, counted from the start of the system: the clocks of file servers differ, and those of machines are set.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import time
 import zlib
 from pathlib import Path
 
+_WRITER = r"(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})(?:-(?P<began>[0-9]{1,20}))?"
 # The name of the target, the machine and process that write it, and a random number.
-_TEMPORARY = re.compile(
-    r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-[0-9a-f]{8}\.tmp", re.DOTALL
-)
+_TEMPORARY = re.compile(rf"\..+\.{_WRITER}-[0-9a-f]{{8}}\.tmp", re.DOTALL)
 _LONGEST_STEM = 150  # bytes: with the rest, a name stays below the 255 bytes that most systems allow
 _A_DAY = 24 * 60 * 60  # seconds
-_CLOCKS_DIFFER = 10  # seconds, at most, between the clocks of files and of processes
+_A_MINUTE = 60  # seconds
 
 
 def temporary_beside(path: Path) -> Path:
@@ -45,7 +44,7 @@ def leftovers(folder: Path) -> list[Path]:
             if match := _TEMPORARY.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     written = entry.stat(follow_symlinks=False).st_mtime
-                    if _is_dead(match["machine"], int(match["process"]), written):
+                    if _is_dead(match, written):
                         found.append(folder / entry.name)
     return found
 
@@ -61,26 +60,31 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def this_process() -> str:
-    """The machine and the number of this process, as names of temporary files have them."""
-    return f"{_machine()}-{os.getpid()}"
+    """The machine and the number of this process, and when it began, as names of temporary files have them."""
+    began = _began(os.getpid())
+    return f"{_machine()}-{os.getpid()}" + (f"-{began}" if began else "")
 
 
 def is_dead_holder(path: Path) -> bool:
-    """Whether a file names, as `this_process` does, a process that is dead; false for one that is about to be named."""
+    """Whether a file names, as `this_process` does, a process that is dead, or has named none for a minute.
+
+    Its writer was killed, or found the disk full, before it could name itself.
+    """
     try:
-        machine, _, process = path.read_text(encoding="ascii").partition("-")
-        return (
-            process.isdigit() and len(process) <= 10 and _is_dead(machine, int(process), path.stat().st_mtime)
-        )
-    except (OSError, ValueError):
+        written = path.stat().st_mtime
+        match = re.fullmatch(_WRITER, path.read_bytes()[:100].decode("ascii", "replace"))
+    except OSError:
         return False
+    return _is_dead(match, written) if match else time.time() - written > _A_MINUTE
 
 
-def _is_dead(machine: str, process: int, written: float) -> bool:
-    if machine != _machine():
+def _is_dead(writer: re.Match[str], written: float) -> bool:
+    if writer["machine"] != _machine() or sys.platform == "win32":  # where os.kill would end the process
         return time.time() - written > _A_DAY
-    began = _began(process)
-    return not _is_running(process) or (began is not None and began > written + _CLOCKS_DIFFER)
+    process = int(writer["process"])
+    return not _is_running(process) or (
+        writer["began"] is not None and _began(process) not in (None, writer["began"])
+    )
 
 
 def _machine() -> str:
@@ -92,8 +96,6 @@ def _machine() -> str:
 
 
 def _is_running(process: int) -> bool:
-    if sys.platform == "win32":
-        return True  # where os.kill would end it
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -103,16 +105,10 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _began(process: int) -> float | None:
-    """When a process began, in seconds since 1970, where Linux tells; otherwise None."""
+def _began(process: int) -> str | None:
+    """When a process began, in clock ticks after the start of the system, where Linux tells; otherwise None."""
     try:
-        fields = (
-            Path(f"/proc/{process}/stat")
-            .read_text(encoding="ascii", errors="replace")
-            .rpartition(")")[2]
-            .split()
-        )
-        boot = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(encoding="ascii"), re.MULTILINE)
-        return int(boot[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") if boot else None
-    except (OSError, ValueError, IndexError):
+        status = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+        return status.rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -91,7 +92,8 @@ def main() -> None:
     """The entry point: run the command line of this process and exit with its code."""
     streams.prepare()
     _exit_on_signals()
-    _remove_leftovers()
+    if not {"-h", "--help"} & set(sys.argv) and "_RWKV_COMPLETE" not in os.environ:
+        _remove_leftovers()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -52,8 +52,11 @@ def create(temporary: Path, target: Path, private: bool = False) -> BinaryIO:
 def replacing(target: Path, private: bool = False) -> Iterator[Path]:
     """A path to write to, which is flushed to disk and renamed to `target` at the end, or removed after an error.
 
-    `private` is for texts of the user: see `mode_for`. Raises StorageError.
+    A link stays a link: what it points to is replaced. `private` is for texts of the user: see `mode_for`. Raises
+    StorageError.
     """
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
     temporary = temporary_beside(target)
     try:
         create(temporary, target, private).close()

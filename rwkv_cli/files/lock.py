@@ -88,9 +88,34 @@ def _take(holder: Path) -> bool:
         except FileExistsError:
             if not leftovers.is_dead_holder(holder):
                 return False
-            holder.unlink(missing_ok=True)
+            _remove_dead(holder)
             continue
-        with os.fdopen(file, "w", encoding="ascii") as opened:
-            opened.write(leftovers.this_process())
+        try:
+            with os.fdopen(file, "w", encoding="ascii") as opened:
+                opened.write(leftovers.this_process())
+        except BaseException:  # a full disk
+            with contextlib.suppress(OSError):
+                holder.unlink()
+            raise
         return True
     return False
+
+
+def _remove_dead(holder: Path) -> None:
+    """Remove the file of a dead holder. Raises OSError.
+
+    One process does so at a time, and looks again: otherwise a second one would remove the file of the first, which has
+    meanwhile taken the lock.
+    """
+    turn = holder.with_name(f"{holder.name}-removal")
+    try:
+        os.close(os.open(turn, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        if leftovers.is_dead_holder(turn):  # it names nobody, and is old
+            turn.unlink(missing_ok=True)
+        return
+    try:
+        if leftovers.is_dead_holder(holder):
+            holder.unlink(missing_ok=True)
+    finally:
+        turn.unlink(missing_ok=True)

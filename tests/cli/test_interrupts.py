@@ -110,3 +110,15 @@ with replacing(Path({str(folder / "x")!r})):
     done = subprocess.run([*RWKV, "--version"], env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(folder.glob(".*.tmp")) == [live]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "-h"]], ids=" ".join)
+def test_help_looks_for_nothing_on_the_disk(arguments):
+    program = f"""
+import os, sys
+from rwkv_cli.cli import main
+main._remove_leftovers = lambda: os._exit(3)
+sys.argv = ["rwkv", *{arguments!r}]
+main.main()
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

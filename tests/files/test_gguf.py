@@ -1,4 +1,5 @@
 import struct
+import time
 
 import gguf
 import numpy as np
@@ -332,3 +333,14 @@ def test_more_entries_than_any_model_are_refused(tmp_path, counts):
     path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, *counts) + bytes(100))
     with pytest.raises(CheckpointError, match="more tensors or keys than any model"):
         open_checkpoint(path)
+
+
+def test_more_strings_than_any_vocabulary_are_refused_before_they_are_read(tmp_path):
+    path, count = tmp_path / "x.gguf", 1 << 24
+    path.write_bytes(header(n_keys=1) + text("k") + struct.pack("<IIQ", 9, 8, count))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + 8 * count)  # all of them empty, and the file whole
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match="truncated"):
+        open_checkpoint(path)
+    assert time.perf_counter() - start < 1

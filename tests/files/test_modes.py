@@ -40,6 +40,17 @@ def test_what_replaces_another_is_read_by_the_same(tmp_path, before, private):
     assert mode(tmp_path / "x") == before
 
 
+def test_what_a_link_points_to_is_replaced_and_not_the_link(tmp_path):
+    (tmp_path / "real").write_text("before")
+    (tmp_path / "real").chmod(0o640)
+    (tmp_path / "link").symlink_to("real")
+    with replacing(tmp_path / "link", private=True) as temporary:
+        temporary.write_text("after")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "after"
+    assert mode(tmp_path / "real") == 0o640
+
+
 def test_states_are_private_and_stay_as_they_were_made(rwkv, tiny_model, tmp_path):
     for target in ("s", tmp_path / "s.safetensors"):
         command = ("generate", "-m", tiny_model, "-p", "secret", "-n", 2, "-q", "--save-state", target)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _VERSIONS = (2, 3)
 _MAX_STRING = 1 << 24
-_MAX_HEADER = 256 << 20
+_MAX_HEADER = 64 << 20  # bytes: large vocabularies take some 15 MB, and as many empty strings 4 seconds
 _MAX_DIMENSIONS = 4
 _MOST_ENTRIES = 20_000  # keys, or tensors: no model has a tenth of either
 _DEFAULT_ALIGNMENT = 32
@@ -92,10 +92,13 @@ class _Cursor:
         self.data = data
         self.position = 0
 
-    def take(self, size: int) -> bytes:
-        start = self.position
-        if size > min(len(self.data), _MAX_HEADER) - start:
+    def require(self, size: int) -> None:
+        if size > min(len(self.data), _MAX_HEADER) - self.position:
             raise truncated(self.path)
+
+    def take(self, size: int) -> bytes:
+        self.require(size)
+        start = self.position
         self.position += size
         return self.data[start : start + size]
 
@@ -121,8 +124,10 @@ class _Cursor:
             return self.string()
         if code == _ARRAY:
             item, count = self.number("<I"), self.number("<Q")
-            # Every string takes the eight bytes of its length, so that a count beyond the file ends at once.
-            return [self.string() for _ in range(count)] if item == _STRING else self._numbers(item, count)
+            if item != _STRING:
+                return self._numbers(item, count)
+            self.require(8 * count)  # every string takes the eight bytes of its length
+            return [self.string() for _ in range(count)]
         return self._numbers(code, 1)[0].item()
 
     def _numbers(self, code: int, count: int) -> NDArray[Any]:
