@@ -35,7 +35,7 @@ pipe, as in `rwkv generate ... | head`, is not an error.
 | `RWKV_CACHE_DIR` | folder of compiled kernels, quantized checkpoints and the prompt cache |
 | `RWKV_CACHE_SIZE` | size limit of the prompt cache, such as `2GB` (default: 512 MB); `0` turns it off |
 | `RWKV_DATA_DIR` | folder of pulled models and saved states |
-| `RWKV_CONFIG_DIR` | folder of your own models.toml |
+| `RWKV_CONFIG_DIR` | folder of your own settings, config.toml, and models, models.toml |
 | `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | the hub's cache, address and token; 1 for no network |
 | `HTTPS_PROXY`, `NO_PROXY` | the proxy for downloads, and hosts that need none |
 | `RWKV_CPU_KERNEL` | the CPU instruction set to use; `rwkv info` lists those of this machine |
