@@ -22,7 +22,6 @@ Value = str | int | float | bool
 Origin = Literal["variable", "file", "default"]
 
 _ON, _OFF = ("true", "on", "yes", "1"), ("false", "off", "no", "0")
-_MOST_THREADS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,7 @@ KEYS: Mapping[str, Key] = {
             lambda value: bool(value.strip()) and value.isprintable(),
         ),
         Key("device", str, "where to compute", "auto, cuda, cpu or reference", _is_device),
-        Key(
-            "threads", int, "CPU threads", "a whole number above 0", lambda value: 0 < value <= _MOST_THREADS
-        ),
+        Key("threads", int, "CPU threads", "a whole number above 0", lambda value: 0 < value < 1 << 31),
         Key(
             "max_tokens",
             int,
@@ -200,6 +197,15 @@ def key_of(name: str) -> Key:
     if key is None:
         raise UsageError(f"unknown setting {name[:40]!r}{_hint(name)}")
     return key
+
+
+def parse(name: str, text: str) -> Value:
+    """The value of a setting that a text stands for. Raises UsageError for an unknown key or an invalid value."""
+    key = key_of(name)
+    try:
+        return key.parse(text)
+    except ValueError as error:
+        raise UsageError(f"{key.name} is {text[:60]!r}: it must be {error}") from None
 
 
 def store(name: str, value: Value | None) -> Path:
@@ -257,6 +263,8 @@ def _read(path: Path) -> tuple[dict[str, Value], str]:
 
 
 def _hint(name: str) -> str:
+    if longer := [key for key in KEYS if name and key.startswith(name)]:
+        return f"; did you mean {longer[0]}?"
     return did_you_mean(name[:80], KEYS) or f"; there are {', '.join(KEYS)}"
 
 

@@ -22,6 +22,7 @@ from helpers.writers import random_weights
 from hypothesis import settings as hypothesis_settings
 
 from rwkv_cli import settings
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.text.tokenizer import TokenizerSpec
@@ -63,6 +64,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path_factory.mktemp("data")))
     monkeypatch.setenv("RWKV_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "config"))
+    ui.use_theme("auto")
     monkeypatch.setenv("RWKV_CACHE_SIZE", "0")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from rwkv_cli.cli.defaults import Defaults, theme
 from rwkv_cli.cli.terminal import ui
 
 MAX_WIDTH = 80
@@ -28,7 +29,18 @@ Row = tuple[str, str]
 
 
 class Command(TyperCommand):
-    """A command with such a page."""
+    """A command with such a page, whose options have the user's settings for defaults."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Read the arguments."""
+        if not extra.get("resilient_parsing"):  # which completes a line, or makes a page
+            extra["default_map"] = Defaults()
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, in the user's theme."""
+        ui.use_theme(theme())
+        return super().invoke(ctx)
 
     def get_help(self, ctx: Any) -> str:
         """The help page."""

@@ -18,6 +18,7 @@ from rwkv_cli.cli import failures
 from rwkv_cli.cli.commands.bench import bench
 from rwkv_cli.cli.commands.cache import cache
 from rwkv_cli.cli.commands.chat import chat
+from rwkv_cli.cli.commands.config import config
 from rwkv_cli.cli.commands.export import export
 from rwkv_cli.cli.commands.generate import generate
 from rwkv_cli.cli.commands.info import info
@@ -80,6 +81,7 @@ for command, panel in (
     (export, MODELS),
     (info, MACHINE),
     (bench, MACHINE),
+    (config, MACHINE),
     (cache, MACHINE),
 ):
     app.command(cls=Command, rich_help_panel=panel)(command)

@@ -118,7 +118,9 @@ def _think(panel: str) -> Any:
 
 Think = Annotated[str | None, _think(INPUT)]
 ChatThink = Annotated[str | None, _think(CONVERSATION)]
-Vi = Annotated[bool, typer.Option("--vi", help="Edit messages with vi keys.", rich_help_panel=CONVERSATION)]
+Vi = Annotated[
+    bool, typer.Option("--vi/--emacs", help="Edit messages with vi keys.", rich_help_panel=CONVERSATION)
+]
 
 # ------------------------------------------------------------------------------------------------------------- model
 
@@ -148,6 +150,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         "-d",
+        envvar="RWKV_DEVICE",
         metavar="NAME",
         help="Where to compute: auto, cuda, cpu or reference (slow).",
         rich_help_panel=MODEL,
@@ -157,6 +160,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
+        envvar="RWKV_THREADS",
         metavar="N",
         help="CPU threads.",
         show_default="one per core",
@@ -235,7 +239,7 @@ def _max_tokens(default: int) -> Any:
     )
 
 
-MaxTokens = Annotated[int, _max_tokens(MAX_TOKENS)]
+MaxTokens = Annotated[int | None, _max_tokens(MAX_TOKENS)]
 ChatMaxTokens = Annotated[int | None, _max_tokens(MAX_ANSWER_TOKENS)]
 Stop = Annotated[
     list[str] | None,
@@ -305,6 +309,24 @@ def refuse_with(option: str, others: Mapping[str, object]) -> None:
     for other, value in others.items():
         if value is not None:
             raise UsageError(f"give either {option} or {other}, not both")
+
+
+def model_of(argument: str | None, option: str | None) -> str | None:
+    """The model of the argument MODEL, or of --model. Raises UsageError if both were given."""
+    if argument is None:
+        return option
+    from rwkv_cli import settings
+
+    if option not in (None, settings.load().model):
+        raise UsageError("give either MODEL or --model, not both")
+    return argument
+
+
+def limit_of(max_tokens: int | None) -> int:
+    """The most tokens of a text: those of the option, of the user's settings, or MAX_TOKENS."""
+    from rwkv_cli import settings
+
+    return next(each for each in (max_tokens, settings.load().max_tokens, MAX_TOKENS) if each is not None)
 
 
 def parse_template(name_or_file: str | None) -> PromptFormat | None:

@@ -54,6 +54,7 @@ def test_a_switch_as_people_write_it(monkeypatch, text, value):
     ("text", "said"),
     [
         ("temprature = 1", "line 1: unknown setting 'temprature'; did you mean temperature?"),
+        ("temp = 1", "unknown setting 'temp'; did you mean temperature?"),
         ("# a\n\nxyz = 1", "line 3: unknown setting 'xyz'; there are model, device, threads"),
         ("top_p = 1\n[sampling]\ntemperature = 1", "line 2: unknown setting 'sampling'"),
         ("top_p = 1.5", "line 1: top_p is 1.5; it must be a number between 0 and 1"),

@@ -51,13 +51,19 @@ def chat(
         # Send one message from a script
         echo "Hello there" | rwkv chat --quiet
     """
+    from rwkv_cli import settings
     from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
 
     if no_text and name is None:
         raise UsageError("--no-text needs --name")
     choices = Choices(
-        options.parse_template(template), options.parse_system(system), think, max_tokens, sampling
+        options.parse_template(template),
+        options.parse_system(system),
+        think,
+        max_tokens,
+        sampling,
+        settings.load(),
     )
     request = Request(
         choices=choices,
@@ -84,10 +90,11 @@ def open_chat(
     quiet: bool,
 ) -> NoReturn:
     """Open a chat on a saved state, which does not change. Raises typer.Exit at its end."""
+    from rwkv_cli import settings
     from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
 
-    choices = Choices(sampling=sampling)
+    choices = Choices(sampling=sampling, settings=settings.load())
     _run(Request(choices, state=state, model=model, device=device, threads=threads, quiet=quiet))
 
 

@@ -7,7 +7,7 @@ import typer
 from rwkv_cli.cli import options
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
+from rwkv_cli.sampling_settings import SamplingOverrides
 
 
 @with_sampling
@@ -30,7 +30,7 @@ def generate(
     no_text: options.NoText = False,
     compact: options.Compact = False,
     no_cache: options.NoCache = False,
-    max_tokens: options.MaxTokens = MAX_TOKENS,
+    max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     force: options.Force = False,
     json: options.Json = False,
@@ -54,6 +54,7 @@ def generate(
         # Answer every line of a file
         rwkv generate --batch questions.txt > answers.jsonl
     """
+    from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, run
     from rwkv_cli.cli.prompt import parse_stops, read_prompt
 
@@ -88,7 +89,8 @@ def generate(
         keep_text=not no_text,
         compact=compact,
         cache=not no_cache,
-        max_tokens=max_tokens,
+        max_tokens=options.limit_of(max_tokens),
+        settings=settings.load(),
         force=force,
         json=json,
         quiet=quiet,

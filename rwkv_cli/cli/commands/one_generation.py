@@ -77,7 +77,9 @@ def _opened(request: Request) -> Iterator[tuple[Continuation, Path | None, str]]
 
 def _continuation(request: Request, saved: SavedState | None) -> Continuation:
     with TerminalReporter(request.quiet) as reporter:
-        model = resume.load_model(request.model, saved, request.device, request.threads, reporter)
+        model = resume.load_model(
+            request.model, saved, request.device, request.threads, reporter, request.settings.model
+        )
         reader = reader_for(model) if request.cache else read_directly
         continuation = Continuation(model, request, saved, reader)
         if warning := resume.other_template(continuation.layout, saved, model.template):

@@ -12,7 +12,7 @@ from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
+from rwkv_cli.sampling_settings import SamplingOverrides
 
 USE, LOOK, MANAGE = "Use", "Look", "Manage"
 
@@ -67,6 +67,7 @@ def save(
         # Read a second part after the first
         rwkv state save both --state book -f part-two.txt
     """
+    from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, read
     from rwkv_cli.cli.prompt import read_prompt
 
@@ -78,6 +79,7 @@ def save(
         device=device,
         threads=threads,
         max_tokens=0,
+        settings=settings.load(),
         reads_only=True,
         state=state,
         save_state=name,
@@ -105,7 +107,7 @@ def load(
     threads: options.Threads = None,
     sampling: SamplingOverrides,
     save_state: options.SaveState = None,
-    max_tokens: options.MaxTokens = MAX_TOKENS,
+    max_tokens: options.MaxTokens = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -124,9 +126,10 @@ def load(
     if prompt is None and prompt_file is None:
         from rwkv_cli.cli.commands.chat import open_chat
 
-        if template or save_state or force or json or max_tokens != MAX_TOKENS:
+        if template or save_state or force or json or max_tokens is not None:
             raise UsageError("without a prompt, a chat opens: for these options use rwkv chat --state")
         open_chat(name, model, device, threads, sampling, quiet)
+    from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, run
     from rwkv_cli.cli.prompt import read_prompt
 
@@ -141,7 +144,8 @@ def load(
         sampling=sampling,
         state=name,
         save_state=save_state,
-        max_tokens=max_tokens,
+        max_tokens=options.limit_of(max_tokens),
+        settings=settings.load(),
         force=force,
         json=json,
         quiet=quiet,
