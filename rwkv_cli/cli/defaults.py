@@ -33,3 +33,12 @@ def theme() -> str:
         return settings.load().theme
     except RwkvError:
         return settings.Settings.theme
+
+
+def in_force() -> str:
+    """A line about the settings that the user has made, and about where they are. Raises SettingsError."""
+    from rwkv_cli import paths, settings
+
+    chosen = settings.load().chosen
+    values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
+    return f"settings ({paths.settings_file()}): {values or 'none'}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from rwkv_cli.cli.defaults import Defaults, theme
+from rwkv_cli.cli import defaults
 from rwkv_cli.cli.terminal import ui
 
 MAX_WIDTH = 80
@@ -34,12 +34,15 @@ class Command(TyperCommand):
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Read the arguments."""
         if not extra.get("resilient_parsing"):  # which completes a line, or makes a page
-            extra["default_map"] = Defaults()
+            extra["default_map"] = defaults.Defaults()
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, in the user's theme."""
-        ui.use_theme(theme())
+        ui.use_theme(defaults.theme())
+        if ui.is_verbose() or ctx.params.get("verbose"):
+            ui.be_verbose(True)
+            ui.detail(defaults.in_force())
         return super().invoke(ctx)
 
     def get_help(self, ctx: Any) -> str:
@@ -87,6 +90,14 @@ def page(command: Command | Group, context: Any, width: int | None = None) -> st
 def examples_of(command: Command | Group) -> list[str]:
     """The command lines of a command's examples."""
     return [line for line in _description(command)[1].splitlines() if not line.startswith("#")]
+
+
+def long_options(command: Any, short: str) -> str:
+    """A hint for an option of one letter that a command does not have: its options that begin with this letter."""
+    if len(short) != 2 or not short[1].isalpha():
+        return ""
+    names = [each for parameter in command.params for each in parameter.opts if each.startswith(f"-{short}")]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _description(command: Command | Group) -> tuple[str, str]:

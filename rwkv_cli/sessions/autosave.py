@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import Model
@@ -56,7 +57,15 @@ class Choices:
             conversation.set_think(self.think)
         if self.max_tokens is not None:
             conversation.set_max_tokens(self.max_tokens)
-        conversation.choose(**combined(self.settings.sampling, conversation.chosen, self.sampling))
+        of_the_user = cast(
+            "SamplingOverrides",
+            {
+                name: value
+                for name, value in self.settings.sampling.items()
+                if name not in conversation.chosen
+            },
+        )
+        conversation.choose(**combined(of_the_user, self.sampling))
         return conversation
 
 

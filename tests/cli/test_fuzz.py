@@ -386,7 +386,7 @@ USES = st.sampled_from(
             "on",
         ),
         ("generate", "-p", "a", "-m", "x"),
-        ("quantize", "tiny.safetensors", "t.safetensors", "--template", "own.jinja", "-t", "fp16"),
+        ("quantize", "tiny.safetensors", "t.safetensors", "--template", "own.jinja", "--type", "fp16"),
         ("chat", "-m", "tiny.safetensors", "--template", "own.toml", "--max-tokens", "2", "--name", "talk2"),
         ("models", "list", "--known"),
         ("models", "list", "--known", "--json"),

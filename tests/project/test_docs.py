@@ -66,7 +66,7 @@ def test_pages_fit(name):
 @every_page
 def test_nothing_is_cut_off(name):
     text = page(name, 80)
-    assert "..." not in re.sub(r"COMMAND \.\.\.|(NAME|NAME\|FILE)\.\.\.|N,\.\.\.", "", text)
+    assert "..." not in re.sub(r"(COMMAND|PROMPT)\]?( )?\.\.\.\]?|(NAME|NAME\|FILE)\.\.\.|N,\.\.\.", "", text)
     for inner in getattr(SECTIONS[name].command, "commands", {}).values():
         assert f"{inner.name} " in text
         summary = inner.get_short_help_str()
@@ -158,5 +158,5 @@ def test_the_program_alone_shows_where_to_begin(rwkv):
     result = rwkv()
     assert (result.code, result.err) == (0, "")
     begun = re.findall(r"^  rwkv (\w+)", result.out, re.MULTILINE)
-    assert begun == ["chat", "generate", "pull"]
+    assert begun == ["chat", "generate", "pull", "run"]
     assert "rwkv --help" in result.out

@@ -23,6 +23,7 @@ from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.text.templates import for_chat
 
 _LEAST_COLUMN = 20  # characters beside a name, or it goes above
+_FAREWELLS = ("exit", "quit")  # which people type without a slash
 _REPEATED = 2000  # characters of the last exchange that are shown again
 
 Asking = Callable[[Progress | None], AnswerStream]
@@ -101,6 +102,8 @@ class Chat:
         edits, self._edits = self._edits, False
         if not line.strip():
             return
+        if self.is_interactive and line.strip().lower() in _FAREWELLS:
+            raise EOFError
         is_command = line.startswith("/") and not line.startswith("//")
         try:
             if is_command:

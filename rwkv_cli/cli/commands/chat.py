@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 @with_sampling
 def chat(
+    model_name: options.ModelName = None,
     *,
     name: options.Name = None,
     template: options.ChatTemplate = None,
@@ -45,7 +47,7 @@ def chat(
         # Talk with the built-in model
         rwkv chat
         # Talk with a model that was pulled; leave and come back
-        rwkv chat -m g1-0.1b --name ideas
+        rwkv chat g1-0.1b --name ideas
         # Ask about a text that was read before
         rwkv chat --state book
         # Send one message from a script
@@ -57,6 +59,9 @@ def chat(
 
     if no_text and name is None:
         raise UsageError("--no-text needs --name")
+    model = options.model_of(model_name, model)
+    if model_name is not None:
+        _check_model(model_name)
     choices = Choices(
         options.parse_template(template),
         options.parse_system(system),
@@ -79,6 +84,24 @@ def chat(
         quiet=quiet,
     )
     _run(request)
+
+
+def _check_model(name: str) -> None:
+    """Raise UsageError for an unknown model; where a conversation has this name, with what opens that."""
+    from rwkv_cli.catalog import registry
+    from rwkv_cli.errors import MissingModelError
+    from rwkv_cli.sessions import state_store
+
+    try:
+        registry.locate(name)
+    except MissingModelError:
+        return  # it will be offered for download
+    except UsageError:
+        if name not in state_store.names():
+            raise
+        raise UsageError(
+            f"{name} is not a model but a conversation: continue it with `rwkv chat --name {shlex.quote(name)}`"
+        ) from None
 
 
 def open_chat(

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from rwkv_cli.cli import completion, options
+from rwkv_cli.cli import options
 from rwkv_cli.cli.terminal import ui
 
 
 def info(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="The model; the same as --model.",
-            autocompletion=completion.models,
-        ),
-    ] = None,
+    name: options.ModelName = None,
     *,
     model: options.Model = None,
     device: options.Device = "auto",

@@ -52,6 +52,7 @@ def save(
     compact: options.Compact = False,
     no_cache: options.NoCache = False,
     force: options.Force = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Read a text once, and save the state of the model.
@@ -89,9 +90,11 @@ def save(
         force=force,
         quiet=quiet,
     )
-    message = read(request)
-    if not quiet:
-        typer.echo(ui.printable(message))
+    saved = read(request)
+    if json or not quiet:
+        from rwkv_cli.cli.reports import states
+
+        states.tell(saved.path, saved.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=USE)
@@ -218,6 +221,7 @@ def fork(
     target: Annotated[str, typer.Argument(metavar="DST", help="The name or path of the copy.")],
     *,
     force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Copy a state, to continue from it in two ways.
 
@@ -226,8 +230,10 @@ def fork(
         rwkv state fork story other-ending
     """
     from rwkv_cli.cli.commands import state_files
+    from rwkv_cli.cli.reports import states
 
-    typer.echo(ui.printable(state_files.copy(source, target, force=force, new=True)))
+    copied = state_files.copy(source, target, force=force, new=True)
+    states.tell(copied.path, copied.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=MANAGE)
@@ -261,6 +267,7 @@ def rm(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=options.INPUT)
     ] = False,
+    json: options.Json = False,
 ) -> None:
     """Delete states, after asking.
 
@@ -270,7 +277,9 @@ def rm(
     """
     from rwkv_cli.cli.commands import state_files
 
-    state_files.remove(names, yes)
+    removed = state_files.remove(names, yes)
+    if json:
+        ui.write_json([{"name": name} for name in removed])
 
 
 @app.command("import", cls=Command, rich_help_panel=MANAGE)
@@ -282,6 +291,7 @@ def import_state(
     *,
     model: options.Model = None,
     force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Import a state file or a state-tuned .pth.
 
@@ -294,8 +304,10 @@ def import_state(
         rwkv state import tuned.pth style -m g1-0.1b
     """
     from rwkv_cli.cli.commands import state_files
+    from rwkv_cli.cli.reports import states
 
-    typer.echo(ui.printable(state_files.take_in(file, name, model, force)))
+    imported = state_files.take_in(file, name, model, force)
+    states.tell(imported.path, imported.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=MANAGE)
@@ -306,6 +318,7 @@ def export(
     no_text: options.NoText = False,
     compact: options.Compact = False,
     force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Write a state to a file, for another machine.
 
@@ -314,13 +327,11 @@ def export(
         rwkv state export book book.safetensors --compact --no-text
     """
     from rwkv_cli.cli.commands import state_files
+    from rwkv_cli.cli.reports import states
 
     target = state_files.export_target(name, file)
-    typer.echo(
-        ui.printable(
-            state_files.copy(name, target, force=force, compact=compact or None, keep_text=not no_text)
-        )
-    )
+    written = state_files.copy(name, target, force=force, compact=compact or None, keep_text=not no_text)
+    states.tell(written.path, written.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=MANAGE)
@@ -328,6 +339,8 @@ def cache(
     action: Annotated[
         Literal["clear"] | None, typer.Argument(metavar="clear", help="Delete everything in the cache.")
     ] = None,
+    *,
+    json: options.Json = False,
 ) -> None:
     """Show or clear the cache of long prompts.
 
@@ -344,9 +357,17 @@ def cache(
     from rwkv_cli.sessions import prompt_cache
 
     if action == "clear":
-        typer.echo(f"removed {format_size(prompt_cache.clear())}")
+        removed = prompt_cache.clear()
+        if json:
+            ui.write_json({"removed_bytes": removed})
+        else:
+            typer.echo(f"removed {format_size(removed)}")
         return
     count, size = prompt_cache.usage()
+    if json:
+        folder, limit = str(prompt_cache.folder()), prompt_cache.size_limit()
+        ui.write_json({"folder": folder, "states": count, "bytes": size, "limit_bytes": limit})
+        return
     ui.table(
         "prompt cache",
         {

@@ -26,12 +26,24 @@ _MOST_COLUMNS = 9999
 _LINES = 24
 
 _theme = "auto"
+_is_verbose = False
 
 
 def use_theme(name: str) -> None:
     """Choose the theme of what follows: "auto", or "plain" for no styles at all."""
     global _theme
     _theme = name
+
+
+def be_verbose(verbose: bool) -> None:
+    """Choose whether `detail` tells anything, from now on."""
+    global _is_verbose
+    _is_verbose = verbose
+
+
+def is_verbose() -> bool:
+    """Whether the user wants to know more than the result."""
+    return _is_verbose
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -92,6 +104,12 @@ def styled(text: str, style: str, stream: IO[str]) -> str:
 def note(text: str) -> None:
     """Print a remark on stderr, which is not part of the output."""
     print(styled(shortened(printable(text)), DIM, sys.stderr), file=sys.stderr)
+
+
+def detail(text: str) -> None:
+    """Print a remark that only some want to read."""
+    if _is_verbose:
+        note(text)
 
 
 def error(text: str) -> None:
