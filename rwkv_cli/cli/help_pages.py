@@ -81,7 +81,7 @@ def page(command: Command | Group, context: Any, width: int | None = None) -> st
     parts = [_wrapped(text, width), _usage(command, context, width)]
     parts += [f"{_heading(title)}\n{_table(rows, column, width)}" for title, rows in panels.items()]
     if examples:
-        parts.append(f"{_heading('Examples')}\n{textwrap.indent(examples, _INDENT)}")
+        parts.append(f"{_heading('Examples')}\n{_indented(examples, width)}")
     if isinstance(command, Group):
         parts.append(_wrapped(f"For the options of a command: {context.command_path} COMMAND --help", width))
     return "\n\n".join(parts)
@@ -196,6 +196,16 @@ def _table(rows: Sequence[Row], column: int, width: int) -> str:
             lines.append(f"{_INDENT}{name:{column}}  {first}")
         lines += [f"{indent}{line}" for line in others]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _indented(examples: str, width: int) -> str:
+    """Examples, in which comments are wrapped; commands are not, so that they can be copied."""
+    lines: list[str] = []
+    for line in examples.splitlines():
+        is_comment = line.startswith("#")
+        parts = _fill(line.removeprefix("# "), width - len(_INDENT) - 2) if is_comment else [line]
+        lines += [f"{_INDENT}# {part}" if is_comment else f"{_INDENT}{part}" for part in parts]
+    return "\n".join(lines)
 
 
 def _wrapped(text: str, width: int) -> str:

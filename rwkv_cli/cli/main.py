@@ -102,7 +102,7 @@ for command, panel in (
     (info, MACHINE),
     (bench, MACHINE),
 ):
-    app.command(cls=Command, rich_help_panel=panel)(with_verbose(command))
+    app.command(cls=Command, rich_help_panel=panel)(with_verbose(command) if panel == RUN else command)
 app.command(cls=Command, rich_help_panel=MACHINE)(config)
 app.command(cls=Command, rich_help_panel=MACHINE)(cache)
 app.command("list", cls=Command, rich_help_panel=MODELS, help=_LIST)(list_models)

@@ -274,6 +274,14 @@ def test_in_a_pipe_such_a_word_is_a_message(rwkv, tiny_model):
     ]
 
 
+def test_verbose_tells_how_fast_every_answer_was(rwkv, tiny_model):
+    chat = ("chat", tiny_model, "-n", "2", "--ban", "0", "-q")
+    told = rwkv(*chat, "--verbose", stdin=b"hi\nbye\n").err.splitlines()
+    assert len(told) == 3  # the settings, and a line for every answer
+    assert all(re.fullmatch(r"\(2 tokens, \d+/s; message \d+ tokens, \d+/s\)", line) for line in told[1:])
+    assert rwkv(*chat, stdin=b"hi\nbye\n").err == ""
+
+
 def test_commands_as_other_programs_call_them(play):
     _, out, _ = play("/?")
     assert out == play("/help")[1]

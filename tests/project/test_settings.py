@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +183,14 @@ def test_a_folder_that_cannot_be_made(file, monkeypatch):
     monkeypatch.setenv("RWKV_CONFIG_DIR", str(file / "inside"))
     with pytest.raises(StorageError, match="cannot write"):
         settings.store("model", "b")
+
+
+def test_the_documents_have_every_setting():
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\| `(\w+)` \|", page, re.MULTILINE)
+    assert [(name, variable) for name, _, variable in rows] == [
+        (key.name, key.variable) for key in KEYS.values()
+    ]
+    for name, default, _ in rows:
+        if KEYS[name].default is not None:
+            assert tomllib.loads(f"x = {default.strip(' `')}")["x"] == KEYS[name].default, name

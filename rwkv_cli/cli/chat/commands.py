@@ -12,7 +12,7 @@ from typing import cast
 
 from rwkv_cli import paths
 from rwkv_cli.cli import completion
-from rwkv_cli.cli.chat.loop import Chat
+from rwkv_cli.cli.chat.loop import Chat, speeds
 from rwkv_cli.cli.terminal.progress import TerminalReporter
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import replacing
@@ -211,10 +211,7 @@ def _show(chat: Chat, _: str) -> None:
 def _stats(chat: Chat, _: str) -> None:
     totals, rows = chat.totals, {}
     if last := chat.last_usage:
-        rows["last answer"] = (
-            f"{last.generated_tokens} tokens, {last.decode_speed:.0f}/s; message {last.prompt_tokens} tokens, "
-            f"{last.prefill_speed:.0f}/s"
-        )
+        rows["last answer"] = speeds(last)
     rows["since the start"] = (
         f"{pluralize(totals.answers, 'answer')}, {totals.generated_tokens:,} tokens generated, "
         f"{totals.prompt_tokens:,} read"

@@ -141,6 +141,7 @@ class Chat:
         finally:
             self._count(answer)
         self.keep()
+        ui.detail(f"({speeds(answer.usage)})")
         if not (answer.text.strip() or answer.stopped or self.quiet):
             ui.note("(the answer is empty: the model ended it at once)")
         self.view.separate()
@@ -236,6 +237,14 @@ class Chat:
     def _tell(self, sentence: str) -> None:
         ui.error(sentence)
         self._failed = True
+
+
+def speeds(usage: Usage) -> str:
+    """How many tokens an answer and its message took, and how fast."""
+    return (
+        f"{usage.generated_tokens} tokens, {usage.decode_speed:.0f}/s; message {usage.prompt_tokens} tokens, "
+        f"{usage.prefill_speed:.0f}/s"
+    )
 
 
 def _clipped(text: str) -> str:
