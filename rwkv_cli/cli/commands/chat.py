@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -88,6 +87,8 @@ def chat(
 
 def _check_model(name: str) -> None:
     """Raise UsageError for an unknown model; where a conversation has this name, with what opens that."""
+    import shlex
+
     from rwkv_cli.catalog import registry
     from rwkv_cli.errors import MissingModelError
     from rwkv_cli.sessions import state_store

@@ -8,7 +8,6 @@ import typer
 
 from rwkv_cli.cli import help_pages
 from rwkv_cli.errors import UsageError
-from rwkv_cli.reporting import did_you_mean
 
 
 def help_command(
@@ -28,6 +27,8 @@ def help_command(
     for name in names or ():
         known = getattr(found.command, "commands", {})
         if name not in known:
+            from rwkv_cli.reporting import did_you_mean
+
             hint = did_you_mean(name[:80], known) or "; rwkv --help lists the commands"
             raise UsageError(f"unknown command {' '.join([found.command_path, name[:80]])!r}{hint}")
         found = known[name].make_context(name, [], parent=found, resilient_parsing=True)
