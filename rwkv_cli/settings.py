@@ -221,7 +221,7 @@ def store(name: str, value: Value | None) -> Path:
         except ValueError as error:
             raise UsageError(f"{key.name} is {str(value)[:60]!r}: it must be {error}") from None
     values, text = _read(path) if path.exists() else (dict[str, Value](), "")
-    changed = _with_line(text, key.name, None if value is None else f"{key.name} = {_as_toml(value)}")
+    changed = _with_line(text, key.name, None if value is None else f"{key.name} = {as_toml(value)}")
     wanted = {**values, key.name: value}
     if value is None:
         del wanted[key.name]
@@ -275,7 +275,7 @@ def _shown(value: object) -> str:
         return "too large"
 
 
-def _as_toml(value: Value) -> str:
+def as_toml(value: Value) -> str:
     """A value as a line of TOML has it."""
     if isinstance(value, bool):
         return str(value).lower()

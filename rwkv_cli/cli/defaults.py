@@ -40,5 +40,5 @@ def in_force() -> str:
     from rwkv_cli import paths, settings
 
     chosen = settings.load().chosen
-    values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
+    values = ", ".join(f"{name} = {settings.as_toml(value)}" for name, value in chosen.items())
     return f"settings ({paths.settings_file()}): {values or 'none'}"

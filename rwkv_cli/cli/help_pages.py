@@ -100,6 +100,13 @@ def long_options(command: Any, short: str) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
+def elsewhere(context: Any, name: str) -> str:
+    """A hint for a command that a group does not have: the groups in it that do."""
+    groups = [each for each in context.command.commands.values() if name in getattr(each, "commands", {})]
+    names = [f"`{context.command_path} {group.name} {name}`" for group in groups]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
 def _description(command: Command | Group) -> tuple[str, str]:
     """The text of a docstring, and its examples: command lines, and above them comments that begin with #."""
     text, _, examples = inspect.cleandoc(command.help or "").partition(_EXAMPLES)

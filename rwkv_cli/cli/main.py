@@ -170,8 +170,10 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(message: str, code: int, as_json: bool = False) -> int:
     ui.error(message)
     if as_json:
-        with contextlib.suppress(OSError, ValueError):  # stdout is closed: the sentence has been told
+        try:
             print(ui.json_text({"error": {"message": shortened(message), "code": code}}), flush=True)
+        except (OSError, ValueError):  # nobody reads stdout: the sentence has been told
+            streams.abandon_stdout()
     return code
 
 
@@ -181,6 +183,8 @@ def _sentence(error: typer.TyperException) -> str:
     message = message.replace(". Did you mean", "; did you mean")
     message = re.sub(r" \(Possible options: (.*)\)$", r"; did you mean \1?", message)
     context = getattr(error, "ctx", None)
+    if (unknown := re.match("No such command '(.*)'$", message)) and context:
+        message += help_pages.elsewhere(context, unknown[1])
     message += help_pages.long_options(context.command, getattr(error, "option_name", "")) if context else ""
     hint = f" (see {context.command_path} --help)" if context else ""
     return message[:1].lower() + message[1:] + hint

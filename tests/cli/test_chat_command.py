@@ -296,12 +296,12 @@ def test_another_model_continues(play, monkeypatch):
     monkeypatch.setattr(
         "rwkv_cli.model.load", lambda name, device, **_: asked.append((name, device)) or other
     )
-    chat, out, err = play("hi", "/model other", "bye")
+    chat, out, _ = play("hi", "/model other", "bye")
     assert asked == [("other", "talker")]
     assert chat.conversation.model is other
     assert users(chat) == ["hi", "bye"]
     assert out.endswith("So long.\n\n")  # it has read what the first one said
-    assert err.count("/help lists commands") == 2
+    assert "talker (int8, talker), template dialogue, has read 1 turn, and continues" in out
 
 
 def test_another_model_has_its_own_template(play, monkeypatch):

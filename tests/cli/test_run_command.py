@@ -77,6 +77,13 @@ def test_help_is_the_page_of_a_command(rwkv):
     assert rwkv("help", "chat", "x").code == 2
 
 
+def test_commands_of_a_group_are_found(rwkv):
+    assert rwkv("show").sentence == (
+        "no such command 'show'; did you mean `rwkv state show` or `rwkv models show`? (see rwkv --help)"
+    )
+    assert rwkv("serve").sentence == "no such command 'serve' (see rwkv --help)"
+
+
 def test_the_version(rwkv):
     assert rwkv("-V").out == rwkv("--version").out == f"rwkv {__version__}\n"
 

@@ -160,7 +160,9 @@ def _model(chat: Chat, name: str) -> None:
     with chat.rereading() as progress:
         chat.session.conversation = before.moved_to(model, progress)
     chat.keep()
-    chat.greet()
+    about = f"{model.path.stem} ({model.info.weight_type}, {model.backend.name})"
+    turns = pluralize(len(before.turns), "turn")
+    chat.view.say(f"{about}, template {chat.conversation.template.name}, has read {turns}, and continues")
 
 
 def _system(chat: Chat, text: str) -> None:
