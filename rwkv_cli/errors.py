@@ -8,6 +8,7 @@
     ├── ModelFileError            a model file of ours cannot be read: damaged, or of a newer version
     ├── StateError                a saved state cannot be used: missing, damaged, of another model
     ├── RegistryError             models.toml, ours or the user's, has an invalid entry
+    ├── SettingsError             config.toml or a variable has an invalid setting
     ├── DownloadError             a file cannot be downloaded: no connection, refused, gone, offline
     │   └── VerificationError     it was downloaded, but it is not the file that was asked for
     ├── TokenizerError            a vocabulary is missing, damaged or of another size than the model's
@@ -107,6 +108,10 @@ class MissingModelError(CheckpointError):
 
 class RegistryError(RwkvError):
     """A models.toml that cannot be used."""
+
+
+class SettingsError(RwkvError):
+    """A config.toml that cannot be used, or a variable in its place."""
 
 
 class DownloadError(RwkvError):

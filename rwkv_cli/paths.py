@@ -33,14 +33,23 @@ def data_folder() -> Path:
 
 
 def user_registry_file() -> Path:
-    """The user's own models.toml, which may be missing: in RWKV_CONFIG_DIR, or the platform's folder for settings.
+    """The user's own models.toml, which may be missing. Raises StorageError for a user without a home."""
+    return settings_folder() / "models.toml"
+
+
+def settings_file() -> Path:
+    """The user's config.toml, which may be missing. Raises StorageError for a user without a home."""
+    return settings_folder() / "config.toml"
+
+
+def settings_folder() -> Path:
+    """The folder of what the user writes: RWKV_CONFIG_DIR, or the platform's folder for settings.
 
     Raises StorageError for a user without a home.
     """
-    folder = _folder(
+    return _folder(
         "RWKV_CONFIG_DIR", "settings", lambda: platformdirs.user_config_dir("rwkv", appauthor=False)
     )
-    return folder / "models.toml"
 
 
 def _folder(variable: str, purpose: str, default: Callable[[], str]) -> Path:

@@ -25,17 +25,45 @@ OPENING = """\
 
 The help page of every command, as `rwkv COMMAND --help` prints it; written by `scripts/build_docs.py`.
 
+`-t` is the temperature and `-f` a file with the prompt, wherever they occur; other options of these letters are written
+out.
+
+## Pipes and JSON
+
 Text and results go to standard output, everything else to standard error. The exit code is 0 for success, 1 for a
 failure, 2 for invalid options or arguments, and 130 after Ctrl-C; a failure is one sentence on standard error. A closed
 pipe, as in `rwkv generate ... | head`, is not an error.
 
+What is piped, or in `--prompt-file`, comes before the prompt on the command line, with a blank line between them:
+
+```sh
+git log -5 | rwkv generate "What was done?"
+rwkv generate -f chapter.txt "Then he opened the door."
+```
+
+So standard input is read although there is a prompt, unless it is a terminal or `/dev/null`. In a loop over the lines
+of a file, `while read line; do rwkv generate "$line" < /dev/null; done`, the redirection leaves those lines to the
+loop.
+
+`--json` prints one indented object or list. `rwkv generate --json` prints a line for every token, `{"token", "text",
+"logprob"}`; the token is null where text was held back. The last line has `finish`, the whole `text`, `usage`,
+`timings`, `seed` and `model`; with `--echo` also the `prompt`. What the model thinks is apart, in `thought`.
+
+With `--json`, a failure is also an object on standard output, the last one there, with the exit code:
+
+```json
+{"error": {"message": "--top-p is 2: it must be between 0 and 1", "code": 2}}
+```
+
+## Environment variables
+
 | variable | meaning |
 |---|---|
-| `RWKV_MODEL` | the model that is used without `--model` |
+| `RWKV_MODEL`, `RWKV_DEVICE`, `RWKV_THREADS`, ... | one for every [setting](settings.md), before config.toml |
 | `RWKV_CACHE_DIR` | folder of compiled kernels, quantized checkpoints and the prompt cache |
 | `RWKV_CACHE_SIZE` | size limit of the prompt cache, such as `2GB` (default: 512 MB); `0` turns it off |
 | `RWKV_DATA_DIR` | folder of pulled models and saved states |
-| `RWKV_CONFIG_DIR` | folder of your own models.toml |
+| `RWKV_CONFIG_DIR` | folder of your own settings, config.toml, and models, models.toml |
 | `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | the hub's cache, address and token; 1 for no network |
 | `HTTPS_PROXY`, `NO_PROXY` | the proxy for downloads, and hosts that need none |
 | `RWKV_CPU_KERNEL` | the CPU instruction set to use; `rwkv info` lists those of this machine |

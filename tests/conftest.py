@@ -19,8 +19,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 from helpers.models import write_file
 from helpers.writers import random_weights
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 
+from rwkv_cli import settings
+from rwkv_cli.cli.terminal import ui
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.text.tokenizer import TokenizerSpec
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 # No deadline: a busy machine is not a failure. Examples are the same in every run, so that a failure comes from a
 # change and not from chance; with RWKV_RANDOM_TESTS set they are new ones.
-settings.register_profile("rwkv", deadline=None, derandomize="RWKV_RANDOM_TESTS" not in os.environ)
-settings.load_profile("rwkv")
+hypothesis_settings.register_profile("rwkv", deadline=None, derandomize="RWKV_RANDOM_TESTS" not in os.environ)
+hypothesis_settings.load_profile("rwkv")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -57,10 +59,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_vocabulary: Tokeni
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The user's environment variables do not change what commands do; models and states are the test's own."""
-    for name in ("RWKV_MODEL", "RWKV_DEBUG", "NO_COLOR"):
+    variables = (key.variable for key in settings.KEYS.values())
+    for name in (*variables, "RWKV_DEBUG", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RWKV_DATA_DIR", str(tmp_path_factory.mktemp("data")))
     monkeypatch.setenv("RWKV_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "config"))
+    ui.use_theme("auto")
     monkeypatch.setenv("RWKV_CACHE_SIZE", "0")
 
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import platform
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -30,7 +29,7 @@ def temporary_beside(path: Path) -> Path:
     """A new name for a temporary file in the folder of `path`, from which left-overs are removed."""
     remove_leftovers(path.parent)
     stem = path.name.encode("utf-8", "surrogateescape")[:_LONGEST_STEM].decode("utf-8", "ignore")
-    return path.with_name(f".{stem}.{this_process()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{stem}.{this_process()}-{os.urandom(4).hex()}.tmp")
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rwkv_cli import toml_file
 from rwkv_cli.catalog.names import (
     DEFAULT_REVISION,
     hide_secrets,
@@ -25,7 +25,6 @@ from rwkv_cli.text.generations import Published
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 1 << 50  # more bytes or weights than this are a mistake
-_MAX_FILE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,25 +62,7 @@ Tables = dict[str, dict[str, Any]]
 
 def read_tables(path: Path) -> Tables:
     """The tables of a models.toml, each field checked on its own. Raises RegistryError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE + 1)
-        if len(data) > _MAX_FILE:
-            raise RegistryError(f"{path} is too large for a list of models")
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-        tables = tomllib.loads(text)
-    except UnicodeDecodeError:
-        raise RegistryError(f"{path} is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        where = f"at line {len(text.splitlines())}, the last"
-        shown = str(error).replace("at end of document", where)[:200]
-        raise RegistryError(f"{path} is not TOML: {shown}") from None
-    except RecursionError:
-        raise RegistryError(f"{path} is nested too deeply") from None
-    except ValueError:
-        raise RegistryError(f"{path} has a number of too many digits") from None
-    except OSError as error:
-        raise RegistryError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    tables, text = toml_file.read(path, RegistryError)
     for name, fields in tables.items():
         _check_table(path, text, name, fields)
     _check_aliases(path, text, tables)
@@ -207,31 +188,4 @@ def _check_aliases(path: Path, text: str, tables: Tables) -> None:
 
 
 def _refusal(path: Path, text: str, table: str, key: str | None, problem: str) -> RegistryError:
-    return RegistryError(f"{path}, line {line_of(text, table, key)}: {problem}")
-
-
-def line_of(text: str, table: str, key: str | None = None) -> int:
-    """The line of a key in a table, or of the table's header; `tomllib` does not tell. 1 if neither is found."""
-    header, inside = 1, False
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if line.startswith("["):
-            inside = _is_header(line, table)
-            if inside:
-                header = number
-                if key is None:
-                    return number
-        elif inside and key and re.match(rf"""["']?{re.escape(key)}["']?\s*(=|\.)""", line):
-            return number
-        elif header == 1 and re.match(rf"""["']?{re.escape(table)}["']?\s*[=.]""", line):
-            header = number
-    return header
-
-
-def _is_header(line: str, table: str) -> bool:
-    """Whether a line opens a table, or one within it."""
-    try:
-        opened = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
-        return False
-    return table in opened
+    return RegistryError(f"{path}, line {toml_file.line_of(text, table, key)}: {problem}")

@@ -38,3 +38,10 @@ def states(incomplete: str) -> list[str]:
         return [name for name in state_store.names() if name.startswith(incomplete)]
     except (RwkvError, OSError):
         return []
+
+
+def settings(incomplete: str) -> list[str]:
+    """Keys of config.toml."""
+    from rwkv_cli.settings import KEYS
+
+    return [name for name in KEYS if name.startswith(incomplete.replace("-", "_"))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Sequence
 
 
 def sentence(error: Exception) -> str:
@@ -18,3 +20,8 @@ def sentence(error: Exception) -> str:
         raise error
     what = f"{type(error).__name__}: {error}"
     return f"this should not happen ({what}); please report it, with what RWKV_DEBUG=1 adds"
+
+
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line, which may be invalid, has the option --json."""
+    return "--json" in itertools.takewhile(lambda argument: argument != "--", arguments)

@@ -15,6 +15,7 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from rwkv_cli.cli import defaults
 from rwkv_cli.cli.terminal import ui
 
 MAX_WIDTH = 80
@@ -28,7 +29,21 @@ Row = tuple[str, str]
 
 
 class Command(TyperCommand):
-    """A command with such a page."""
+    """A command with such a page, whose options have the user's settings for defaults."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Read the arguments."""
+        if not extra.get("resilient_parsing"):  # which completes a line, or makes a page
+            extra["default_map"] = defaults.Defaults()
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, in the user's theme."""
+        ui.use_theme(defaults.theme())
+        if ui.is_verbose() or ctx.params.get("verbose"):
+            ui.be_verbose(True)
+            ui.detail(defaults.in_force())
+        return super().invoke(ctx)
 
     def get_help(self, ctx: Any) -> str:
         """The help page."""
@@ -66,7 +81,7 @@ def page(command: Command | Group, context: Any, width: int | None = None) -> st
     parts = [_wrapped(text, width), _usage(command, context, width)]
     parts += [f"{_heading(title)}\n{_table(rows, column, width)}" for title, rows in panels.items()]
     if examples:
-        parts.append(f"{_heading('Examples')}\n{textwrap.indent(examples, _INDENT)}")
+        parts.append(f"{_heading('Examples')}\n{_indented(examples, width)}")
     if isinstance(command, Group):
         parts.append(_wrapped(f"For the options of a command: {context.command_path} COMMAND --help", width))
     return "\n\n".join(parts)
@@ -75,6 +90,21 @@ def page(command: Command | Group, context: Any, width: int | None = None) -> st
 def examples_of(command: Command | Group) -> list[str]:
     """The command lines of a command's examples."""
     return [line for line in _description(command)[1].splitlines() if not line.startswith("#")]
+
+
+def long_options(command: Any, short: str) -> str:
+    """A hint for an option of one letter that a command does not have: its options that begin with this letter."""
+    if len(short) != 2 or not short[1].isalpha():
+        return ""
+    names = [each for parameter in command.params for each in parameter.opts if each.startswith(f"-{short}")]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def elsewhere(context: Any, name: str) -> str:
+    """A hint for a command that a group does not have: the groups in it that do."""
+    groups = [each for each in context.command.commands.values() if name in getattr(each, "commands", {})]
+    names = [f"`{context.command_path} {group.name} {name}`" for group in groups]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _description(command: Command | Group) -> tuple[str, str]:
@@ -173,6 +203,16 @@ def _table(rows: Sequence[Row], column: int, width: int) -> str:
             lines.append(f"{_INDENT}{name:{column}}  {first}")
         lines += [f"{indent}{line}" for line in others]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _indented(examples: str, width: int) -> str:
+    """Examples, in which comments are wrapped; commands are not, so that they can be copied."""
+    lines: list[str] = []
+    for line in examples.splitlines():
+        is_comment = line.startswith("#")
+        parts = _fill(line.removeprefix("# "), width - len(_INDENT) - 2) if is_comment else [line]
+        lines += [f"{_INDENT}# {part}" if is_comment else f"{_INDENT}{part}" for part in parts]
+    return "\n".join(lines)
 
 
 def _wrapped(text: str, width: int) -> str:

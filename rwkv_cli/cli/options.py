@@ -6,7 +6,9 @@ names a field, and `as_flag` or `as_setting` spells it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -36,9 +38,16 @@ PromptFile = Annotated[
         "--prompt-file",
         "-f",
         metavar="FILE",
-        help="Read it from a file; - is standard input.",
+        help="Read it from a file, before what --prompt says; - is standard input.",
         rich_help_panel=INPUT,
     ),
+]
+PromptWords = Annotated[
+    list[str] | None, typer.Argument(metavar="PROMPT", help="The prompt; the same as --prompt.")
+]
+ModelName = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="The model; the same as --model.", autocompletion=completion.models),
 ]
 Batch = Annotated[
     str | None,
@@ -118,7 +127,9 @@ def _think(panel: str) -> Any:
 
 Think = Annotated[str | None, _think(INPUT)]
 ChatThink = Annotated[str | None, _think(CONVERSATION)]
-Vi = Annotated[bool, typer.Option("--vi", help="Edit messages with vi keys.", rich_help_panel=CONVERSATION)]
+Vi = Annotated[
+    bool, typer.Option("--vi/--emacs", help="Edit messages with vi keys.", rich_help_panel=CONVERSATION)
+]
 
 # ------------------------------------------------------------------------------------------------------------- model
 
@@ -148,6 +159,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         "-d",
+        envvar="RWKV_DEVICE",
         metavar="NAME",
         help="Where to compute: auto, cuda, cpu or reference (slow).",
         rich_help_panel=MODEL,
@@ -157,6 +169,7 @@ Threads = Annotated[
     int | None,
     typer.Option(
         "--threads",
+        envvar="RWKV_THREADS",
         metavar="N",
         help="CPU threads.",
         show_default="one per core",
@@ -167,7 +180,6 @@ WeightType = Annotated[
     Literal["int8", "int4", "fp16", "fp32"],
     typer.Option(
         "--type",
-        "-t",
         metavar="TYPE",
         help="How weights are stored: int8, int4, fp16 or fp32.",
         rich_help_panel=MODEL,
@@ -177,7 +189,6 @@ ExportType = Annotated[
     Literal["bf16", "fp16", "fp32", "q8_0"] | None,
     typer.Option(
         "--type",
-        "-t",
         metavar="TYPE",
         help="How weights are stored: bf16, fp16, fp32 or q8_0.",
         show_default="bf16; fp16 for st and gguf",
@@ -235,8 +246,12 @@ def _max_tokens(default: int) -> Any:
     )
 
 
-MaxTokens = Annotated[int, _max_tokens(MAX_TOKENS)]
+MaxTokens = Annotated[int | None, _max_tokens(MAX_TOKENS)]
 ChatMaxTokens = Annotated[int | None, _max_tokens(MAX_ANSWER_TOKENS)]
+Echo = Annotated[
+    bool,
+    typer.Option("--echo", help="Print the prompt too, before the text.", rich_help_panel=OUTPUT),
+]
 Stop = Annotated[
     list[str] | None,
     typer.Option(
@@ -262,19 +277,37 @@ Markdown = Annotated[
 ]
 
 
-def _force(*names: str) -> Any:
-    return typer.Option(*names, help="Replace an existing file or state.", rich_help_panel=OUTPUT)
-
-
-Force = Annotated[bool, _force("--force")]
-ForceShort = Annotated[bool, _force("--force", "-f")]
-"""For commands without --prompt-file, which is -f elsewhere."""
-
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace an existing file or state.", rich_help_panel=OUTPUT)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print only the result and errors.", rich_help_panel=OUTPUT),
 ]
+
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", help="Say what is used, and how fast it is, on standard error.", rich_help_panel=OUTPUT
+    ),
+]
+
+
+def with_verbose(command: Callable[..., None]) -> Callable[..., None]:
+    """A decorator: a command has --verbose, as its last option."""
+    own = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def wrapper(*values: Any, verbose: bool = False, **arguments: Any) -> None:  # noqa: ARG001  # see help_pages
+        command(*values, **arguments)
+
+    last = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    wrapper.__signature__ = own.replace(parameters=[*own.parameters.values(), last])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {name: each.annotation for name, each in own.parameters.items()}
+    wrapper.__annotations__["verbose"] = Verbose
+    return wrapper
+
 
 # ----------------------------------------------------------------------------------- options in errors, and together
 
@@ -305,6 +338,24 @@ def refuse_with(option: str, others: Mapping[str, object]) -> None:
     for other, value in others.items():
         if value is not None:
             raise UsageError(f"give either {option} or {other}, not both")
+
+
+def model_of(argument: str | None, option: str | None) -> str | None:
+    """The model of the argument MODEL, or of --model. Raises UsageError if both were given."""
+    if argument is None:
+        return option
+    from rwkv_cli import settings
+
+    if option not in (None, settings.load().model):
+        raise UsageError("give either MODEL or --model, not both")
+    return argument
+
+
+def limit_of(max_tokens: int | None, default: int = MAX_TOKENS) -> int:
+    """The most tokens of a text: those of the option, of the user's settings, or the default."""
+    from rwkv_cli import settings
+
+    return next(each for each in (max_tokens, settings.load().max_tokens, default) if each is not None)
 
 
 def parse_template(name_or_file: str | None) -> PromptFormat | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,26 +19,60 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 MOST_BYTES = 64_000_000
 """Of a prompt, or of a file of prompts: a hundred books. A device or a pipe without an end must not fill the memory."""
 
+_PATIENCE = 2  # seconds
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it at the beginning of a file
 
 
 def read_prompt(text: str | None, file: str | None, optional: bool = False) -> str:
-    """The prompt of --prompt, of --prompt-file ("-" is standard input) or, without both, of standard input.
+    """The prompt: what is in --prompt-file ("-" is standard input) or a pipe, and below it that of --prompt.
 
-    One newline at the end of a file is dropped: the editor put it there, not the user. An `optional` prompt is empty
-    if standard input is a terminal. Raises UsageError if there is no prompt, if both options are given, for text
-    that is not UTF-8, and for more than MOST_BYTES.
+    A blank line separates them. One newline at the end of a file is dropped: the editor put it there, not the user. An
+    `optional` prompt is empty if standard input is a terminal. Raises UsageError if there is no prompt, for text that
+    is not UTF-8, and for more than MOST_BYTES.
     """
-    if text is not None and file is not None:
-        raise UsageError("give either --prompt or --prompt-file, not both")
-    if text is not None:
-        return checked_text(text, "prompt")
-    if file is None and (sys.stdin is None or ui.is_terminal(sys.stdin)):
-        if optional:
-            return ""
-        raise UsageError("no prompt given: use --prompt TEXT, --prompt-file FILE or a pipe")
+    given = [] if text is None else [checked_text(text, "prompt")]
+    if file is None:
+        if text is not None and not _is_piped():
+            return given[0]
+        if sys.stdin is None or ui.is_terminal(sys.stdin):
+            if optional:
+                return ""
+            raise UsageError("no prompt given: use --prompt TEXT, --prompt-file FILE or a pipe")
+        if text is not None:
+            _tell_of_waiting()
     data = _read(file or "-").removeprefix(_BYTE_ORDER_MARK)
-    return re.sub(r"\r?\n\Z", "", decoded(data, "prompt"))
+    read = re.sub(r"\r?\n\Z", "", decoded(data, "prompt"))
+    return "\n\n".join([read, *given] if read or not given else given)
+
+
+def words_or_option(words: Sequence[str] | None, option: str | None) -> str | None:
+    """The prompt that is given as arguments, or with --prompt. Raises UsageError if both are given."""
+    if not words:
+        return option
+    if option is not None:
+        raise UsageError("give either PROMPT or --prompt, not both")
+    return " ".join(words)
+
+
+def _is_piped() -> bool:
+    """Whether something was meant to be read from standard input: a pipe or a file, not a terminal or /dev/null."""
+    if sys.stdin is None or ui.is_terminal(sys.stdin):
+        return False
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # no file of the system: a text in memory, or it is closed
+        return not sys.stdin.closed
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def _tell_of_waiting() -> None:
+    """Say why nothing happens, where a pipe stays silent: a program that calls this one may never have closed it."""
+    try:
+        is_ready = select.select([sys.stdin], [], [], _PATIENCE)[0]
+    except (OSError, ValueError):  # Windows has this for sockets only
+        return
+    if not is_ready:
+        ui.note("reading standard input, which comes before --prompt; without one, use: < /dev/null")
 
 
 def parse_stops(texts: Sequence[str]) -> tuple[str, ...]:

@@ -115,13 +115,18 @@ _OPTIONS = inspect.signature(parse, eval_str=True).parameters
 
 
 def with_sampling(command: Callable[..., None]) -> Callable[..., None]:
-    """A decorator: in place of its parameter `sampling`, a command has the ten options, parsed."""
+    """A decorator: in place of its parameter `sampling`, a command has the ten options, parsed.
+
+    Another command may call it with `sampling` itself.
+    """
     own = inspect.signature(command, eval_str=True)
 
     @functools.wraps(command)
-    def wrapper(**arguments: Any) -> None:
+    def wrapper(*values: Any, **arguments: Any) -> None:
         options = {name: arguments.pop(name) for name in _OPTIONS if name in arguments}
-        command(**arguments, sampling=parse(**options))
+        if options:
+            arguments["sampling"] = parse(**options)
+        command(*values, **arguments)
 
     parameters: list[inspect.Parameter] = []
     for name, parameter in own.parameters.items():

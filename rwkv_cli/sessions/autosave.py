@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import Model
@@ -13,6 +14,7 @@ from rwkv_cli.sampling_settings import SamplingOverrides, combined
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.settings import Settings
 from rwkv_cli.text.template import Template
 
 
@@ -25,12 +27,16 @@ class Choices:
     think: str | None = None
     max_tokens: int | None = None
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    settings: Settings = field(
+        default_factory=Settings
+    )  # the user's, which come after those of a conversation
 
     def begin(self, model: Model) -> Conversation:
         """A new conversation. Raises UsageError for what the template does not support."""
-        conversation = Conversation(model, self.template, self.system, self.think, **self.sampling)
-        if self.max_tokens is not None:
-            conversation.set_max_tokens(self.max_tokens)
+        sampling = combined(self.settings.sampling, self.sampling)
+        conversation = Conversation(model, self.template, self.system, self.think, **sampling)
+        limit = self.settings.max_tokens if self.max_tokens is None else self.max_tokens
+        conversation.set_max_tokens(limit)
         return conversation
 
     def resume(self, model: Model, saved: SavedState) -> Conversation:
@@ -51,7 +57,15 @@ class Choices:
             conversation.set_think(self.think)
         if self.max_tokens is not None:
             conversation.set_max_tokens(self.max_tokens)
-        conversation.choose(**combined(self.sampling))
+        of_the_user = cast(
+            "SamplingOverrides",
+            {
+                name: value
+                for name, value in self.settings.sampling.items()
+                if name not in conversation.chosen
+            },
+        )
+        conversation.choose(**combined(of_the_user, self.sampling))
         return conversation
 
 

@@ -14,6 +14,7 @@ from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, combined
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.settings import Settings
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
 
@@ -30,6 +31,7 @@ class TextRequest:
     think: str | None = None  # a mode of the template
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # what was chosen
     keep_text: bool = True  # in a state that is saved
+    settings: Settings = field(default_factory=Settings)  # the user's, which come after those of a state
     reads_only: bool = False  # nothing is generated: without a template, the text is a document
 
 
@@ -43,7 +45,7 @@ class Continuation:
         self.model, self.request, self.saved = model, request, saved
         self.is_document = request.reads_only and request.template is None
         self.layout = self._layout()
-        self.chosen = combined(saved.settings if saved else {}, request.sampling)
+        self.chosen = combined(request.settings.sampling, saved.settings if saved else {}, request.sampling)
         self.generation = self._generation(reader)
 
     def _layout(self) -> Template:

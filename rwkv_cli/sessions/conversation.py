@@ -179,6 +179,32 @@ class Conversation:
         other._generator = self._generator
         return other
 
+    def moved_to(self, model: Model, progress: Progress | None = None) -> Conversation:
+        """This conversation with another model, which reads it again; this one is unchanged.
+
+        A template that was not chosen becomes the other model's own, in which earlier answers have no thoughts. Raises
+        UsageError where it began with something else than turns, whose text another model cannot read, and for a system
+        prompt that the template does not support.
+        """
+        if self.start.kind != "nothing":
+            raise UsageError(
+                "this conversation began with a saved state, which only its own model can continue"
+            )
+        is_own = self.template == for_chat(self.model.template)
+        template = for_chat(model.template) if is_own else self.template
+        other = Conversation(model, template, self.system, max_tokens=self.max_tokens, **self.chosen)
+        if template == self.template:
+            other.turns = self.turns.copy()
+        else:
+            gap = " " if template.answer and not template.answer[-1].isspace() else ""
+            answers = [gap + self.parts_of(each)[1] for each in self.turns]
+            turns = zip(self.turns, answers, strict=True)
+            other.turns = [Turn(each.user, answer, None, each.finish) for each, answer in turns]
+        if self.think in template.thinking:
+            other.set_think(self.think)
+        other._at(len(other.turns), progress)
+        return other
+
     def _at(self, turns: int, progress: Progress | None) -> Snapshot | None:
         """The snapshot after `turns` turns, recomputed if it was dropped; None at the very beginning."""
         done, snapshot = self.snapshots.last(turns) or (0, self._beginning(progress))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +53,18 @@ def check_target(name_or_path: str, force: bool, source: Path | None = None) -> 
 
 
 def load_model(
-    chosen: str | None, saved: SavedState | None, device: str, threads: int | None, reporter: Reporter
+    chosen: str | None,
+    saved: SavedState | None,
+    device: str,
+    threads: int | None,
+    reporter: Reporter,
+    default: str | None = None,
 ) -> Model:
-    """The model of --model; without it, the one that made the state. Raises StateError where they do not fit."""
-    if saved and (chosen is None or chosen == os.environ.get("RWKV_MODEL")):
+    """The model of --model; without it, the one that made the state. Raises StateError where they do not fit.
+
+    `default` is the model in the user's settings, which nobody chose for this state.
+    """
+    if saved and chosen in (None, default):
         chosen = _model_of(saved, chosen)
     loaded = models.load(chosen, device, threads=threads, reporter=reporter)
     if saved and (warning := state_file.fit(saved, loaded)):

@@ -8,17 +8,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rwkv_cli import toml_file
 from rwkv_cli.errors import UsageError, literal
 from rwkv_cli.sampling_settings import NUMERIC_FIELDS, check_number
 from rwkv_cli.text.chat_template import JinjaTemplate
 from rwkv_cli.text.template import Template, Thinking
-
-MOST_BYTES = 1 << 20
 
 _TEXTS = (
     *("description", "opening", "system", "user", "user_after_system", "answer"),
@@ -44,43 +42,19 @@ class _WrongKeyError(ValueError):
         self.key = key
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """The content of a TOML file, and its text. Raises UsageError with the file, and what is wrong."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise UsageError(f"{path} is larger than {MOST_BYTES >> 20} MB: it is not a template")
-        text = data.decode("utf-8-sig")
-        return tomllib.loads(text), text
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the template {path}: {(error.strerror or str(error)).lower()}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the template {path} is not valid UTF-8 text (byte {error.start})") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        message = str(error)
-        raise UsageError(
-            f"the template {path} is not valid TOML: {message[:1].lower()}{message[1:]}"
-        ) from None
-    except ValueError:
-        raise UsageError(f"the template {path} has a number of too many digits") from None
-
-
 def read_template(path: Path, bases: Mapping[str, Template]) -> Template:
     """The template in a file, perhaps made of one of `bases`.
 
     Raises UsageError with the file, the line and the key that is wrong.
     """
-    fields, text = _read(path)
+    fields, text = toml_file.read(path, UsageError, "the template")
     return _located(path, text, fields, path.stem, bases)
 
 
 def read_templates(path: Path, bases: Mapping[str, Template]) -> dict[str, Template]:
     """The templates in a file that has a table for each, by name. Raises UsageError like `read_template`."""
     found = dict[str, Template]()
-    tables, text = _read(path)
+    tables, text = toml_file.read(path, UsageError, "the template")
     for name, fields in tables.items():
         if not isinstance(fields, dict):
             raise UsageError(f"{path}: {name} must be a table, [{name}], for the template of this name")

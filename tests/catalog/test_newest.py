@@ -462,5 +462,5 @@ def test_the_list_of_what_is_newer_without_a_connection(hub, rwkv, monkeypatch):
         "cannot download the list of files of BlinkDL/rwkv7-g1: the server cannot be reached"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in rwkv("models", "list", "--known", "--newest", "--json").sentence
+    assert "HF_HUB_OFFLINE is set" in rwkv("models", "list", "--known", "--newest", "--json").err
     assert "--newest compares the known models" in rwkv("models", "list", "--newest").sentence

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference, registry
-from rwkv_cli.catalog.entries import Entry, line_of, make_entries, read_tables
+from rwkv_cli.catalog.entries import Entry, make_entries, read_tables
 from rwkv_cli.catalog.names import is_name
 from rwkv_cli.catalog.registry import entries, locate
 from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, RwkvError, UsageError
 from rwkv_cli.text import generations
 from rwkv_cli.text.templates import find_template, templates
+from rwkv_cli.toml_file import line_of
 
 
 @pytest.fixture(autouse=True)
@@ -241,14 +242,14 @@ def test_what_is_wrong_in_it_is_told_with_the_line(own, text, line, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[a\n", "is not TOML: .*line 1"),
-        ("[a]\nx = 1\nx = 2", "is not TOML: .*line 3"),
+        ("[a\n", "is not valid TOML: .*line 1"),
+        ("[a]\nx = 1\nx = 2", "is not valid TOML: .*line 3"),
         ("[a]", r"\[a\] has neither a repository nor a url"),
         ("[a]\nurl = 'https://x.y/z'\nrepository = 'o/r'", r"\[a\] has both a url and a repository"),
         ("[a]\nfile = 'x'", r"\[a\] has a file but no repository"),
         ("[a]\nrepository = 'o/r'\nmirrors = ['hf:o/s/x']", r"\[a\] has mirrors but no file or url"),
-        ("x = " + "[" * 5000, "is (nested too deeply|not TOML)"),
-        ("#" * 2_000_000, "too large for a list"),
+        ("x = " + "[" * 5000, "is (nested too deeply|not valid TOML)"),
+        ("#" * 2_000_000, "is too large"),
         ("[a]\nbytes = " + "9" * 5000, "models.toml has a number of too many digits"),
         ("[a]\nbytes = " + "9" * 4000, "line 2: bytes of .a. is '9{60}'; it must be a whole number"),
         ("[a]\nbytes = 0x" + "f" * 5000, "line 2: bytes of .a. is too large; it must be a whole number"),
@@ -261,7 +262,7 @@ def test_what_else_may_be_wrong(own, text, message):
     with pytest.raises(RegistryError, match=message):
         entries()
     own.write_bytes(b"\xff")
-    with pytest.raises(RegistryError, match="is not UTF-8 text"):
+    with pytest.raises(RegistryError, match="is not valid UTF-8 text"):
         entries()
 
 

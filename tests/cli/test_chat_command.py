@@ -255,6 +255,95 @@ def test_help_lists_every_command(play):
         assert command.help
 
 
+@pytest.mark.parametrize("line", ["/bye", "/exit", "/quit", "exit", "Quit", " exit "])
+def test_every_way_to_leave(play, line):
+    chat, _, _ = play("hi", line, "bye")
+    assert users(chat) == ["hi"]
+
+
+def test_a_message_may_begin_with_such_a_word(play):
+    chat, _, _ = play("exit now", "quit?")
+    assert users(chat) == ["exit now", "quit?"]
+
+
+def test_in_a_pipe_such_a_word_is_a_message(rwkv, tiny_model):
+    rwkv("chat", "-m", tiny_model, "--name", "k", "-n", "1", stdin=b"exit\nbye\n")
+    assert [turn["user"] for turn in state_file.load(state_store.find("k")).conversation["turns"]] == [
+        "exit",
+        "bye",
+    ]
+
+
+def test_verbose_tells_how_fast_every_answer_was(rwkv, tiny_model):
+    chat = ("chat", tiny_model, "-n", "2", "--ban", "0", "-q")
+    told = rwkv(*chat, "--verbose", stdin=b"hi\nbye\n").err.splitlines()
+    assert len(told) == 3  # the settings, and a line for every answer
+    assert all(re.fullmatch(r"\(2 tokens, \d+/s; message \d+ tokens, \d+/s\)", line) for line in told[1:])
+    assert rwkv(*chat, stdin=b"hi\nbye\n").err == ""
+
+
+def test_commands_as_other_programs_call_them(play):
+    _, out, _ = play("/?")
+    assert out == play("/help")[1]
+    chat, out, _ = play("hi", "/clear", "bye")
+    assert users(chat) == ["bye"]
+    assert "/undo restores" in out
+
+
+def test_another_model_continues(play, monkeypatch):
+    other = talking({"hi\n\nAssistant: Hello.\n\nUser: bye\n\nAssistant:": " So long."})
+    asked = []
+    monkeypatch.setattr(
+        "rwkv_cli.model.load", lambda name, device, **_: asked.append((name, device)) or other
+    )
+    chat, out, _ = play("hi", "/model other", "bye")
+    assert asked == [("other", "talker")]
+    assert chat.conversation.model is other
+    assert users(chat) == ["hi", "bye"]
+    assert out.endswith("So long.\n\n")  # it has read what the first one said
+    assert "talker (int8, talker), template dialogue, has read 1 turn, and continues" in out
+
+
+def test_another_model_has_its_own_template(play, monkeypatch):
+    reasoning = talking({"<think": ">Hm.</think>\n\nYes."}, "g1")
+    plain = talking({"User: Is it?\n\nAssistant: Yes.\n\nUser: bye\n\nAssistant:": " So long."})
+    monkeypatch.setattr("rwkv_cli.model.load", lambda *_, **__: plain)
+    chat, out, _ = play("Is it?", "/model plain", "bye", model=reasoning, think="on", max_tokens=40)
+    assert chat.conversation.template.name == "dialogue"
+    assert chat.conversation.turns[0].text == " Yes."
+    assert out.endswith("So long.\n\n")
+
+
+def test_the_model_stays_where_another_cannot_continue(rwkv, tiny_model):
+    rwkv("state", "save", "s", "-p", "Once", "-m", tiny_model)
+    chat = ("chat", "-m", tiny_model, "-q", "-n", "1")
+    result = rwkv(*chat, stdin=b"/model nothing-like-it\n/model\n")
+    assert result.err.splitlines() == [
+        "rwkv: unknown model nothing-like-it: give a path, or a name such as gosling or world-0.1b",
+        f"{tiny_model}; to talk with another model: /model NAME",
+    ]
+    result = rwkv(*chat, "--state", "s", stdin=b"/model gosling\n/model\n")
+    assert "this conversation began with a saved state" in result.err
+    assert result.err.splitlines()[-1].startswith(f"{tiny_model};")
+
+
+def test_the_model_is_an_argument(rwkv, tiny_model):
+    named = rwkv("chat", tiny_model, "-n", "2", "--seed", "1", stdin=b"hi\n")
+    assert (named.code, named.out) == (
+        0,
+        rwkv("chat", "-m", tiny_model, "-n", "2", "--seed", "1", stdin=b"hi\n").out,
+    )
+    assert "give either MODEL or --model" in rwkv("chat", tiny_model, "-m", "gosling").sentence
+
+
+def test_the_name_of_a_conversation_is_not_one_of_a_model(rwkv, tiny_model):
+    rwkv("chat", "-m", tiny_model, "--name", "my ideas", "-n", "1", stdin=b"hi\n")
+    result = rwkv("chat", "my ideas")
+    assert result.code == 2
+    assert result.sentence.endswith("a conversation: continue it with `rwkv chat --name 'my ideas'`")
+    assert "unknown model" in rwkv("chat", "my-other").sentence
+
+
 def test_quit(play):
     chat, _, _ = play("hi", "/quit", "bye")
     assert users(chat) == ["hi"]
@@ -845,7 +934,7 @@ def test_a_dumb_terminal(terminal):
         ("generate", "--nothing"),
         ("bench", "--prefill", "2", "--decode", "2", "--repeat", "1"),
         ("state", "save", "s", "-p", "Once upon a time"),
-        ("quantize", "gosling", "-t", "int4", "copy.safetensors"),
+        ("quantize", "gosling", "--type", "int4", "copy.safetensors"),
         ("state", "list"),
     ],
     ids=" ".join,

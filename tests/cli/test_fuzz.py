@@ -23,6 +23,7 @@ from rwkv_cli.catalog import registry
 from rwkv_cli.catalog.hub import failures
 from rwkv_cli.cli.main import app
 from rwkv_cli.engine.session import Session
+from rwkv_cli.settings import KEYS as SETTINGS_KEYS
 from rwkv_cli.text import templates
 
 MORE = os.environ.get("RWKV_RANDOM_TESTS", "")
@@ -176,8 +177,23 @@ STDIN = st.lists(st.sampled_from(CHAT), max_size=4).map(
 
 VARIABLES = {
     "RWKV_MODEL RWKV_DATA_DIR RWKV_CONFIG_DIR RWKV_CACHE_DIR XDG_DATA_HOME TMPDIR": PATHS,
-    "COLUMNS LINES RWKV_CACHE_SIZE": [*NUMBERS, "1GB", "9" * 12 + "GB", "5XB"],
-    "TERM COLORTERM FORCE_COLOR NO_COLOR": ["", "dumb", "unknown", "xterm", "1", "x" * 999],
+    "COLUMNS LINES RWKV_CACHE_SIZE RWKV_THREADS RWKV_TOP_P RWKV_MAX_TOKENS": [
+        *NUMBERS,
+        "1GB",
+        "9" * 12 + "GB",
+        "5XB",
+    ],
+    "TERM COLORTERM FORCE_COLOR NO_COLOR RWKV_DEVICE RWKV_THEME RWKV_HISTORY": [
+        "plain",
+        "cpu",
+        "off",
+        "",
+        "dumb",
+        "unknown",
+        "xterm",
+        "1",
+        "x" * 999,
+    ],
     "LANG LC_ALL TZ RWKV_DEBUG": ["", "C", "x", "tr_TR.UTF-8", "0", "../x", BYTE],
     "HF_TOKEN HF_HOME HF_HUB_OFFLINE HF_ENDPOINT": [*TEXTS[:10], "1", "x/y"],
 }
@@ -386,7 +402,7 @@ USES = st.sampled_from(
             "on",
         ),
         ("generate", "-p", "a", "-m", "x"),
-        ("quantize", "tiny.safetensors", "t.safetensors", "--template", "own.jinja", "-t", "fp16"),
+        ("quantize", "tiny.safetensors", "t.safetensors", "--template", "own.jinja", "--type", "fp16"),
         ("chat", "-m", "tiny.safetensors", "--template", "own.toml", "--max-tokens", "2", "--name", "talk2"),
         ("models", "list", "--known"),
         ("models", "list", "--known", "--json"),
@@ -490,6 +506,18 @@ def test_any_command_line(fuzzed, line, variables):
 def test_any_settings_file(fuzzed, arguments, models, own_templates, template, jinja_template):
     files = {"config/models.toml": models, "config/templates.toml": own_templates}
     fuzzed(arguments, b"hi\n", files=files | {"own.toml": template, "own.jinja": jinja_template})
+
+
+SETTINGS = st.lists(
+    st.tuples(st.sampled_from([*SETTINGS_KEYS, "x"]), st.sampled_from(LITERALS)).map(" = ".join), max_size=2
+).map(lambda lines: "\n".join(lines).encode())
+CHANGES = [("config",), ("config", "--json"), ("config", "top_p", "0.5"), ("config", "model", "--unset")]
+
+
+@examples(50)
+@given(USES | st.sampled_from(CHANGES), SETTINGS | toml(), environments())
+def test_any_settings_of_commands(fuzzed, arguments, own, variables):
+    fuzzed(arguments, b"hi\n", variables, files={"config/config.toml": own})
 
 
 AT_START = {

@@ -60,9 +60,40 @@ def test_the_prompt_may_come_from_anywhere(generate, tmp_path):
     assert tokens == [tokens[0]] * 5
 
 
-def test_an_option_comes_before_what_is_piped(generate):
-    result = generate("-p", "abc", "-n", "1", "--json", stdin=b"something longer")
-    assert json.loads(result.out.splitlines()[-1])["usage"]["prompt_tokens"] == 3
+def test_a_prompt_comes_after_what_is_piped_or_in_a_file(generate, tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_text("a book\n")
+    options = ("-n", "0", "--json", "--echo")
+    for arguments, stdin, prompt in (
+        (("-p", "Who?"), b"a book\n", "a book\n\nWho?"),
+        (("Who", "is", "it?"), b"a book\n", "a book\n\nWho is it?"),
+        (("Who?", "-f", file), None, "a book\n\nWho?"),
+        (("Who?", "-f", file), b"nobody reads this", "a book\n\nWho?"),
+        (("-f", "-", "-p", "Who?"), b"a book", "a book\n\nWho?"),
+        (("-p", "Who?"), b"", "Who?"),
+        (("-p", "Who?"), b"\n", "Who?"),
+        (("Who?",), None, "Who?"),
+    ):
+        result = generate(*arguments, *options, stdin=stdin)
+        assert json.loads(result.out)["prompt"] == prompt, arguments
+
+
+def test_a_device_beside_the_prompt_is_not_read(tiny_model):
+    command = (*RWKV, "generate", "-m", tiny_model, "abc", "-n", "0", "--json")
+    for device in (os.devnull, "/dev/zero") if os.name == "posix" else (os.devnull,):
+        with Path(device).open("rb") as stdin:
+            out = subprocess.run(command, stdin=stdin, capture_output=True, check=True, timeout=60).stdout
+        assert json.loads(out)["usage"]["prompt_tokens"] == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere, pipes cannot be waited for")
+def test_a_silent_pipe_beside_the_prompt_is_told(tiny_model):
+    command = (*RWKV, "generate", "-m", tiny_model, "abc", "-n", "0", "--json")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert "reading standard input, which comes before --prompt" in process.stderr.readline()
+        out, _ = process.communicate("x")
+    assert json.loads(out)["usage"]["prompt_tokens"] == len("x\n\nabc")
 
 
 def test_no_prompt(generate):
@@ -76,7 +107,9 @@ def test_no_prompt(generate):
         (("-p", ""), None, "the prompt is empty"),
         ((), b"", "the prompt is empty"),
         ((), b"\n", "the prompt is empty"),
-        (("-p", "a", "-f", "b"), None, "either --prompt or --prompt-file"),
+        (("-p", "a", "b"), None, "either PROMPT or --prompt, not both"),
+        (("",), None, "the prompt is empty"),
+        (("ab\udcffc",), None, "the prompt is not valid UTF-8 text (byte 2)"),
         (("-p", "ab\udcffc"), None, "the prompt is not valid UTF-8 text (byte 2)"),
         (("-p", "ä\udcff"), None, "the prompt is not valid UTF-8 text (byte 2)"),
         (("-p", "ä\ud83e"), None, "the prompt is not valid UTF-8 text (character 1)"),
@@ -100,7 +133,6 @@ def test_no_prompt(generate):
         (("-p", "a", "--logit-bias", "3=inf"), None, "--logit-bias of token 3"),
         (("-p", "a", "--device", "abacus"), None, "--device is 'abacus': it must be one of auto"),
         (("-p", "a", "--nonsense"), None, "no such option: --nonsense"),
-        (("-p", "a", "b"), None, "unexpected extra argument"),
     ],
 )
 def test_what_cannot_be_right_is_one_sentence(generate, tmp_path, monkeypatch, arguments, stdin, said):
@@ -152,7 +184,48 @@ def test_json(generate):
     assert summary["seed"] == 7
     assert summary["model"].endswith("tiny.safetensors")
     text = generate("-p", "abc", "-n", "50", "--seed", "7").out
-    assert "".join(step["text"] for step in steps) + summary["text"] in (text, text.removesuffix("\n"))
+    assert "".join(step["text"] for step in steps) == summary["text"]
+    assert summary["text"] in (text, text.removesuffix("\n"))
+
+
+def test_text_that_was_held_back_has_a_line_of_its_own(generate):
+    half = 0xC3 + 1  # the first byte of a character of two
+    options = ("-p", "a", "-n", "2", *say(half), "--json")
+    *steps, summary = map(json.loads, generate(*options).out.splitlines())
+    assert summary["text"] == "".join(step["text"] for step in steps) != ""
+    assert [step["token"] for step in steps if step["token"] is not None] == [half, half]
+
+
+def test_echo_repeats_the_prompt_in_a_pipe(generate, tmp_path):
+    x = ord("x") + 1
+    file = tmp_path / "story.txt"
+    file.write_text("long " * 1000 + "\x1bago\n")
+    assert generate("ab", "-n", "2", *say(x), "--echo").out == "abxx\n"
+    assert generate("ab", "-n", "2", *say(x), "--echo", "--quiet").out == "abxx\n"
+    assert generate("-f", file, "-n", "2", *say(x), "--echo").out == "long " * 1000 + "\x1bagoxx\n"
+    assert generate("ab", "-n", "2", *say(x), "--echo", "--template", "qa").out == "ab\n\nxx\n"
+    summary = json.loads(generate("ab", "-n", "2", *say(x), "--echo", "--json").out.splitlines()[-1])
+    assert (summary["prompt"], summary["text"]) == ("ab", "xx")
+
+
+def test_errors_are_objects_where_json_was_asked_for(generate):
+    for arguments, code, said in (
+        (("a", "--json", "--top-p", "2"), 2, "--top-p is 2: it must be between 0 and 1"),
+        (
+            ("a", "--json", "--nonsense"),
+            2,
+            None,
+        ),
+        (("a", "--json", "--state", "nothing"), 1, None),
+        (("--json",), 2, None),
+    ):
+        result = generate(*arguments)
+        error = json.loads(result.out)["error"]
+        assert result.code == error["code"] == code
+        assert result.err == f"rwkv: {error['message']}\n"
+        assert error["message"] == (said or error["message"])
+    assert generate("a", "--nonsense").out == ""
+    assert generate("--", "--json", "-n").code == 0  # words
 
 
 @pytest.fixture
@@ -170,8 +243,8 @@ def test_a_pipe_gets_the_answer_without_the_thought(thinking):
 
 def test_json_has_the_thought_apart(thinking):
     *steps, summary = map(json.loads, thinking("--json").out.splitlines())
-    assert "".join(step["text"] for step in steps) == "\n\nYes."
-    assert "".join(step.get("thought", "") for step in steps) == "Hm.\nYes?"
+    assert "".join(step["text"] for step in steps) == summary["text"] == "\n\nYes."
+    assert "".join(step.get("thought", "") for step in steps) == summary["thought"] == "Hm.\nYes?"
     assert summary["finish"] == "stop"
 
 

@@ -133,7 +133,7 @@ LONG = "A" * 20_000
         ("pull", LONG),
         ("bench", "--prefill", LONG),
         ("quantize", LONG),
-        ("quantize", "gosling", "-t", LONG),
+        ("quantize", "gosling", "--type", LONG),
         ("export", "gosling", LONG),
     ],
     ids=lambda arguments: " ".join(arguments)[:30],
@@ -148,7 +148,10 @@ def test_a_message_repeats_no_more_than_a_line_or_two(rwkv, arguments):
 def test_a_table_repeats_no_more_of_a_file(rwkv, tmp_path):
     path = tmp_path / "t.toml"
     path.write_text(f'user = "{{prompt}}{LONG}"\n')
-    assert rwkv("quantize", "gosling", tmp_path / "m.safetensors", "-t", "int4", "--template", path).code == 0
+    assert (
+        rwkv("quantize", "gosling", tmp_path / "m.safetensors", "--type", "int4", "--template", path).code
+        == 0
+    )
     out = rwkv("info", tmp_path / "m.safetensors").out
     assert max(map(len, out.splitlines())) < MOST_CHARACTERS + 30
     assert LONG in rwkv("info", tmp_path / "m.safetensors", "--json").out

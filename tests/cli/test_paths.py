@@ -55,7 +55,7 @@ def test_a_model_in_every_format(done, folder, source):
     facts = json.loads(done(f"bench -m {source} --prefill 2 --decode 2 --repeat 1 --json -q"))
     assert facts["model"] == source.replace("@", ODD)
     assert json.loads(done(f"quantize {source} --dry-run --json"))["path"] == source.replace("@", ODD)
-    assert "out\\xe9.safetensors" in done(f"quantize {source} out@.safetensors -t fp16")
+    assert "out\\xe9.safetensors" in done(f"quantize {source} out@.safetensors --type fp16")
     for suffix in ("pth", "gguf"):
         assert json.loads(done(f"export {source} out@.{suffix} --json"))["path"] == f"out{ODD}.{suffix}"
     done(f"export {source} again@ --format hf")
@@ -91,7 +91,7 @@ def test_prompts_and_templates(done):
     assert done(f"generate {same} -f p@.txt --template t@.toml") == expected
     assert done(f"generate {same} -f p@.txt --template t@.jinja")
     assert json.loads(done(f"generate {same} --batch p@.txt"))["text"] == expected.removesuffix("\n")
-    done("quantize m@.safetensors out.safetensors -t int4 --compare p@.txt")
+    done("quantize m@.safetensors out.safetensors --type int4 --compare p@.txt")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_prompts_and_templates(done):
         "state show none@",
         "state import none@ x",
         "state export none@ x",
-        "quantize m@.safetensors m@.safetensors -t int4",
+        "quantize m@.safetensors m@.safetensors --type int4",
         "quantize m@.safetensors x --lora none@ --lora-alpha 1",
         "export m@.safetensors none@/x.pth",
         "pull none@",

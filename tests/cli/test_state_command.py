@@ -211,7 +211,7 @@ def test_state_load_answers_a_prompt(tiny):
     loaded = tiny("state load s -p d -n 9 --seed 2")
     assert loaded.out == tiny("generate --state s -p d -n 9 --seed 2").out
     assert state_store.find("s").read_bytes() == before
-    assert "rwkv chat --state" in tiny("state load s --json").sentence
+    assert "rwkv chat --state" in tiny("state load s --json").err
 
 
 # ------------------------------------------------------------------------------------------------ which model

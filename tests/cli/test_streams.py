@@ -148,3 +148,16 @@ def test_every_command_does_without_standard_input(compiled_kernels, arguments, 
     assert "should not happen" not in done.stderr
     assert "Traceback" not in done.stderr
     assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes end otherwise there")
+def test_an_error_that_nobody_reads_is_no_other_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "rwkv_cli", "generate", "a", "--json", "--top-p", "5"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writer)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "rwkv: --top-p is 5: it must be between 0 and 1\n"

@@ -157,7 +157,7 @@ def test_the_command(rwkv, tmp_path, monkeypatch):
     assert (
         "is or holds"
         not in rwkv(
-            "quantize", "base.pth", "lora.pth", "-f", "--lora", "lora.pth", "--lora-alpha", "8"
+            "quantize", "base.pth", "lora.pth", "--force", "--lora", "lora.pth", "--lora-alpha", "8"
         ).sentence
     )
     model_file = rwkv("quantize", "out", "again", "--type", "fp32", "--lora", "lora.pth", "--lora-alpha", "8")
@@ -333,7 +333,7 @@ def test_the_command_reads_the_settings_and_tells_of_a_contradiction(rwkv, tmp_p
     (tmp_path / "lora").mkdir()
     adapter = pairs(a=A, b=B)
     folder(tmp_path / "lora", adapter, lora_alpha=32)
-    quantize = ("quantize", "base.pth", "-f", "--type", "fp32", "--lora", "lora")
+    quantize = ("quantize", "base.pth", "--force", "--type", "fp32", "--lora", "lora")
     assert "alpha" not in rwkv(*quantize, "out").err
     model = ModelFile(tmp_path / "out")
     assert changed(model, adapter, "head") == pytest.approx(8, rel=1e-3)

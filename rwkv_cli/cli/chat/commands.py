@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import cast
 
 from rwkv_cli import paths
-from rwkv_cli.cli.chat.loop import Chat
+from rwkv_cli.cli import completion
+from rwkv_cli.cli.chat.loop import Chat, speeds
+from rwkv_cli.cli.terminal.progress import TerminalReporter
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import replacing
 from rwkv_cli.reporting import format_size, pluralize
 from rwkv_cli.sampling_settings import SAMPLING_FIELDS, SamplingOverrides
-from rwkv_cli.sessions import state_store, transcript
+from rwkv_cli.sessions import resume, state_store, transcript
 from rwkv_cli.sessions.autosave import Choices
 from rwkv_cli.sessions.conversation import Conversation
 
@@ -35,6 +37,7 @@ class Command:
 def dispatch(chat: Chat, line: str) -> None:
     """Run a line that begins with a slash. Raises UsageError for an unknown command, with the nearest one."""
     name, _, argument = line[1:].partition(" ")
+    name = _ALIASES.get(name.strip(), name)
     command = COMMANDS.get(name.strip())
     if command is None:
         near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
@@ -146,6 +149,22 @@ def _reset(chat: Chat, _: str) -> None:
     chat.view.say("new conversation; /undo restores the previous one")
 
 
+def _model(chat: Chat, name: str) -> None:
+    if not name:
+        chat.view.say(f"{chat.session.model.path}; to talk with another model: /model NAME")
+        return
+    before = chat.conversation
+    device = before.model.backend.name
+    with TerminalReporter() as reporter:  # on a GPU a model that does not fit may still run on the CPU
+        model = resume.load_model(name, None, "auto" if device == "cuda" else device, None, reporter)
+    with chat.rereading() as progress:
+        chat.session.conversation = before.moved_to(model, progress)
+    chat.keep()
+    about = f"{model.path.stem} ({model.info.weight_type}, {model.backend.name})"
+    turns = pluralize(len(before.turns), "turn")
+    chat.view.say(f"{about}, template {chat.conversation.template.name}, has read {turns}, and continues")
+
+
 def _system(chat: Chat, text: str) -> None:
     if not text:
         chat.view.say(chat.conversation.system or "no system prompt: set one with /system TEXT")
@@ -194,10 +213,7 @@ def _show(chat: Chat, _: str) -> None:
 def _stats(chat: Chat, _: str) -> None:
     totals, rows = chat.totals, {}
     if last := chat.last_usage:
-        rows["last answer"] = (
-            f"{last.generated_tokens} tokens, {last.decode_speed:.0f}/s; message {last.prompt_tokens} tokens, "
-            f"{last.prefill_speed:.0f}/s"
-        )
+        rows["last answer"] = speeds(last)
     rows["since the start"] = (
         f"{pluralize(totals.answers, 'answer')}, {totals.generated_tokens:,} tokens generated, "
         f"{totals.prompt_tokens:,} read"
@@ -317,6 +333,10 @@ def _shown(path: Path) -> str:
     return state_store.name_of(path) if path.parent == state_store.folder() else str(path)
 
 
+def _models(_: Chat) -> Iterable[str]:
+    return completion.models("")
+
+
 def _names(_: Chat) -> Iterable[str]:
     return state_store.names()
 
@@ -338,7 +358,8 @@ COMMANDS: dict[str, Command] = {
         Command("undo", "[N]", "undo the last turn, or the last N", _undo),
         Command("retry", "", "generate another answer to the last message", _retry),
         Command("edit", "[TEXT]", "replace the last message and answer it", _edit),
-        Command("reset", "", "start over", _reset),
+        Command("reset", "", "start over (also /clear)", _reset),
+        Command("model", "[NAME]", "continue with another model, or show this one", _model, _models),
         Command("system", "[TEXT]", "start over with a system prompt, or show it", _system),
         Command(
             "set",
@@ -350,7 +371,9 @@ COMMANDS: dict[str, Command] = {
         Command("show", "", "show the model, the conversation and the settings", _show),
         Command("stats", "", "show tokens and speeds", _stats),
         Command("export", "FILE.md|FILE.json", "export the conversation as Markdown or JSON", _export),
-        Command("quit", "", "leave (also Ctrl-D)", _quit),
+        Command("quit", "", "leave (also /bye, /exit, exit alone, or Ctrl-D)", _quit),
     )
 }
 """By name, in the order of the help."""
+
+_ALIASES = {"?": "help", "clear": "reset", "bye": "quit", "exit": "quit"}  # as other programs call them

@@ -23,6 +23,7 @@ from rwkv_cli.sessions.conversation import Conversation
 from rwkv_cli.text.templates import for_chat
 
 _LEAST_COLUMN = 20  # characters beside a name, or it goes above
+_FAREWELLS = ("exit", "quit")  # which people type without a slash
 _REPEATED = 2000  # characters of the last exchange that are shown again
 
 Asking = Callable[[Progress | None], AnswerStream]
@@ -101,6 +102,8 @@ class Chat:
         edits, self._edits = self._edits, False
         if not line.strip():
             return
+        if self.is_interactive and line.strip().lower() in _FAREWELLS:
+            raise EOFError
         is_command = line.startswith("/") and not line.startswith("//")
         try:
             if is_command:
@@ -138,6 +141,7 @@ class Chat:
         finally:
             self._count(answer)
         self.keep()
+        ui.detail(f"({speeds(answer.usage)})")
         if not (answer.text.strip() or answer.stopped or self.quiet):
             ui.note("(the answer is empty: the model ended it at once)")
         self.view.separate()
@@ -233,6 +237,14 @@ class Chat:
     def _tell(self, sentence: str) -> None:
         ui.error(sentence)
         self._failed = True
+
+
+def speeds(usage: Usage) -> str:
+    """How many tokens an answer and its message took, and how fast."""
+    return (
+        f"{usage.generated_tokens} tokens, {usage.decode_speed:.0f}/s; message {usage.prompt_tokens} tokens, "
+        f"{usage.prefill_speed:.0f}/s"
+    )
 
 
 def _clipped(text: str) -> str:

@@ -36,7 +36,14 @@ def run(request: Request) -> int:
     """Chat until the user leaves, or the pipe ends; gives the exit code."""
     with TerminalReporter(request.quiet) as reporter:
         session = open_conversation(
-            lambda saved: resume.load_model(request.model, saved, request.device, request.threads, reporter),
+            lambda saved: resume.load_model(
+                request.model,
+                saved,
+                request.device,
+                request.threads,
+                reporter,
+                request.choices.settings.model,
+            ),
             request.choices,
             request.name,
             request.state,

@@ -16,6 +16,7 @@ from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
 from rwkv_cli.engine.generate import read_directly
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import load
+from rwkv_cli.sampling_settings import combined
 from rwkv_cli.sessions.batch import Answer, Prompt, answers
 from rwkv_cli.sessions.prompt_cache import reader_for
 
@@ -33,7 +34,7 @@ def run(request: Request, file: str, batch_size: int | None) -> int:
         template=request.template,
         stop=request.stops,
         reader=reader_for(model) if request.cache else read_directly,
-        **request.sampling,
+        **combined(request.settings.sampling, request.sampling),
     )
     out = sys.stdout  # a bar on stderr takes the name, and what is written to it
     with counting("answering", len(prompts), request.quiet or ui.is_terminal(out)) as progress:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 @with_sampling
 def chat(
+    model_name: options.ModelName = None,
     *,
     name: options.Name = None,
     template: options.ChatTemplate = None,
@@ -45,19 +46,28 @@ def chat(
         # Talk with the built-in model
         rwkv chat
         # Talk with a model that was pulled; leave and come back
-        rwkv chat -m g1-0.1b --name ideas
+        rwkv chat g1-0.1b --name ideas
         # Ask about a text that was read before
         rwkv chat --state book
         # Send one message from a script
         echo "Hello there" | rwkv chat --quiet
     """
+    from rwkv_cli import settings
     from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
 
     if no_text and name is None:
         raise UsageError("--no-text needs --name")
+    model = options.model_of(model_name, model)
+    if model_name is not None:
+        _check_model(model_name)
     choices = Choices(
-        options.parse_template(template), options.parse_system(system), think, max_tokens, sampling
+        options.parse_template(template),
+        options.parse_system(system),
+        think,
+        max_tokens,
+        sampling,
+        settings.load(),
     )
     request = Request(
         choices=choices,
@@ -75,6 +85,26 @@ def chat(
     _run(request)
 
 
+def _check_model(name: str) -> None:
+    """Raise UsageError for an unknown model; where a conversation has this name, with what opens that."""
+    import shlex
+
+    from rwkv_cli.catalog import registry
+    from rwkv_cli.errors import MissingModelError
+    from rwkv_cli.sessions import state_store
+
+    try:
+        registry.locate(name)
+    except MissingModelError:
+        return  # it will be offered for download
+    except UsageError:
+        if name not in state_store.names():
+            raise
+        raise UsageError(
+            f"{name} is not a model but a conversation: continue it with `rwkv chat --name {shlex.quote(name)}`"
+        ) from None
+
+
 def open_chat(
     state: str,
     model: str | None,
@@ -84,10 +114,11 @@ def open_chat(
     quiet: bool,
 ) -> NoReturn:
     """Open a chat on a saved state, which does not change. Raises typer.Exit at its end."""
+    from rwkv_cli import settings
     from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
 
-    choices = Choices(sampling=sampling)
+    choices = Choices(sampling=sampling, settings=settings.load())
     _run(Request(choices, state=state, model=model, device=device, threads=threads, quiet=quiet))
 
 

@@ -30,7 +30,7 @@ def export(
         ),
     ] = None,
     weight_type: options.ExportType = None,
-    force: options.ForceShort = False,
+    force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

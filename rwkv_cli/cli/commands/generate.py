@@ -7,11 +7,12 @@ import typer
 from rwkv_cli.cli import options
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
+from rwkv_cli.sampling_settings import SamplingOverrides
 
 
 @with_sampling
 def generate(
+    words: options.PromptWords = None,
     *,
     prompt: options.Prompt = None,
     prompt_file: options.PromptFile = None,
@@ -30,7 +31,8 @@ def generate(
     no_text: options.NoText = False,
     compact: options.Compact = False,
     no_cache: options.NoCache = False,
-    max_tokens: options.MaxTokens = MAX_TOKENS,
+    max_tokens: options.MaxTokens = None,
+    echo: options.Echo = False,
     stop: options.Stop = None,
     force: options.Force = False,
     json: options.Json = False,
@@ -38,25 +40,31 @@ def generate(
 ) -> None:
     """Generate text from a prompt.
 
-    The prompt comes from --prompt, --prompt-file or standard input; the text goes to standard output. What a model
-    thinks before it answers is dimmed on a terminal, and left out elsewhere. With --json, every token is a JSON object
-    on a line of its own, and the last line has the totals. With --batch, there are many
-    prompts, and every answer is one line of JSON: see docs/batch.md.
+    The prompt is an argument, or comes from --prompt, --prompt-file or a pipe; of several, what was read comes first.
+    The text goes to standard output. What a model thinks before it answers is dimmed on a terminal, and left out
+    elsewhere. With --json, every token is a JSON object on a line of its own, and the last line has the whole text and
+    the totals. With --batch, there are many prompts, and every answer is one line of JSON: see docs/batch.md.
 
     Examples:
         # Continue a text with the built-in model
-        rwkv generate -p "Once upon a time"
+        rwkv generate "Once upon a time"
         # Ask a model that was pulled, and take the likeliest answer
-        rwkv generate -m g1-0.1b -p "Why is the sky blue?" -t 0
+        rwkv generate -m g1-0.1b "Why is the sky blue?" -t 0
+        # Ask about what another program prints
+        git log -5 | rwkv generate -m g1-0.1b "What was done?"
+        # Continue a story in a file, into another one
+        rwkv generate -f story.txt --echo > longer.txt
         # Read a file once, and ask about it as often as you like
         rwkv state save book --prompt-file book.txt
-        rwkv generate --state book -p "Who is the hero?"
+        rwkv generate --state book "Who is the hero?"
         # Answer every line of a file
         rwkv generate --batch questions.txt > answers.jsonl
     """
+    from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, run
-    from rwkv_cli.cli.prompt import parse_stops, read_prompt
+    from rwkv_cli.cli.prompt import parse_stops, read_prompt, words_or_option
 
+    prompt = words_or_option(words, prompt)
     if raw and template:
         raise UsageError("give either --raw or --template, not both")
     if save_state is None and (no_text or compact or force):
@@ -69,8 +77,8 @@ def generate(
             "--save-state": save_state,
         }
         options.refuse_with("--batch", others)
-        if json:
-            raise UsageError("--batch prints JSON lines anyway: leave out --json")
+        if echo:
+            raise UsageError("--batch has the prompt in every line anyway: leave out --echo")
     elif batch_size is not None:
         raise UsageError("--batch-size needs --batch")
     request = Request(
@@ -88,8 +96,10 @@ def generate(
         keep_text=not no_text,
         compact=compact,
         cache=not no_cache,
-        max_tokens=max_tokens,
+        max_tokens=options.limit_of(max_tokens),
+        settings=settings.load(),
         force=force,
+        echo=echo,
         json=json,
         quiet=quiet,
     )

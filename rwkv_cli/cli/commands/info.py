@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated
-
-import typer
-
-from rwkv_cli.cli import completion, options
+from rwkv_cli.cli import options
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.errors import UsageError
 
 
 def info(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="The model; the same as --model.",
-            autocompletion=completion.models,
-        ),
-    ] = None,
+    name: options.ModelName = None,
     *,
     model: options.Model = None,
     device: options.Device = "auto",
@@ -39,9 +26,7 @@ def info(
     from rwkv_cli.catalog import registry
     from rwkv_cli.cli.reports import info
 
-    if name is not None and model not in (None, os.environ.get("RWKV_MODEL")):
-        raise UsageError("give either MODEL or --model, not both")
-    facts = info.facts(registry.locate(model if name is None else name), device)
+    facts = info.facts(registry.locate(options.model_of(name, model)), device)
     if json:
         ui.write_json(facts)
     else:

@@ -29,6 +29,7 @@ class Request(TextRequest):
     compact: bool = False
     force: bool = False
     cache: bool = True
+    echo: bool = False
     json: bool = False
     quiet: bool = False
 
@@ -52,11 +53,11 @@ def run(request: Request) -> int:
         return code
 
 
-def read(request: Request) -> str:
-    """Read the text and save the state, without a generation: a line about it."""
+def read(request: Request) -> resume.Source:
+    """Read the text and save the state, without a generation: what was saved."""
     with _opened(request) as (continuation, target, created):
         assert target
-        return resume.described(target, _save(request, continuation, target, "", created))
+        return resume.Source(target, _save(request, continuation, target, "", created))
 
 
 @contextmanager
@@ -77,9 +78,12 @@ def _opened(request: Request) -> Iterator[tuple[Continuation, Path | None, str]]
 
 def _continuation(request: Request, saved: SavedState | None) -> Continuation:
     with TerminalReporter(request.quiet) as reporter:
-        model = resume.load_model(request.model, saved, request.device, request.threads, reporter)
+        model = resume.load_model(
+            request.model, saved, request.device, request.threads, reporter, request.settings.model
+        )
         reader = reader_for(model) if request.cache else read_directly
         continuation = Continuation(model, request, saved, reader)
+        ui.detail(f"{model.path}: {model.backend.description}, template {continuation.layout.name}")
         if warning := resume.other_template(continuation.layout, saved, model.template):
             reporter.note(warning)
     return continuation
@@ -87,8 +91,11 @@ def _continuation(request: Request, saved: SavedState | None) -> Continuation:
 
 def _output(request: Request, continuation: Continuation) -> TextOutput | JsonOutput:
     if request.json:
-        return JsonOutput(continuation.model.path)
-    return TextOutput(continuation.continued_text, request.quiet)
+        return JsonOutput(continuation.model.path, request.text if request.echo else None)
+    continued = continuation.continued_text
+    if request.echo and not continued:
+        continued = f"{request.text}\n\n"
+    return TextOutput(continued, request.quiet, request.echo)
 
 
 def _save(

@@ -53,7 +53,6 @@ def pull(
         bool,
         typer.Option(
             "--force",
-            "-f",
             help="Download again even if the model is present.",
             rich_help_panel=options.OUTPUT,
         ),

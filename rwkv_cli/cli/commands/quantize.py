@@ -64,7 +64,7 @@ def quantize(
             "--dry-run", help="Write nothing; show the sizes and speeds to expect.", rich_help_panel=_CHECK
         ),
     ] = False,
-    force: options.ForceShort = False,
+    force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -12,7 +12,7 @@ from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
+from rwkv_cli.sampling_settings import SamplingOverrides
 
 USE, LOOK, MANAGE = "Use", "Look", "Manage"
 
@@ -52,6 +52,7 @@ def save(
     compact: options.Compact = False,
     no_cache: options.NoCache = False,
     force: options.Force = False,
+    json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Read a text once, and save the state of the model.
@@ -67,6 +68,7 @@ def save(
         # Read a second part after the first
         rwkv state save both --state book -f part-two.txt
     """
+    from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, read
     from rwkv_cli.cli.prompt import read_prompt
 
@@ -78,6 +80,7 @@ def save(
         device=device,
         threads=threads,
         max_tokens=0,
+        settings=settings.load(),
         reads_only=True,
         state=state,
         save_state=name,
@@ -87,9 +90,11 @@ def save(
         force=force,
         quiet=quiet,
     )
-    message = read(request)
-    if not quiet:
-        typer.echo(ui.printable(message))
+    saved = read(request)
+    if json or not quiet:
+        from rwkv_cli.cli.reports import states
+
+        states.tell(saved.path, saved.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=USE)
@@ -105,7 +110,7 @@ def load(
     threads: options.Threads = None,
     sampling: SamplingOverrides,
     save_state: options.SaveState = None,
-    max_tokens: options.MaxTokens = MAX_TOKENS,
+    max_tokens: options.MaxTokens = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -124,9 +129,10 @@ def load(
     if prompt is None and prompt_file is None:
         from rwkv_cli.cli.commands.chat import open_chat
 
-        if template or save_state or force or json or max_tokens != MAX_TOKENS:
+        if template or save_state or force or json or max_tokens is not None:
             raise UsageError("without a prompt, a chat opens: for these options use rwkv chat --state")
         open_chat(name, model, device, threads, sampling, quiet)
+    from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, run
     from rwkv_cli.cli.prompt import read_prompt
 
@@ -141,7 +147,8 @@ def load(
         sampling=sampling,
         state=name,
         save_state=save_state,
-        max_tokens=max_tokens,
+        max_tokens=options.limit_of(max_tokens),
+        settings=settings.load(),
         force=force,
         json=json,
         quiet=quiet,
@@ -214,6 +221,7 @@ def fork(
     target: Annotated[str, typer.Argument(metavar="DST", help="The name or path of the copy.")],
     *,
     force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Copy a state, to continue from it in two ways.
 
@@ -222,8 +230,10 @@ def fork(
         rwkv state fork story other-ending
     """
     from rwkv_cli.cli.commands import state_files
+    from rwkv_cli.cli.reports import states
 
-    typer.echo(ui.printable(state_files.copy(source, target, force=force, new=True)))
+    copied = state_files.copy(source, target, force=force, new=True)
+    states.tell(copied.path, copied.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=MANAGE)
@@ -257,6 +267,7 @@ def rm(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=options.INPUT)
     ] = False,
+    json: options.Json = False,
 ) -> None:
     """Delete states, after asking.
 
@@ -266,7 +277,9 @@ def rm(
     """
     from rwkv_cli.cli.commands import state_files
 
-    state_files.remove(names, yes)
+    removed = state_files.remove(names, yes)
+    if json:
+        ui.write_json([{"name": name} for name in removed])
 
 
 @app.command("import", cls=Command, rich_help_panel=MANAGE)
@@ -278,6 +291,7 @@ def import_state(
     *,
     model: options.Model = None,
     force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Import a state file or a state-tuned .pth.
 
@@ -290,8 +304,10 @@ def import_state(
         rwkv state import tuned.pth style -m g1-0.1b
     """
     from rwkv_cli.cli.commands import state_files
+    from rwkv_cli.cli.reports import states
 
-    typer.echo(ui.printable(state_files.take_in(file, name, model, force)))
+    imported = state_files.take_in(file, name, model, force)
+    states.tell(imported.path, imported.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=MANAGE)
@@ -302,6 +318,7 @@ def export(
     no_text: options.NoText = False,
     compact: options.Compact = False,
     force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Write a state to a file, for another machine.
 
@@ -310,13 +327,11 @@ def export(
         rwkv state export book book.safetensors --compact --no-text
     """
     from rwkv_cli.cli.commands import state_files
+    from rwkv_cli.cli.reports import states
 
     target = state_files.export_target(name, file)
-    typer.echo(
-        ui.printable(
-            state_files.copy(name, target, force=force, compact=compact or None, keep_text=not no_text)
-        )
-    )
+    written = state_files.copy(name, target, force=force, compact=compact or None, keep_text=not no_text)
+    states.tell(written.path, written.saved, as_json=json)
 
 
 @app.command(cls=Command, rich_help_panel=MANAGE)
@@ -324,6 +339,8 @@ def cache(
     action: Annotated[
         Literal["clear"] | None, typer.Argument(metavar="clear", help="Delete everything in the cache.")
     ] = None,
+    *,
+    json: options.Json = False,
 ) -> None:
     """Show or clear the cache of long prompts.
 
@@ -340,9 +357,17 @@ def cache(
     from rwkv_cli.sessions import prompt_cache
 
     if action == "clear":
-        typer.echo(f"removed {format_size(prompt_cache.clear())}")
+        removed = prompt_cache.clear()
+        if json:
+            ui.write_json({"removed_bytes": removed})
+        else:
+            typer.echo(f"removed {format_size(removed)}")
         return
     count, size = prompt_cache.usage()
+    if json:
+        folder, limit = str(prompt_cache.folder()), prompt_cache.size_limit()
+        ui.write_json({"folder": folder, "states": count, "bytes": size, "limit_bytes": limit})
+        return
     ui.table(
         "prompt cache",
         {

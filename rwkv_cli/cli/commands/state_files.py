@@ -14,6 +14,7 @@ from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.model_identity import identify_file
+from rwkv_cli.sessions.resume import Source
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.sessions.state_file.state_tuned import trained_state
 
@@ -28,8 +29,8 @@ def copy(
     new: bool = False,
     compact: bool | None = None,
     keep_text: bool = True,
-) -> str:
-    """Copy a state to another name or file, with the current date if it is `new`: a line about it.
+) -> Source:
+    """Copy a state to another name or file, with the current date if it is `new`: what was written.
 
     `compact` is None to keep the form that it has.
     """
@@ -45,7 +46,7 @@ def copy(
         if new:
             saved.created = ""
         state_store.save(path, saved, state_file.peek(found.path).compact if compact is None else compact)
-    return resume.described(path, saved)
+    return Source(path, saved)
 
 
 def export_target(name: str, file: Path) -> str:
@@ -55,8 +56,9 @@ def export_target(name: str, file: Path) -> str:
     return str(file.absolute())
 
 
-def remove(names: Sequence[str], yes: bool) -> None:
-    """Remove states, after asking. Raises UsageError where there is no terminal to ask."""
+def remove(names: Sequence[str], yes: bool) -> list[str]:
+    """Remove states, after asking: those that were removed. Raises UsageError where there is no terminal to ask."""
+    removed = []
     paths = {name: state_store.find(name) for name in names}
     for name, path in paths.items():
         if not yes:
@@ -66,10 +68,12 @@ def remove(names: Sequence[str], yes: bool) -> None:
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 continue
         state_store.remove(name)
+        removed.append(name)
+    return removed
 
 
-def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
-    """Import a file, ours or a trained state: a line about it. Raises StateError, CheckpointError."""
+def take_in(file: Path, name: str, model: str | None, force: bool) -> Source:
+    """Import a file, ours or a trained state: what was written. Raises StateError, CheckpointError."""
     file = paths.user_path(file)
     if not file.is_file():
         raise StateError(f"{file} is not a regular file" if file.exists() else f"there is no file {file}")
@@ -86,4 +90,4 @@ def take_in(file: Path, name: str, model: str | None, force: bool) -> str:
         state = trained_state(file, config, identity.name)
         saved = SavedState(Snapshot(state), identity)
         state_store.save(path, saved)
-    return f"{resume.described(path, saved)}; a trained state"
+    return Source(path, saved)

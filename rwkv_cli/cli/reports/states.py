@@ -13,7 +13,7 @@ from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import StateError
 from rwkv_cli.reporting import format_size
-from rwkv_cli.sessions import state_file, state_store
+from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.sessions.state_file.fields import plain_settings
 
@@ -152,6 +152,15 @@ def show_facts(facts: StateFacts) -> None:
         cut = "…" if (facts["characters"] or 0) > len(facts["last_text"]) else ""
         show_title("last text")
         print(ui.printable(cut + facts["last_text"]))
+
+
+def tell(path: Path, saved: SavedState, *, as_json: bool) -> None:
+    """Print a line about a state that was written, or its facts as JSON."""
+    if as_json:
+        ui.write_json(facts(path, saved))
+        return
+    trained = "; a trained state" if saved.snapshot.logits is None else ""
+    print(ui.printable(f"{resume.described(path, saved)}{trained}"))
 
 
 def show_title(title: str) -> None:

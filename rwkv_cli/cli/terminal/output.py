@@ -95,6 +95,7 @@ class TextOutput:
 
     echo: str = ""  # the prompt, if the text continues it
     quiet: bool = False
+    echoes: bool = False  # repeats the prompt everywhere, and all of it
     _at_line_start: bool = True
     _is_empty: bool = True  # no text has come
     _is_in_thought: bool = False  # a thought is shown, and not ended
@@ -103,9 +104,11 @@ class TextOutput:
 
     def begin(self) -> None:
         """Repeat the prompt on a terminal, so that both read as one."""
-        if self.echo and not self.quiet and ui.is_terminal(sys.stdout):
-            echo = self.echo if len(self.echo) <= _ECHO else "…" + self.echo[-_ECHO:]
-            sys.stdout.write(ui.styled(ui.printable(echo), ui.BOLD, sys.stdout))
+        is_shown = ui.is_terminal(sys.stdout)
+        if self.echo and (self.echoes or (is_shown and not self.quiet)):
+            is_whole = self.echoes or len(self.echo) <= _ECHO
+            echo = self.echo if is_whole else "…" + self.echo[-_ECHO:]
+            sys.stdout.write(ui.styled(ui.printable(echo) if is_shown else echo, ui.BOLD, sys.stdout))
             sys.stdout.flush()
             self._at_line_start = echo.endswith("\n")
 
@@ -124,7 +127,7 @@ class TextOutput:
             ui.note("no answer: the model was still thinking; raise --max-tokens, or use --think off")
         elif self._is_empty and finish in ("end", "stop"):
             ui.note("no text: the model ended the document at once; it may not know this prompt format")
-        if ui.is_terminal(sys.stderr):
+        if ui.is_terminal(sys.stderr) or ui.is_verbose():
             ui.note(_summary(finish, generation))
 
     def _show(self, shown: Shown) -> None:
@@ -172,30 +175,39 @@ def _summary(finish: str, generation: Generation) -> str:
 
 @dataclass
 class JsonOutput:
-    """One object for each token, and one at the end; the `text` of all of them, joined, is the whole text.
+    """One object for each token, and one at the end with the whole text, which is that of the tokens, joined.
 
-    What the model thinks before that is in `thought`, which only those lines have that add to it.
+    What the model thinks before that is in `thought`, which only those lines have that add to it. Text that was held
+    back comes on a line without a token.
     """
 
     model: Path
+    prompt: str | None = None  # to be repeated at the end
+    _texts: list[str] = field(default_factory=list)
+    _thoughts: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
         """Nothing: the first line is the first token."""
 
     def step(self, step: Step) -> None:
         """A line for a token."""
-        self._line({"token": step.token, **_texts(step), "logprob": round(step.logprob, 6)})
+        self._part(step, step.token, round(step.logprob, 6))
 
     def end(self, finish: str, rest: Shown, generation: Generation) -> None:
         """The line that sums up."""
+        if rest.text:
+            self._part(rest)
         usage = generation.usage
+        thought = "".join(self._thoughts)
         counts = {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens}
         if usage.cached_tokens:
             counts["cached_tokens"] = usage.cached_tokens
         self._line(
             {
                 "finish": finish,
-                **_texts(rest),
+                **({} if self.prompt is None else {"prompt": self.prompt}),
+                "text": "".join(self._texts),
+                **({"thought": thought} if thought else {}),
                 "usage": counts,
                 "timings": {
                     "prefill_seconds": round(usage.prefill_seconds, 6),
@@ -208,9 +220,11 @@ class JsonOutput:
             }
         )
 
+    def _part(self, shown: Shown, token: int | None = None, logprob: float | None = None) -> None:
+        self._texts.append(shown.answer)
+        self._thoughts.append(shown.thought)
+        thought = {"thought": shown.thought} if shown.thought else {}
+        self._line({"token": token, "text": shown.answer, **thought, "logprob": logprob})
+
     def _line(self, fields: dict[str, object]) -> None:
         print(ui.json_text(fields), flush=True)
-
-
-def _texts(shown: Shown) -> dict[str, str]:
-    return {"text": shown.answer} | ({"thought": shown.thought} if shown.thought else {})

@@ -25,6 +25,26 @@ BOLD, DIM, RED = "1", "2", "1;31"
 _MOST_COLUMNS = 9999
 _LINES = 24
 
+_theme = "auto"
+_is_verbose = False
+
+
+def use_theme(name: str) -> None:
+    """Choose the theme of what follows: "auto", or "plain" for no styles at all."""
+    global _theme
+    _theme = name
+
+
+def be_verbose(verbose: bool) -> None:
+    """Choose whether `detail` tells anything, from now on."""
+    global _is_verbose
+    _is_verbose = verbose
+
+
+def is_verbose() -> bool:
+    """Whether the user wants to know more than the result."""
+    return _is_verbose
+
 
 def is_terminal(stream: IO[str] | None) -> bool:
     """Whether a stream is a terminal, with a person in front of it."""
@@ -57,7 +77,14 @@ def console(stream: Literal["stdout", "stderr"]) -> Console:
     if any(not _is_size(os.environ.get(name, "1")) for name in ("COLUMNS", "LINES")):  # which rich trusts
         width, height = columns_of_terminal(), _LINES
     is_error = stream == "stderr"
-    return Console(stderr=is_error, highlight=False, soft_wrap=not is_error, width=width, height=height)
+    return Console(
+        stderr=is_error,
+        highlight=False,
+        soft_wrap=not is_error,
+        width=width,
+        height=height,
+        no_color=True if _theme == "plain" else None,
+    )
 
 
 def _is_size(text: str) -> bool:
@@ -65,8 +92,8 @@ def _is_size(text: str) -> bool:
 
 
 def is_styled(stream: IO[str] | None) -> bool:
-    """Whether a stream shows styles such as bold, and NO_COLOR is not set."""
-    return is_animated(stream) and not os.environ.get("NO_COLOR")
+    """Whether a stream shows styles such as bold, and neither NO_COLOR nor the theme turns them off."""
+    return is_animated(stream) and not os.environ.get("NO_COLOR") and _theme != "plain"
 
 
 def styled(text: str, style: str, stream: IO[str]) -> str:
@@ -77,6 +104,12 @@ def styled(text: str, style: str, stream: IO[str]) -> str:
 def note(text: str) -> None:
     """Print a remark on stderr, which is not part of the output."""
     print(styled(shortened(printable(text)), DIM, sys.stderr), file=sys.stderr)
+
+
+def detail(text: str) -> None:
+    """Print a remark that only some want to read."""
+    if _is_verbose:
+        note(text)
 
 
 def error(text: str) -> None:
