@@ -75,46 +75,6 @@ def test_a_setting_is_checked_before_the_library_reads_it():
     assert (done.returncode, done.stderr) == (2, f"rwkv: {sentence}\n")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("ALL_PROXY", "socks4://h:1", "ALL_PROXY names a proxy of the kind socks4"),
-        ("https_proxy", "ftp://h", "https_proxy names a proxy of the kind ftp"),
-        *(
-            (name, value, f"{name} must be the address of a proxy")
-            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")
-            for value in ("http://me:S3CRET@h:x", ":::", "http://", "h:99999", "http://[S3CRET", "a b")
-        ),
-    ],
-)
-@pytest.mark.parametrize("text", ["hf:owner/repo", "hf:owner/repo/model.pth", "plain"])
-def test_a_proxy_that_is_none(hub, monkeypatch, name, value, problem, text):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=problem) as raised:
-        bring(text if text != "plain" else f"{hub.endpoint}/plain/model.pth")
-    assert "S3CRET" not in str(raised.value)
-
-
-def test_a_socks_proxy_needs_a_package(monkeypatch):
-    monkeypatch.setenv("ALL_PROXY", "socks5h://me:S3CRET@127.0.0.1:1")
-    monkeypatch.setattr(client.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"ALL_PROXY names a SOCKS proxy.*rwkv-cli\[socks\]"):
-        bring()
-
-
-@pytest.mark.parametrize("excepted", ["*", "127.0.0.1", "x.y,127.0.0.1"])
-def test_a_proxy_that_is_not_used(monkeypatch, excepted):
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", excepted)
-    assert bring() == DATA
-
-
-def test_a_proxy_is_used(monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", "127.0.0.1:9")
-    with pytest.raises(DownloadError, match="cannot be reached"):
-        bring()
-
-
 @pytest.mark.parametrize("kind", ["missing", "a folder", "junk"])
 def test_certificates_that_are_none(monkeypatch, tmp_path, kind):
     file = tmp_path / "own.pem"

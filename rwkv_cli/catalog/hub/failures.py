@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from rwkv_cli.catalog.hub.proxies import ProxyLoginError
 from rwkv_cli.catalog.names import hide_secrets
 from rwkv_cli.errors import DownloadError
 
@@ -94,6 +95,8 @@ def guarded(what: str, ask: Callable[[], T]) -> T:
         raise OfflineError(
             f"cannot download {what}: HF_HUB_OFFLINE is set, and it is not in the cache"
         ) from None
+    except ProxyLoginError as error:
+        raise OfflineError(f"cannot download {what}: {error}") from None
     except HfHubHTTPError as error:
         raise _refusal_of_hub(what, error) from None
     except httpx2.UnsupportedProtocol as error:
