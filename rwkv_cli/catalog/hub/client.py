@@ -62,6 +62,12 @@ def check_token() -> None:
     source = given or constants.HF_TOKEN_PATH
     try:
         token = get_token()
+    except (
+        PermissionError,
+        NotADirectoryError,
+    ):  # HF_HOME is another user's, or no folder: there is no token of ours
+        constants.HF_TOKEN_PATH = os.devnull  # which huggingface_hub reads, too
+        return
     except (OSError, ValueError) as error:  # the message of the latter shows what was read
         reason = str(getattr(error, "strerror", None) or "it is not text")
         raise UsageError(f"the token of the hub cannot be read from {source}: {reason.lower()}") from None
