@@ -75,18 +75,6 @@ def test_a_setting_is_checked_before_the_library_reads_it():
     assert (done.returncode, done.stderr) == (2, f"rwkv: {sentence}\n")
 
 
-@pytest.mark.parametrize("kind", ["missing", "a folder", "junk"])
-def test_certificates_that_are_none(monkeypatch, tmp_path, kind):
-    file = tmp_path / "own.pem"
-    if kind == "a folder":
-        file.mkdir()
-    elif kind == "junk":
-        file.write_text("junk")
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with pytest.raises(UsageError, match=r"the certificates of SSL_CERT_FILE='.*own\.pem' cannot be read"):
-        bring()
-
-
 @pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
 @pytest.mark.parametrize("token", ["hf_S3CRETé", "hf_S3 CRET", "hf_S3CRET\x07"])
 def test_a_token_that_cannot_be_sent(monkeypatch, name, token):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import ssl
 
 import httpx2
 
@@ -17,7 +16,6 @@ from rwkv_cli.errors import UsageError, literal
 
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _MOST_SECONDS = 86_400
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _HEADER = re.compile(r"[!-~]*")
 
 
@@ -48,7 +46,7 @@ from huggingface_hub import constants, get_session, set_client_factory  # noqa: 
 from huggingface_hub.errors import OfflineModeIsEnabled  # noqa: E402
 from huggingface_hub.utils import get_token  # type: ignore[attr-defined]  # noqa: E402  # resolved lazily
 
-from rwkv_cli.catalog.hub import proxies  # noqa: E402
+from rwkv_cli.catalog.hub import certificates, proxies  # noqa: E402
 
 
 def check_token() -> None:
@@ -65,7 +63,7 @@ def check_token() -> None:
     except (
         PermissionError,
         NotADirectoryError,
-    ):  # HF_HOME is another user's, or no folder: there is no token of ours
+    ):  # HF_HOME is another user's, or no folder: it has no token of ours
         constants.HF_TOKEN_PATH = os.devnull  # which huggingface_hub reads, too
         return
     except (OSError, ValueError) as error:  # the message of the latter shows what was read
@@ -89,33 +87,24 @@ def session() -> httpx2.Client:
     try:
         return get_session()
     except OSError as error:  # ssl.SSLError is one
-        named = next((each for each in _CERTIFICATES if os.environ.get(each)), None)
-        reason = (
-            "there are none in it"
-            if isinstance(error, ssl.SSLError)
-            else str(error.strerror or error).lower()
-        )
-        what = (
-            f"the certificates of {named}={os.environ[named][:120]!r}"
-            if named
-            else "the system's certificates"
-        )
-        hint = f": unset {named}, or set it to the file of your certificates" if named else ""
-        raise UsageError(f"{literal(what)} cannot be read ({reason}){hint}") from None
+        raise certificates.unreadable(error) from None
 
 
 @functools.cache
 def _install() -> None:
     set_client_factory(
         lambda: httpx2.Client(
-            transport=proxies.Transport(httpx2.create_ssl_context()), follow_redirects=True, timeout=None
+            transport=proxies.Transport(certificates.context()), follow_redirects=True, timeout=None
         )
     )
 
 
 def _use_own_transport() -> None:
-    """Have huggingface_hub use our transport, too, once there are proxies; before, another program's client stays."""
-    if proxies.are_named():
+    """Have huggingface_hub use our transport, too, where the environment has something to say of connections.
+
+    Elsewhere a client that another program has given to it stays.
+    """
+    if proxies.are_named() or certificates.variable():
         _install()
 
 
