@@ -184,8 +184,8 @@ def test_the_address_that_a_server_sends_on_to_has_its_own_proxy(hub, proxy, mon
     [
         ("socks4://h:1", "names a proxy of the kind socks4"),
         ("ftp://h", "names a proxy of the kind ftp"),
-        ("socks5h://me:S3CRET@h:1", r"names a SOCKS proxy.*rwkv-cli\[socks\].*or unset"),
-        ("SOCKS://h:1", r"names a SOCKS proxy.*rwkv-cli\[socks\]"),
+        ("socks5h://me:S3CRET@h:1", r"names a SOCKS proxy.*pip install socksio.*or unset"),
+        ("SOCKS://h:1", r"names a SOCKS proxy.*pip install socksio"),
         *(
             (value, "must be the address of a proxy")
             for value in (

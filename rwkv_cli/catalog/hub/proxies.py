@@ -208,7 +208,7 @@ def _address(name: str, value: str) -> str:
         )
     if scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
         raise UsageError(
-            f'{name} names a SOCKS proxy, which needs a package more: install it with `pip install "rwkv-cli[socks]"`, '
+            f"{name} names a SOCKS proxy, which needs a package more: install it with `pip install socksio`, "
             f"or unset {name}"
         )
     return f"{scheme}://{full.partition('://')[2]}"
