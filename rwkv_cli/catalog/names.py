@@ -97,11 +97,16 @@ def identity_of(url: str) -> str:
 
 
 def split_hub(text: str) -> HubParts:
-    """The parts of a text that begins with hf:, in upper or lower case."""
-    owner, _, rest = text[len(HUB) :].rstrip("/").partition("/")
+    """The parts of a text that begins with hf: or hf://, in upper or lower case; ".git" is no part of a name."""
+    owner, _, rest = text[len(HUB) :].removeprefix("//").rstrip("/").partition("/")
     name, _, file = rest.partition("/")
     name, _, revision = name.partition("@")
-    return HubParts(f"{owner}/{name}", revision, file)
+    return HubParts(without_git(f"{owner}/{name}"), revision, file)
+
+
+def without_git(repository: str) -> str:
+    """An owner/name without the ".git" of an address to clone: no name on the hub ends so."""
+    return repository.removesuffix(".git")
 
 
 def is_file_reference(text: str) -> bool:

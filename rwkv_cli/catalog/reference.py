@@ -20,6 +20,7 @@ from rwkv_cli.catalog.names import (
     is_revision,
     is_url,
     split_hub,
+    without_git,
     without_secrets,
 )
 from rwkv_cli.errors import UsageError
@@ -86,8 +87,10 @@ def of_entry(entry: Entry) -> Reference:
 def _on_the_hub(parts: HubParts, written: str) -> Reference:
     """A Reference to what the hub has. Raises UsageError for parts that are not valid; `written` is the user's text."""
     shown, (repository, revision, file) = without_secrets(written)[:120], parts
-    if not is_repository(repository):
-        raise UsageError(f"{shown!r} does not name a repository: write hf:owner/name or hf:owner/name/file")
+    if not is_repository(repository) or repository.partition("/")[0] in _NO_OWNERS:
+        raise UsageError(
+            f"{shown!r} does not name a repository of a model: write hf:owner/name or hf:owner/name/file"
+        )
     if revision and not is_revision(revision):
         raise UsageError(f"{shown!r} has an invalid revision: {revision[:40]!r}")
     if file and not is_relative_file(file):
@@ -140,7 +143,8 @@ def _host(url: str) -> str:
 def _page(path: str) -> HubParts | None:
     """What a page of the hub shows: a repository, a folder or a file of it; None for other pages."""
     parts = [unquote(part) for part in path.strip("/").split("/")]
-    repository, kind, revision, file = "/".join(parts[:2]), parts[2:3], parts[3:4], "/".join(parts[4:])
+    repository, file = without_git("/".join(parts[:2])), "/".join(parts[4:])
+    kind, revision = parts[2:3], parts[3:4]
     if parts[0] in _NO_OWNERS or not is_repository(repository):
         return None
     if not kind:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from pathlib import Path
 
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, reference
 from rwkv_cli.catalog.entries import Entry, Tables, make_entries, read_tables
-from rwkv_cli.catalog.names import DEFAULT_REVISION, HUB, is_repository, without_secrets
+from rwkv_cli.catalog.names import DEFAULT_REVISION, HUB, without_secrets
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import CheckpointError, MissingModelError, RegistryError, UsageError
 from rwkv_cli.reporting import did_you_mean
@@ -17,6 +18,7 @@ from rwkv_cli.text.generations import Published, order_of, parse, split_name
 
 DEFAULT = "gosling"
 _EXAMPLE = "world-0.1b"
+_CLONED = re.compile(r"git@(?:hf\.co|huggingface\.co):(.+?)(?:\.git)?/?")
 
 # Where a model is published. If the user overrides one of these, ours no longer apply, nor does _CONTENT.
 _PLACE = ("repository", "file", "url", "revision")
@@ -155,12 +157,21 @@ def _unknown(wanted: str) -> UsageError:
 
 
 def _on_the_hub(wanted: str) -> str:
-    """What to add to an error if a text looks like owner/name on the hub, or like its address without https://."""
+    """What to add to an error if a text looks like something on the hub, or like its address without https://."""
     host, _, rest = wanted.partition("/")
     if host.lower() in reference.HUB_HOSTS and rest:
         return f"; for an address of the hub write https://{wanted}"
-    if is_repository(wanted) and not wanted.lower().endswith(reference.WEIGHT_FILES):
+    if found := _CLONED.fullmatch(wanted):  # git@hf.co:owner/name.git
+        wanted = found[1]
+    try:
+        named = reference.parse(HUB + wanted)
+    except UsageError:
+        return ""
+    is_weights = wanted.lower().endswith(reference.WEIGHT_FILES)
+    if not named.file and not is_weights:
         return f"; for a repository of the hub write {HUB}{wanted}"
+    if named.file and is_weights and not Path(host).exists():  # a folder here would be what is meant
+        return f"; for a file of the hub write {HUB}{wanted}"
     return ""
 
 

@@ -177,8 +177,13 @@ def test_a_file_of_unknown_length_does_not_fill_the_disk(hub, monkeypatch):
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
-        ("file:///etc/passwd", "protocol"),
-        ("ftp://127.0.0.1/x", "protocol"),
+        (
+            "file:///etc/passwd",
+            "sends on to an address of the kind file://, and only http and https are followed",
+        ),
+        ("file:/etc/passwd", "sends on to an address of the kind file://"),
+        ("ftp://127.0.0.1/x", "sends on to an address of the kind ftp://"),
+        (f"{'x' * 5000}://127.0.0.1/x", "sends on to an address of the kind x{20}://"),
         ("javascript:x", "Invalid URL in location header"),
         ("http://[::1", "cannot download"),
         ("http://127.0.0.1:99999/x", "cannot download"),

@@ -15,12 +15,13 @@ from rwkv_cli.errors import DownloadError, UsageError
 
 DATA = b"a model" * 1000
 pytestmark = pytest.mark.usefixtures("hub")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 @pytest.fixture
 def hub(local_hub, monkeypatch):
-    for name in PROXIES:
+    for name in (*PROXIES, *CERTIFICATES):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     local_hub.files["owner/repo"] = {"model.pth": DATA}
@@ -73,58 +74,6 @@ def test_a_setting_is_checked_before_the_library_reads_it():
     done = subprocess.run([*RWKV, "pull", "hf:me/tiny"], env=environment, capture_output=True, text=True)
     sentence = "HF_HUB_DOWNLOAD_TIMEOUT is 'abc': it must be a whole number of seconds, at most 86,400"
     assert (done.returncode, done.stderr) == (2, f"rwkv: {sentence}\n")
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("ALL_PROXY", "socks4://h:1", "ALL_PROXY names a proxy of the kind socks4"),
-        ("https_proxy", "ftp://h", "https_proxy names a proxy of the kind ftp"),
-        *(
-            (name, value, f"{name} must be the address of a proxy")
-            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")
-            for value in ("http://me:S3CRET@h:x", ":::", "http://", "h:99999", "http://[S3CRET", "a b")
-        ),
-    ],
-)
-@pytest.mark.parametrize("text", ["hf:owner/repo", "hf:owner/repo/model.pth", "plain"])
-def test_a_proxy_that_is_none(hub, monkeypatch, name, value, problem, text):
-    monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=problem) as raised:
-        bring(text if text != "plain" else f"{hub.endpoint}/plain/model.pth")
-    assert "S3CRET" not in str(raised.value)
-
-
-def test_a_socks_proxy_needs_a_package(monkeypatch):
-    monkeypatch.setenv("ALL_PROXY", "socks5h://me:S3CRET@127.0.0.1:1")
-    monkeypatch.setattr(client.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"ALL_PROXY names a SOCKS proxy.*rwkv-cli\[socks\]"):
-        bring()
-
-
-@pytest.mark.parametrize("excepted", ["*", "127.0.0.1", "x.y,127.0.0.1"])
-def test_a_proxy_that_is_not_used(monkeypatch, excepted):
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", excepted)
-    assert bring() == DATA
-
-
-def test_a_proxy_is_used(monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", "127.0.0.1:9")
-    with pytest.raises(DownloadError, match="cannot be reached"):
-        bring()
-
-
-@pytest.mark.parametrize("kind", ["missing", "a folder", "junk"])
-def test_certificates_that_are_none(monkeypatch, tmp_path, kind):
-    file = tmp_path / "own.pem"
-    if kind == "a folder":
-        file.mkdir()
-    elif kind == "junk":
-        file.write_text("junk")
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with pytest.raises(UsageError, match=r"the certificates of SSL_CERT_FILE='.*own\.pem' cannot be read"):
-        bring()
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])

@@ -236,7 +236,7 @@ def test_the_command(rwkv):
     [
         (["hf:owner/none"], 1, "there is no such repository"),
         (["../../x"], 2, "unknown model ../../x"),
-        (["hf:owner/../x"], 2, "does not name a repository"),
+        (["hf:owner/../x"], 2, "does not name a repository of a model"),
         (["tiny", "--sha256", "12"], 2, "64 hexadecimal digits"),
         (["tiny", "--sha256", "0" * 64], 1, "is not the file that --sha256 describes"),
         (["tiny", "--type", "int2"], 2, "int2"),

@@ -288,6 +288,14 @@ def test_any_text_is_read_or_refused(tmp_path_factory, text):
         ("hf:o/r/rwkv7-2.9b", "o--r--rwkv7-2.9b", "hf:o/r/rwkv7-2.9b"),
         ("https://huggingface.co/o/r/resolve/main/x.pth?download=true", "o--r--x", "hf:o/r/x.pth"),
         ("https://huggingface.co/o/r/blob/v1/x.pth", "o--r--x--v1", "hf:o/r@v1/x.pth"),
+        ("hf://o/r", "o--r", "hf:o/r"),
+        ("HF://o/r@v1/x.pth", "o--r--x--v1", "hf:o/r@v1/x.pth"),
+        ("hf:o/r.git", "o--r", "hf:o/r"),
+        ("hf:o/r.git@v1", "o--r--v1", "hf:o/r@v1"),
+        ("hf://o/r.git/x.pth", "o--r--x", "hf:o/r/x.pth"),
+        ("hf:o/r/x.git", "o--r--x", "hf:o/r/x.git"),
+        ("https://huggingface.co/o/r.git", "o--r", "hf:o/r"),
+        ("https://hf.co/o/r.git/", "o--r", "hf:o/r"),
     ],
 )
 def test_references(text, name, shown):
@@ -324,6 +332,11 @@ def test_a_reference_to_a_known_model_has_its_name():
         "hf:o/r/..",
         "hf:/etc/passwd",
         "hf:a--b/c",
+        "hf:///etc/passwd",
+        "hf://",
+        "hf://datasets/a/b",
+        "hf:spaces/a",
+        "hf:o/.git",
     ],
 )
 def test_references_that_cannot_be(text):
@@ -506,6 +519,10 @@ def test_other_servers_have_files(address, monkeypatch):
     [
         ("BlinkDL/rwkv7-g1", "; for a repository of the hub write hf:BlinkDL/rwkv7-g1"),
         ("huggingface.co/a/b", "; for an address of the hub write https://huggingface.co/a/b"),
+        ("BlinkDL/rwkv7-g1/x.pth", "; for a file of the hub write hf:BlinkDL/rwkv7-g1/x.pth"),
+        ("BlinkDL/rwkv7-g1@v1/a/x.gguf", "; for a file of the hub write hf:BlinkDL/rwkv7-g1@v1/a/x.gguf"),
+        ("git@hf.co:BlinkDL/rwkv7-g1.git", "; for a repository of the hub write hf:BlinkDL/rwkv7-g1"),
+        ("git@huggingface.co:BlinkDL/rwkv7-g1", "; for a repository of the hub write hf:BlinkDL/rwkv7-g1"),
     ],
 )
 def test_what_is_on_the_hub_is_suggested(find, text, hint):
@@ -519,6 +536,14 @@ def test_a_path_is_no_repository(text):
     with pytest.raises(RwkvError) as raised:
         registry.locate(text)
     assert str(raised.value) == f"there is no file {text}"
+
+
+def test_a_file_in_a_folder_that_is_here_is_not_on_the_hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for text in ("mine/x/y.pth", "models/x/y.pth"):
+        with pytest.raises(RwkvError, match=r"^there is no file [a-z/]*y\.pth$"):
+            registry.locate(text)
 
 
 @pytest.mark.parametrize(

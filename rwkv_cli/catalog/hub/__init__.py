@@ -10,6 +10,8 @@
     transfer   one file over a connection that may break at any time; xet is the faster way for files that have it
     cache      the cache that all programs for the hub share
     client     the client that all of these share, once what it takes from the environment is checked
+    certificates  what servers are checked by
+    proxies    the proxy of each request, and a transport that uses no other
     failures   sentences for what goes wrong, and what is worth another attempt
 
 huggingface_hub does what its public API offers: metadata, tokens and headers, proxies and offline mode, and the shared

@@ -5,12 +5,9 @@ Imported before huggingface_hub, which reads some variables when it is imported,
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import os
 import re
-import ssl
-from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import httpx2
 
@@ -19,9 +16,6 @@ from rwkv_cli.errors import UsageError, literal
 
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _MOST_SECONDS = 86_400
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_SOCKS = ("socks5", "socks5h")
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _HEADER = re.compile(r"[!-~]*")
 
 
@@ -48,9 +42,11 @@ def _refused(name: str, demand: str) -> UsageError:
 
 check_settings()
 
-from huggingface_hub import constants, get_session  # noqa: E402
+from huggingface_hub import constants, get_session, set_client_factory  # noqa: E402
 from huggingface_hub.errors import OfflineModeIsEnabled  # noqa: E402
 from huggingface_hub.utils import get_token  # type: ignore[attr-defined]  # noqa: E402  # resolved lazily
+
+from rwkv_cli.catalog.hub import certificates, proxies  # noqa: E402
 
 
 def check_token() -> None:
@@ -64,6 +60,12 @@ def check_token() -> None:
     source = given or constants.HF_TOKEN_PATH
     try:
         token = get_token()
+    except (
+        PermissionError,
+        NotADirectoryError,
+    ):  # HF_HOME is another user's, or no folder: it has no token of ours
+        constants.HF_TOKEN_PATH = os.devnull  # which huggingface_hub reads, too
+        return
     except (OSError, ValueError) as error:  # the message of the latter shows what was read
         reason = str(getattr(error, "strerror", None) or "it is not text")
         raise UsageError(f"the token of the hub cannot be read from {source}: {reason.lower()}") from None
@@ -81,60 +83,29 @@ def session() -> httpx2.Client:
     """
     if constants.is_offline_mode():
         raise OfflineModeIsEnabled
-    for name, value in _proxies():
-        _check_proxy(name, value)
+    _use_own_transport()
     try:
         return get_session()
     except OSError as error:  # ssl.SSLError is one
-        named = next((each for each in _CERTIFICATES if os.environ.get(each)), None)
-        reason = (
-            "there are none in it"
-            if isinstance(error, ssl.SSLError)
-            else str(error.strerror or error).lower()
-        )
-        what = (
-            f"the certificates of {named}={os.environ[named][:120]!r}"
-            if named
-            else "the system's certificates"
-        )
-        hint = f": unset {named}, or set it to the file of your certificates" if named else ""
-        raise UsageError(f"{literal(what)} cannot be read ({reason}){hint}") from None
-    except (ValueError, ImportError, httpx2.InvalidURL):
-        raise UsageError(
-            "the settings of proxies cannot be used: correct HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY"
-        ) from None
+        raise certificates.unreadable(error) from None
 
 
-def _proxies() -> Iterator[tuple[str, str]]:
-    """The variables that name a proxy, with their values, unless NO_PROXY turns them all off."""
-    excepted = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-    if "*" in [host.strip() for host in excepted.split(",")]:
-        return
-    for upper in _PROXIES:
-        for name in (upper.lower(), upper):
-            if value := os.environ.get(name, "").strip():
-                yield name, value
-                break
+@functools.cache
+def _install() -> None:
+    set_client_factory(
+        lambda: httpx2.Client(
+            transport=proxies.Transport(certificates.context()), follow_redirects=True, timeout=None
+        )
+    )
 
 
-def _check_proxy(name: str, value: str) -> None:
-    """Raise UsageError for what is no address of a proxy. It may hold a password, and is not shown."""
-    try:
-        parts = urlsplit(value if "://" in value else f"http://{value}")
-        is_sound = bool(parts.hostname) and parts.port != 0 and value.isprintable() and " " not in value
-    except ValueError:
-        is_sound = False
-    if not is_sound:
-        raise UsageError(f"{name} must be the address of a proxy, such as http://proxy.example:8080")
-    if parts.scheme not in ("http", "https", *_SOCKS):
-        raise UsageError(
-            f"{name} names a proxy of the kind {parts.scheme[:20]}: it must be http, https, socks5 or socks5h"
-        )
-    if parts.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
-        raise UsageError(
-            f'{name} names a SOCKS proxy, which needs a package more: install it with `pip install "rwkv-cli[socks]"`, '
-            f"or unset {name}"
-        )
+def _use_own_transport() -> None:
+    """Have huggingface_hub use our transport, too, where the environment has something to say of connections.
+
+    Elsewhere a client that another program has given to it stays.
+    """
+    if proxies.are_named() or certificates.variable():
+        _install()
 
 
 constants.HF_HUB_DISABLE_TELEMETRY = (

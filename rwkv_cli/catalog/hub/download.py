@@ -1,14 +1,17 @@
 """From a description to verified files: fetched into a folder of ours, compared with their checksums, then used.
 
 Files of the hub go to a folder below HF_ASSETS_CACHE, which huggingface_hub provides for what other libraries keep; it
-is on the same disk as its cache. Files from other addresses go to `downloads` in the cache folder of rwkv. What the
+is on the same disk as its cache. Files from other addresses go to `downloads` in the cache folder of rwkv, as all do
+where that of the hub cannot be written to, since it is another user's or on a disk that is read only. What the
 shared cache of the hub has already is used where it is, once it is verified, and stays there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -146,9 +149,8 @@ def missing_bytes(remote: Remote) -> int:
 
 def folder_of(remote: Remote) -> Path:
     """A folder on the disk that downloads of this model go to; it need not exist."""
-    if remote.reference.repository is None:
-        return paths.cache_folder()
-    return Path(constants.HF_ASSETS_CACHE)
+    assets = Path(constants.HF_ASSETS_CACHE).expanduser().resolve()
+    return assets if _folder(remote).is_relative_to(assets) else paths.cache_folder()
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -171,8 +173,9 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def unfinished_folders(cache: Path) -> list[Path]:
-    """Where downloads grow: that of the hub, and the one in our cache for plain addresses."""
-    return [Path(constants.HF_ASSETS_CACHE) / "rwkv", cache / "downloads"]
+    """Where downloads grow: that of the hub, unless it is closed to this user, and the one in our cache."""
+    folders = (Path(constants.HF_ASSETS_CACHE) / "rwkv", cache / "downloads")
+    return [folder for folder in folders if os.access(folder, os.R_OK | os.X_OK)]
 
 
 def _folder(remote: Remote) -> Path:
@@ -180,19 +183,20 @@ def _folder(remote: Remote) -> Path:
     first = remote.files[0]
     key = hashlib.sha256(identity_of(first.url).encode()).hexdigest()[:16]
     if remote.reference.repository is None:
-        return paths.cache_folder() / "downloads" / key
-    name = remote.commit if remote.is_folder else first.etag
-    try:
-        return cached_assets_path(
-            "rwkv",
-            remote.reference.repository,
-            safe_name(name) or key,
-            assets_dir=constants.HF_ASSETS_CACHE,
+        return _own_folder(key)
+    name = safe_name(remote.commit if remote.is_folder else first.etag) or key
+    with contextlib.suppress(OSError, ValueError):  # ValueError: there is a file in place of a folder
+        folder = cached_assets_path(
+            "rwkv", remote.reference.repository, name, assets_dir=constants.HF_ASSETS_CACHE
         )
-    except ValueError as error:
-        raise StorageError(f"cannot write to {constants.HF_ASSETS_CACHE}: {error}") from None
-    except OSError as error:
-        raise storage_error(Path(constants.HF_ASSETS_CACHE), error) from None
+        if all(os.access(each, os.W_OK | os.X_OK) for each in (folder, folder.parent)):
+            return folder
+    return _own_folder(name)
+
+
+def _own_folder(name: str) -> Path:
+    """A folder for files that are not of the hub, or that cannot be written beside its cache. Raises StorageError."""
+    return paths.cache_folder() / "downloads" / name
 
 
 @contextlib.contextmanager
@@ -203,8 +207,19 @@ def _locked(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(_lock_of(folder), wait=lambda: None))
         except OSError as error:
-            raise storage_error(folder, error) from None
+            raise _unwritable(folder, error) from None
         yield
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    """The error for a folder of downloads that cannot be made, naming the variable that moves it."""
+    own = paths.cache_folder()
+    if not folder.is_relative_to(own) or error.errno == errno.ENOSPC:
+        return storage_error(folder, error)
+    reason = (error.strerror or str(error)).lower()
+    return StorageError(
+        f"downloads cannot be written to {own} ({reason}): set RWKV_CACHE_DIR to a folder that you may write to"
+    )
 
 
 def _lock_of(folder: Path) -> Path:
@@ -286,8 +301,10 @@ def _is_sound_in_cache(file: RemoteFile, note: Note) -> bool:
     remove = cache.remove_damaged if contradicts_itself else lambda _: None
     try:
         return _is_sound(file, file.cached, note, remove)
-    except OSError as error:
-        raise storage_error(file.cached, error) from None
+    except OSError as error:  # another user's, perhaps
+        reason = (error.strerror or str(error)).lower()
+        note(f"{file.what} in the cache can be neither used nor removed ({reason}): downloading it")
+        return False
 
 
 def _is_sound(file: RemoteFile, path: Path, note: Note, remove: Callable[[Path], None]) -> bool:

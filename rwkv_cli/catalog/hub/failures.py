@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from rwkv_cli.catalog.hub.proxies import ProxyLoginError
 from rwkv_cli.catalog.names import hide_secrets
 from rwkv_cli.errors import DownloadError
 
@@ -94,10 +95,15 @@ def guarded(what: str, ask: Callable[[], T]) -> T:
         raise OfflineError(
             f"cannot download {what}: HF_HUB_OFFLINE is set, and it is not in the cache"
         ) from None
+    except ProxyLoginError as error:
+        raise OfflineError(f"cannot download {what}: {error}") from None
     except HfHubHTTPError as error:
         raise _refusal_of_hub(what, error) from None
-    except httpx2.UnsupportedProtocol as error:
-        raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
+    except httpx2.UnsupportedProtocol as error:  # not of the first address, which was checked
+        raise DownloadError(
+            f"cannot download {what}: the server sends on to an address of the kind "
+            f"{error.request.url.scheme[:20]}://, and only http and https are followed"
+        ) from None
     except httpx2.TransportError as error:
         raise TryAgainError(_reason(error), is_unreachable=isinstance(error, httpx2.ConnectError)) from None
     except (httpx2.TooManyRedirects, httpx2.InvalidURL, httpx2.DecodingError) as error:
