@@ -28,6 +28,10 @@ Row = tuple[str, str]
 """What is explained, and its explanation."""
 
 
+_FORMER = {"-f": "--force", "-t": "--type"}
+"""Short options that scripts may still have: now `-f` is a file everywhere, and `-t` the temperature."""
+
+
 class Command(TyperCommand):
     """A command with such a page, whose options have the user's settings for defaults."""
 
@@ -36,6 +40,13 @@ class Command(TyperCommand):
         if not extra.get("resilient_parsing"):  # which completes a line, or makes a page
             extra["default_map"] = defaults.Defaults()
         return super().make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; short options of earlier versions still work where they have no other meaning."""
+        known = {name for parameter in self.params for name in parameter.opts}
+        former = {short: long for short, long in _FORMER.items() if long in known and short not in known}
+        n = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(former.get(each, each) for each in args[:n]), *args[n:]])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, in the user's theme."""

@@ -88,9 +88,15 @@ def test_the_version(rwkv):
     assert rwkv("-V").out == rwkv("--version").out == f"rwkv {__version__}\n"
 
 
-def test_letters_that_mean_something_else_elsewhere(rwkv):
-    assert "no such option: -t; did you mean --type?" in rwkv("pull", "x", "-t", "int4").sentence
-    assert "no such option: -f; did you mean --format or --force?" in rwkv("export", "a", "b", "-f").sentence
+def test_short_options_of_earlier_versions_still_work(rwkv, tiny_model, tmp_path):
+    target = tmp_path / "x.pth"
+    for options in (("-t", "fp16"), ("-f", "--type", "fp16")):
+        assert rwkv("export", tiny_model, target, "-q", *options).code == 0
+    assert "x.pth exists" in rwkv("export", tiny_model, target, "-q").sentence
+    assert "unexpected extra argument(s) (-f)" in rwkv("export", tiny_model, target, "--", "-f").err
+    for page in (rwkv("export", "--help").out, rwkv("quantize", "--help").out):
+        assert "-f " not in page
+        assert "-t " not in page
 
 
 def test_verbose_tells_on_stderr_what_is_used(rwkv, tiny_model, monkeypatch):
