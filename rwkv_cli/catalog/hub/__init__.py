@@ -10,7 +10,7 @@
     transfer   one file over a connection that may break at any time; xet is the faster way for files that have it
     cache      the cache that all programs for the hub share
     client     the client that all of these share, once what it takes from the environment is checked
-    failures   sentences for what goes wrong, and what is worth another attempt
+    failures   sentences for what goes wrong, and what is worth another attempt; unreachable is a part of it
 
 huggingface_hub does what its public API offers: metadata, tokens and headers, proxies and offline mode, and the shared
 cache with its links, references and locks. These parts are our own, for files of the hub too:

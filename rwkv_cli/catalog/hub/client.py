@@ -10,7 +10,9 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
+from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 import httpx2
 
@@ -23,6 +25,13 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _SOCKS = ("socks5", "socks5h")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _HEADER = re.compile(r"[!-~]*")
+
+
+class Proxy(NamedTuple):
+    """What a request goes through."""
+
+    variable: str  # that names it
+    host: str  # with its port, if one is given; it may be shown, other than a user and a password
 
 
 def check_settings() -> None:
@@ -95,6 +104,19 @@ def session() -> httpx2.Client:
         raise UsageError(
             "the settings of proxies cannot be used: correct HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY"
         ) from None
+
+
+def proxy_for(url: str) -> Proxy | None:
+    """The proxy that requests to an address go through, according to the environment."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    named = {name.upper(): (name, value) for name, value in _proxies()}
+    found = named.get(f"{parts.scheme.upper()}_PROXY") or named.get("ALL_PROXY")
+    if found is None:
+        return None
+    variable, value = found
+    return Proxy(variable, value.rpartition("://")[2].rpartition("@")[2].partition("/")[0])
 
 
 def _proxies() -> Iterator[tuple[str, str]]:

@@ -57,6 +57,7 @@ class Transfer:
         self._notes = part.with_name(f"{part.name}.json")
         self._changes = 0
         self._supports_ranges = True
+        self._has_answered = False
         self.resumed = False  # whether it is put together from more than one response
 
     def run(self) -> None:
@@ -83,13 +84,11 @@ class Transfer:
                 present = self.present()
                 failed = 0 if present > reached else failed + 1
                 reached = max(reached, present)
-                if failed >= failures.TRIES:
-                    kept = "what has arrived is kept, " if present else ""
+                if failed >= (failures.TRIES if self._has_answered else failure.tries):
                     if not present:
                         self.forget()
-                    raise DownloadError(
-                        f"cannot download {self.what}: {failure.reason}; {kept}try again later"
-                    ) from None
+                    kept = "what has arrived is kept" if present else ""
+                    raise failure.final(self.what, kept) from None
                 failures.pause(failed, failure, self._note)
 
     def forget(self) -> None:
@@ -133,6 +132,7 @@ class Transfer:
         with client.session().stream(
             "GET", self.file.url, headers=headers, timeout=timeout, follow_redirects=True
         ) as response:
+            self._has_answered = True
             start = self._check(response, start)
             if start == self.size:
                 return True
