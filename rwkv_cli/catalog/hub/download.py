@@ -163,7 +163,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise StorageError(
             f"there is not enough space on the disk of {folder} for {what}: "
-            f"it needs {format_size(needed)}, and {format_size(free)} are free"
+            f"it needs {format_size(needed)}, and {format_size(free)} are free{paths.hint(folder)}"
         )
 
 
@@ -190,7 +190,9 @@ def _folder(remote: Remote) -> Path:
             assets_dir=constants.HF_ASSETS_CACHE,
         )
     except ValueError as error:
-        raise StorageError(f"cannot write to {constants.HF_ASSETS_CACHE}: {error}") from None
+        raise StorageError(
+            f"cannot write to {constants.HF_ASSETS_CACHE}: {error}; HF_HOME sets another folder"
+        ) from None
     except OSError as error:
         raise storage_error(Path(constants.HF_ASSETS_CACHE), error) from None
 

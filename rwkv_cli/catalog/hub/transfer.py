@@ -20,6 +20,7 @@ from typing import BinaryIO
 import httpx2
 from huggingface_hub import constants
 
+from rwkv_cli import paths
 from rwkv_cli.catalog.hub import client, failures, xet
 from rwkv_cli.catalog.hub.answers import count, refuse_compressed, refuse_page
 from rwkv_cli.catalog.hub.failures import Note, TryAgainError
@@ -275,7 +276,7 @@ class Transfer:
         if free < LEFT_FREE:
             raise StorageError(
                 f"cannot download {self.what}: the server does not say how long it is, and {format_size(free)} are "
-                f"free on the disk of {self.part.parent}"
+                f"free on the disk of {self.part.parent}{paths.hint(self.part)}"
             )
 
     def _opened(self) -> BinaryIO:
