@@ -98,7 +98,7 @@ def test_a_proxy_that_is_none(hub, monkeypatch, name, value, problem, text):
 def test_a_socks_proxy_needs_a_package(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks5h://me:S3CRET@127.0.0.1:1")
     monkeypatch.setattr(client.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"ALL_PROXY names a SOCKS proxy.*rwkv-cli\[socks\]"):
+    with pytest.raises(UsageError, match=r"ALL_PROXY names a SOCKS proxy.*pip install socksio"):
         bring()
 
 

@@ -146,7 +146,7 @@ def _check_proxy(name: str, value: str) -> None:
         )
     if parts.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
         raise UsageError(
-            f'{name} names a SOCKS proxy, which needs a package more: install it with `pip install "rwkv-cli[socks]"`, '
+            f"{name} names a SOCKS proxy, which needs a package more: install it with `pip install socksio`, "
             f"or unset {name}"
         )
 
