@@ -26,6 +26,7 @@ from rwkv_cli.cli.commands.models import app as models
 from rwkv_cli.cli.commands.pull import pull
 from rwkv_cli.cli.commands.quantize import quantize
 from rwkv_cli.cli.commands.state import app as state
+from rwkv_cli.cli.commands.warm_up import warm_up
 from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import streams, ui
@@ -82,6 +83,7 @@ for command, panel in (
     (info, MACHINE),
     (bench, MACHINE),
     (cache, MACHINE),
+    (warm_up, MACHINE),
 ):
     app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(state, rich_help_panel=RUN)

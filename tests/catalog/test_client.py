@@ -15,12 +15,13 @@ from rwkv_cli.errors import DownloadError, UsageError
 
 DATA = b"a model" * 1000
 pytestmark = pytest.mark.usefixtures("hub")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 @pytest.fixture
 def hub(local_hub, monkeypatch):
-    for name in PROXIES:
+    for name in (*PROXIES, *CERTIFICATES):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     local_hub.files["owner/repo"] = {"model.pth": DATA}

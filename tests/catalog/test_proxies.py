@@ -15,6 +15,7 @@ from rwkv_cli.errors import DownloadError, UsageError
 
 DATA = b"a model" * 1000
 VARIABLES = [f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "ALL", "NO")]
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 DEAD = "http://127.0.0.1:9"
 needs_socks = pytest.mark.skipif(
     importlib.util.find_spec("socksio") is None, reason="needs the extra `socks`"
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("hub")
 
 @pytest.fixture
 def hub(local_hub, monkeypatch):
-    for name in (*VARIABLES, "REQUEST_METHOD"):
+    for name in (*VARIABLES, *CERTIFICATES, "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     local_hub.files["owner/repo"] = {"model.pth": DATA}
@@ -210,7 +211,7 @@ def test_a_proxy_that_cannot_be_used(hub, monkeypatch, name, value, problem, tex
     assert "S3CRET" not in str(raised.value)
 
 
-def test_the_client_of_another_program_stays_where_no_proxy_is_named(monkeypatch):
+def test_the_client_of_another_program_stays_where_nothing_is_set(monkeypatch):
     monkeypatch.setattr(client, "_install", lambda: pytest.fail("it is replaced"))
     assert bring() == DATA
 
