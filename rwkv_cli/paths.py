@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-from rwkv_cli.errors import StorageError, UsageError
+from rwkv_cli.errors import RwkvError, StorageError, UsageError
 
 DATA = Path(__file__).parent / "data"
 EMBEDDED_MODEL = DATA / "gosling.safetensors"
@@ -19,7 +19,9 @@ def cache_folder() -> Path:
 
     Raises StorageError for a user without a home.
     """
-    return _folder("RWKV_CACHE_DIR", "the cache", lambda: platformdirs.user_cache_dir("rwkv"))
+    return _folder(
+        "RWKV_CACHE_DIR", "the cache", lambda: platformdirs.user_cache_dir("rwkv", appauthor=False)
+    )
 
 
 def data_folder() -> Path:
@@ -63,6 +65,37 @@ def _folder(variable: str, purpose: str, default: Callable[[], str]) -> Path:
                 f"{variable} is {named[:200]!r}, the home of a user who is not known here"
             ) from None
         raise StorageError(f"no home folder found for {purpose}: set {variable}") from None
+
+
+def variable_of(path: Path) -> str | None:
+    """The variable that moves the folder of this program, or of the hub, in which a path is; None for other paths."""
+    for variable, folder in _MOVABLE.items():
+        try:
+            if path.absolute().is_relative_to(folder().absolute()):
+                return variable
+        except (RwkvError, RuntimeError, OSError):  # a user without a home, a current folder that is gone
+            continue
+    return None
+
+
+def hint(path: Path) -> str:
+    """To end a message about a path with: how to move the folder that it is in, or nothing for a path of the user's."""
+    variable = variable_of(path)
+    return f"; {variable} sets another folder" if variable else ""
+
+
+def _hub_folder() -> Path:
+    """Where huggingface_hub keeps its files, which takes long to import for a message."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+
+
+_MOVABLE: dict[str, Callable[[], Path]] = {
+    "RWKV_CACHE_DIR": cache_folder,
+    "RWKV_DATA_DIR": data_folder,
+    "RWKV_CONFIG_DIR": lambda: user_registry_file().parent,
+    "HF_HOME": _hub_folder,
+}
 
 
 def written_folders() -> list[Path]:

@@ -35,7 +35,7 @@ class Reporter:
         raise error
 
     def compiling(self, processor: str) -> AbstractContextManager[None]:
-        """Entered while kernels are compiled for the "CPU" or "GPU", which takes seconds and happens once."""
+        """Entered while kernels are compiled, for this "CPU", "GPU" or "kind of GPU": for seconds, and only once."""
         self.note(COMPILING.format(processor))
         return nullcontext()
 

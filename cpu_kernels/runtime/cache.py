@@ -48,10 +48,14 @@ CACHE_DIR = os.environ.get("RWKV_CACHE_DIR")
 def _cache_folder() -> Path:
     """The folder of all versions. Raises RuntimeError if this user, or the one that is named, has no home folder."""
     named = (CACHE_DIR or "").strip()
-    return Path(CACHE_DIR or "").expanduser() if named else Path(platformdirs.user_cache_dir("rwkv"))
+    return (
+        Path(CACHE_DIR or "").expanduser()
+        if named
+        else Path(platformdirs.user_cache_dir("rwkv", appauthor=False))
+    )
 
 
-def _folder() -> Path:
+def folder() -> Path:
     """The folder of this version. Raises RuntimeError if this user has no home folder."""
     return _cache_folder() / f"kernels-{VERSION}"
 
@@ -59,7 +63,7 @@ def _folder() -> Path:
 def read(name: str) -> bytes | None:
     """The machine code of an entry point, or None if there is no usable file."""
     try:
-        content = (_folder() / name).read_bytes()
+        content = (folder() / name).read_bytes()
     except _FAILURES:
         return None
     size = hashlib.sha256().digest_size
@@ -69,14 +73,14 @@ def read(name: str) -> bytes | None:
 def write(name: str, code: bytes) -> None:
     """Store the machine code of an entry point; logs a warning if that fails."""
     try:
-        folder = _folder()
-        if not folder.exists():
-            folder.mkdir(parents=True, exist_ok=True)  # another process may do the same
-            _delete_old_versions(folder.parent)
-        unfinished = temporary_beside(folder / name)
+        target = folder() / name
+        if not target.parent.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)  # another process may do the same
+            _delete_old_versions(target.parent.parent)
+        unfinished = temporary_beside(target)
         try:
             unfinished.write_bytes(_digest(name, code) + code)
-            unfinished.replace(folder / name)
+            unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
     except _FAILURES as error:

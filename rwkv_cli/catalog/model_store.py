@@ -62,7 +62,9 @@ def listed() -> list[Stored]:
     try:
         files = sorted(folder().glob(f"*{SUFFIX}"))
     except OSError as error:
-        raise StorageError(f"cannot read {folder()}: {(error.strerror or str(error)).lower()}") from None
+        raise StorageError(
+            f"cannot read {folder()}: {(error.strerror or str(error)).lower()}{paths.hint(folder())}"
+        ) from None
     return [Stored(file.stem, file) for file in files if is_name(file.stem) and file.is_file()]
 
 

@@ -31,6 +31,7 @@ from rwkv_cli.cli.commands.pull import pull
 from rwkv_cli.cli.commands.quantize import quantize
 from rwkv_cli.cli.commands.run import run as run_model
 from rwkv_cli.cli.commands.state import app as state
+from rwkv_cli.cli.commands.warm_up import warm_up
 from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.options import as_flag, with_verbose
 from rwkv_cli.cli.terminal import streams, ui
@@ -107,6 +108,7 @@ for command, panel in (
     app.command(cls=Command, rich_help_panel=panel)(with_verbose(command) if panel == RUN else command)
 app.command(cls=Command, rich_help_panel=MACHINE)(config)
 app.command(cls=Command, rich_help_panel=MACHINE)(cache)
+app.command(cls=Command, rich_help_panel=MACHINE)(warm_up)
 app.command("list", cls=Command, rich_help_panel=MODELS, help=_LIST)(list_models)
 app.command("help", cls=Command, rich_help_panel=MACHINE)(help_command)
 app.add_typer(state, rich_help_panel=RUN)

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from cpu_kernels.runtime.leftovers import remove_leftovers as remove_leftovers
 from cpu_kernels.runtime.leftovers import temporary_beside
+from rwkv_cli import paths
 from rwkv_cli.errors import StorageError
 from rwkv_cli.reporting import format_size
 
@@ -72,17 +73,20 @@ def replacing(target: Path, private: bool = False) -> Iterator[Path]:
 
 
 def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:
-    """One sentence about a file that cannot be written; `needed` is its size in bytes, if known."""
+    """One sentence about a file that cannot be written; `needed` is its size in bytes, if known.
+
+    In a folder of this program, it names the variable that sets another one.
+    """
+    hint = paths.hint(path)
     if error.errno in _NO_SPACE:
         reason = "no space left on the disk"
     elif error.errno == errno.EFBIG:
         reason = "the file would be larger than this disk or account allows"
     elif isinstance(error, FileNotFoundError):
-        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist")
+        return StorageError(f"cannot write {path}: the folder {path.parent} does not exist{hint}")
     elif isinstance(error, PermissionError):
-        return StorageError(f"cannot write {path}: no permission to write in {path.parent}")
+        return StorageError(f"cannot write {path}: no permission to write in {path.parent}{hint}")
     else:
         reason = (error.strerror or str(error)).lower()
-    return StorageError(
-        f"cannot write {path}: {reason}" + (f" (needs {format_size(needed)})" if needed else "")
-    )
+    size = f" (needs {format_size(needed)})" if needed else ""
+    return StorageError(f"cannot write {path}: {reason}{size}{hint}")

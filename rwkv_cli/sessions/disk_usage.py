@@ -30,9 +30,10 @@ def kinds() -> list[Kind]:
     cache = paths.cache_folder()
     folders = paths.written_folders()
     kernels = [folder for folder in folders if folder.parent == cache and folder.name.startswith("kernels-")]
+    compiled = [path for folder in kernels for path in _whole(folder)] + _entries(cache / "cuda")
     left = [path for folder in folders for path in leftovers(folder)]
     return [
-        _measured("compiled kernels", [path for folder in kernels for path in _whole(folder)]),
+        _measured("compiled kernels", compiled),
         _measured("converted checkpoints", _whole(cache / "models")),
         _measured("prompt cache", _whole(prompt_cache.folder())),
         _measured("downloads in progress", _unfinished(cache)),

@@ -111,7 +111,7 @@ def test_a_source_that_cannot_be_reached(bring, monkeypatch):
     )
     fetched, notes = bring()
     assert fetched.path.read_bytes() == DATA
-    assert "the server cannot be reached" in notes[0]
+    assert "127.0.0.1:9 cannot be reached" in notes[0]
     assert len(notes) == 1
 
 

@@ -458,9 +458,7 @@ def test_the_list_of_what_is_newer(hub, publish, weights, rwkv):
 def test_the_list_of_what_is_newer_without_a_connection(hub, rwkv, monkeypatch):
     hub.close()
     sentence = rwkv("models", "list", "--known", "--newest").sentence
-    assert sentence.startswith(
-        "cannot download the list of files of BlinkDL/rwkv7-g1: the server cannot be reached"
-    )
+    assert sentence.startswith("cannot download the list of files of BlinkDL/rwkv7-g1: 127.0.0.1:")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in rwkv("models", "list", "--known", "--newest", "--json").err
     assert "--newest compares the known models" in rwkv("models", "list", "--newest").sentence

@@ -28,6 +28,7 @@ def cache(monkeypatch, tmp_path):
     left = live.with_name(live.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     sizes = {
         cache / "kernels-0" / "forward.passes": 10,
+        cache / "cuda" / "entries" / "0" / "1": 0,
         target: 200,
         cache / "prompts" / "0.safetensors": 3000,
         cache / "downloads" / "idle" / "a.pth.rwkv-part": 40_000,

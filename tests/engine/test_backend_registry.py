@@ -160,7 +160,7 @@ def test_a_machine_without_a_gpu_imports_nothing_of_nvidia(tiny_model):
 
 def test_a_backend_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "rwkv_cli.engine.gpu.device", None)
-    with pytest.raises(DeviceError, match="the CUDA backend is not installed: pip install"):
+    with pytest.raises(DeviceError, match="the CUDA backend is not installed: in the folder"):
         cuda.open_cuda(None)
 
 

@@ -269,7 +269,7 @@ def test_it_is_compiled_once(place):
 @pytest.mark.parametrize("size", [0, 31, 32, 100, -1])
 def test_a_truncated_file_is_compiled_again(place, code, size):
     cache.write(SMALL, code)
-    path = cache._folder() / SMALL
+    path = cache.folder() / SMALL
     whole = path.read_bytes()
     path.write_bytes(whole[:size])
     assert not aot.is_compiled(SMALL)
@@ -280,7 +280,7 @@ def test_a_truncated_file_is_compiled_again(place, code, size):
 @pytest.mark.usefixtures("place")
 def test_damage_is_noticed_anywhere(code):
     cache.write(SMALL, code)
-    path = cache._folder() / SMALL
+    path = cache.folder() / SMALL
     whole = path.read_bytes()
     for position in range(0, len(whole), 97):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
@@ -292,7 +292,7 @@ def test_damage_is_noticed_anywhere(code):
 @pytest.mark.usefixtures("place")
 def test_one_entry_point_is_not_taken_for_another(code):
     cache.write(SMALL, code)
-    (cache._folder() / SMALL).rename(cache._folder() / "trie.build")
+    (cache.folder() / SMALL).rename(cache.folder() / "trie.build")
     assert cache.read("trie.build") is None
 
 
@@ -300,7 +300,7 @@ def test_processes_that_compile_at_once(place):
     with ThreadPoolExecutor() as threads:
         assert list(threads.map(is_compiled_by, [place] * 3)).count(True) >= 1
     assert not is_compiled_by(place)
-    assert [path.name for path in cache._folder().iterdir()] == [SMALL]
+    assert [path.name for path in cache.folder().iterdir()] == [SMALL]
 
 
 def test_threads_that_compile_at_once(monkeypatch, code):
@@ -341,11 +341,11 @@ def test_a_full_disk(place, code, monkeypatch, caplog):
         f"cannot write to the cache folder {place} (no space left on device): "
         "kernels will be compiled again on every run; set RWKV_CACHE_DIR"
     ]
-    assert list(cache._folder().iterdir()) == []
+    assert list(cache.folder().iterdir()) == []
 
 
 def test_a_user_without_a_home(code, monkeypatch, caplog):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("Could not determine home directory.")
 
     cache._warn.cache_clear()
@@ -364,7 +364,7 @@ def test_old_versions_go(place, code):
     other = place / "checkpoints"
     other.mkdir()
     cache.write(SMALL, code)
-    assert set(place.iterdir()) == {cache._folder(), other, *versions[: cache.KEPT_VERSIONS - 1]}
+    assert set(place.iterdir()) == {cache.folder(), other, *versions[: cache.KEPT_VERSIONS - 1]}
 
 
 @pytest.mark.parametrize("name", ["get_host_cpu_name", "get_process_triple"])

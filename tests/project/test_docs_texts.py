@@ -77,8 +77,8 @@ def test_the_first_command_installs_and_tells_a_story():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     first, second = re.findall(r"^    (.+)$", readme, re.MULTILINE)[:2]
     assert first == (
-        "python3 -m venv .venv && .venv/bin/pip install . && "
-        '.venv/bin/rwkv generate --prompt "Once upon a time"'
+        "python3 -m venv .venv && . .venv/bin/activate && pip install . && "
+        'rwkv generate --prompt "Once upon a time"'
     )
     assert second == "scripts/test"
 

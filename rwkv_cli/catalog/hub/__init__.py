@@ -12,7 +12,7 @@
     client     the client that all of these share, once what it takes from the environment is checked
     certificates  what servers are checked by
     proxies    the proxy of each request, and a transport that uses no other
-    failures   sentences for what goes wrong, and what is worth another attempt
+    failures   sentences for what goes wrong, and what is worth another attempt; unreachable is a part of it
 
 huggingface_hub does what its public API offers: metadata, tokens and headers, proxies and offline mode, and the shared
 cache with its links, references and locks. These parts are our own, for files of the hub too:

@@ -165,7 +165,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise StorageError(
             f"there is not enough space on the disk of {folder} for {what}: "
-            f"it needs {format_size(needed)}, and {format_size(free)} are free"
+            f"it needs {format_size(needed)}, and {format_size(free)} are free{paths.hint(folder)}"
         )
 
 

@@ -18,7 +18,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from rwkv_cli.catalog.hub import unreachable
 from rwkv_cli.catalog.hub.proxies import ProxyLoginError
+from rwkv_cli.catalog.hub.unreachable import Unreachable
 from rwkv_cli.catalog.names import hide_secrets
 from rwkv_cli.errors import DownloadError
 
@@ -46,6 +48,10 @@ T = TypeVar("T")
 class OfflineError(DownloadError):
     """The server is unreachable; cached files may still be usable."""
 
+    def __init__(self, message: str, failure: Unreachable | None = None) -> None:
+        super().__init__(f"{message}; {failure.advice}" if failure else message)
+        self.failure = failure
+
 
 class GoneError(DownloadError):
     """The repository is there, but the revision or the file is not, or no longer."""
@@ -54,11 +60,27 @@ class GoneError(DownloadError):
 class TryAgainError(Exception):
     """An attempt failed in a way that may pass. `wait` is how many seconds the server asks for, if it does."""
 
-    def __init__(self, reason: str, wait: float | None = None, is_unreachable: bool = False) -> None:
+    def __init__(
+        self, reason: str, wait: float | None = None, unreachable: Unreachable | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait = wait
-        self.is_unreachable = is_unreachable
+        self.unreachable = unreachable
+
+    @property
+    def tries(self) -> int:
+        """Attempts that are worth while at a server that has not been reached yet, with this one."""
+        if self.unreachable is None:
+            return TRIES
+        return UNREACHABLE_TRIES if self.unreachable.may_pass else 1
+
+    def final(self, what: str, kept: str = "") -> DownloadError:
+        """The error, once it is not tried again."""
+        message = f"cannot download {what}: {self.reason}"
+        if self.unreachable:
+            return OfflineError(message + (f"; {kept}" if kept else ""), self.unreachable)
+        return DownloadError(f"{message}; {kept + ', ' if kept else ''}try again later")
 
 
 def attempt(what: str, ask: Callable[[], T], note: Note, tries: int = TRIES) -> T:
@@ -67,9 +89,8 @@ def attempt(what: str, ask: Callable[[], T], note: Note, tries: int = TRIES) -> 
         try:
             return guarded(what, ask)
         except TryAgainError as failure:
-            if number == tries or (failure.is_unreachable and number == UNREACHABLE_TRIES):
-                kind = OfflineError if failure.is_unreachable else DownloadError
-                raise kind(f"cannot download {what}: {failure.reason}; try again later") from None
+            if number >= min(tries, failure.tries):
+                raise failure.final(what) from None
             pause(number, failure, note)
     raise AssertionError("unreachable")
 
@@ -104,8 +125,11 @@ def guarded(what: str, ask: Callable[[], T]) -> T:
             f"cannot download {what}: the server sends on to an address of the kind "
             f"{error.request.url.scheme[:20]}://, and only http and https are followed"
         ) from None
+    except unreachable.KINDS as error:
+        found = unreachable.describe(error, _reason(error))
+        raise TryAgainError(found.reason, unreachable=found) from None
     except httpx2.TransportError as error:
-        raise TryAgainError(_reason(error), is_unreachable=isinstance(error, httpx2.ConnectError)) from None
+        raise TryAgainError(_reason(error)) from None
     except (httpx2.TooManyRedirects, httpx2.InvalidURL, httpx2.DecodingError) as error:
         raise DownloadError(f"cannot download {what}: {_reason(error)}") from None
     except (ValueError, OverflowError) as error:  # of an address or a number in a header that is none
@@ -165,14 +189,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx2.TimeoutException):
         return "the server does not answer in time"
-    if isinstance(error, httpx2.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return (
-            f"the certificate of the server is not trusted ({reason_of(error)}); behind a proxy that reads along, "
-            "SSL_CERT_FILE must name its certificates"
-        )
-    if isinstance(error, httpx2.ConnectError):
-        return f"the server cannot be reached ({reason_of(error)})"
-    if isinstance(error, httpx2.TransportError):
+    if isinstance(error, httpx2.TransportError) and not isinstance(error, unreachable.KINDS):
         return f"the connection broke ({reason_of(error)})"
     return reason_of(error)
 

@@ -6,6 +6,7 @@ models.toml, from the user, or from the hub, if that still told it before it fai
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -15,12 +16,14 @@ from huggingface_hub import constants
 from rwkv_cli.catalog import reference as references
 from rwkv_cli.catalog.hub.discovery import find_claimed
 from rwkv_cli.catalog.hub.download import Fetched, fetch, forget
-from rwkv_cli.catalog.hub.failures import Note
+from rwkv_cli.catalog.hub.failures import Note, OfflineError
 from rwkv_cli.catalog.hub.remote import Claim, Remote, claims_of
 from rwkv_cli.catalog.hub.transfer import Progress
 from rwkv_cli.catalog.names import without_secrets
 from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.errors import DownloadError, VerificationError
+
+_LONG = 3.0  # seconds for a name, which usually takes milliseconds
 
 
 def obtain(
@@ -35,7 +38,7 @@ def obtain(
     `sha256` is what the user expects of its only file. `ready` is called with what was found before it is downloaded.
     Raises what `find` and `fetch` do: of several sources that failed the error of the first, which mentions the others.
     """
-    claims, found = claims_of(reference, sha256), list[Remote]()
+    claims, found, began = claims_of(reference, sha256), list[Remote](), time.monotonic()
     try:
         found.append(find_claimed(reference, claims, note))
         ready(found[0])
@@ -43,7 +46,7 @@ def obtain(
     except DownloadError as error:
         mirrors = reference.entry.mirrors if reference.entry else ()
         contradict = len({claim.sha256 for claim in claims if claim.sha256}) > 1
-        if not mirrors or contradict or constants.is_offline_mode():
+        if not mirrors or contradict or constants.is_offline_mode() or _has_no_names(error, began):
             raise
         failure = error
     expected = [*claims, *_claims_of_hub(found)]
@@ -56,6 +59,12 @@ def obtain(
     for remote in found:
         forget(remote)  # what has arrived from there is not needed any more
     return fetched
+
+
+def _has_no_names(error: DownloadError, began: float) -> bool:
+    """Whether the name service is silent, for seconds: a mirror would take as long, to fail in the same way."""
+    failure = error.failure if isinstance(error, OfflineError) else None
+    return failure is not None and not failure.has_names and time.monotonic() - began > _LONG
 
 
 def _claims_of_hub(found: Sequence[Remote]) -> list[Claim]:
@@ -73,9 +82,11 @@ def _from_mirrors(
     note: Note,
 ) -> Fetched:
     """The file from the first mirror that has the right one. Raises the first failure, with those of the mirrors."""
-    problem, failed = _problem(str(failure)), list[str]()
+    problem, failed, offline = _problem(str(failure)), list[str](), set[str]()
     for mirror in mirrors:
         host = _host(mirror)
+        if host in offline:
+            continue
         note(f"{problem}; trying the mirror {host}")
         try:
             remote = find_claimed(references.parse(mirror), expected, note)
@@ -85,9 +96,16 @@ def _from_mirrors(
             return replace(fetch(remote, progress, note), mirror=_shown(mirror))
         except DownloadError as error:
             problem = _problem(str(error))
+            if isinstance(error, OfflineError):
+                offline.add(host)
             failed.append(f"{host} ({problem.partition(': ')[2] or problem})")
     reasons = ", ".join(dict.fromkeys(failed))
-    raise type(failure)(f"{_problem(failure.args[0])}; its mirrors failed too: {reasons}")
+    message = f"{_problem(failure.args[0])}; its mirrors failed too: {reasons}"
+    raise (
+        OfflineError(message, failure.failure)
+        if isinstance(failure, OfflineError)
+        else type(failure)(message)
+    )
 
 
 def _problem(message: str) -> str:

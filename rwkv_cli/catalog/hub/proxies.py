@@ -75,8 +75,7 @@ class Transport(httpx2.BaseTransport):
         except (httpx2.ConnectError, httpx2.ProxyError) as error:
             if _LOGIN.match(str(error)):
                 raise _login_error(proxy, found[1]) from None
-            through = f"{error}; through the proxy {proxy.host}, which {proxy.variable} names"
-            raise type(error)(through, request=request) from error
+            raise
         except (httpx2.HTTPError, httpx2.InvalidURL):
             raise
         except (

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import httpx2
 from huggingface_hub import constants
 
+from rwkv_cli import paths
 from rwkv_cli.catalog.hub import client, failures, xet
 from rwkv_cli.catalog.hub.answers import count, refuse_compressed, refuse_page
 from rwkv_cli.catalog.hub.failures import Note, TryAgainError
@@ -63,6 +64,7 @@ class Transfer:
         self._notes = part.with_name(f"{part.name}.json")
         self._changes = 0
         self._supports_ranges = True
+        self._has_answered = False
         self.resumed = False  # whether it is put together from more than one response
 
     def run(self) -> None:
@@ -89,13 +91,11 @@ class Transfer:
                 present = self.present()
                 failed = 0 if present > reached else failed + 1
                 reached = max(reached, present)
-                if failed >= failures.TRIES:
-                    kept = "what has arrived is kept, " if present else ""
+                if failed >= (failures.TRIES if self._has_answered else failure.tries):
                     if not present:
                         self.forget()
-                    raise DownloadError(
-                        f"cannot download {self.what}: {failure.reason}; {kept}try again later"
-                    ) from None
+                    kept = "what has arrived is kept" if present else ""
+                    raise failure.final(self.what, kept) from None
                 failures.pause(failed, failure, self._note)
 
     def forget(self) -> None:
@@ -139,6 +139,7 @@ class Transfer:
         with client.session().stream(
             "GET", self.file.url, headers=headers, timeout=timeout, follow_redirects=True
         ) as response:
+            self._has_answered = True
             start = self._check(response, start)
             if start == self.size:
                 return True
@@ -285,7 +286,7 @@ class Transfer:
         if free < LEFT_FREE:
             raise StorageError(
                 f"cannot download {self.what}: the server does not say how long it is, and {format_size(free)} are "
-                f"free on the disk of {self.part.parent}"
+                f"free on the disk of {self.part.parent}{paths.hint(self.part)}"
             )
 
     def _require_speed(self, arrived: int, total: int) -> None:

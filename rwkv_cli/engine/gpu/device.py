@@ -178,7 +178,7 @@ class Blas:
         try:
             self._library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
         except (RuntimeError, OSError) as error:
-            raise DeviceError(f"cuBLAS is missing ({error}): pip install 'rwkv-cli[cuda]'") from None
+            raise DeviceError(f"cuBLAS is missing ({error}): pip install nvidia-cublas") from None
         self._handle = ctypes.c_void_p()
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
         self._used = -1, -1
@@ -246,7 +246,7 @@ def _first_device() -> Device:
     if version < needed:
         raise DeviceError(
             f"the NVIDIA driver supports CUDA {version // 1000}.{version % 1000 // 10}, but {needed // 1000}.0 is "
-            "needed: update it, or pip install 'rwkv-cli[cuda12]'"
+            "needed: update it or, in the folder of rwkv's sources, pip install '.[cuda12]'"
         )
     device = Device(0)
     device.set_current()

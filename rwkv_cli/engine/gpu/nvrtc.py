@@ -42,16 +42,34 @@ def load(
 
     Raises DeviceError for a type of weights that has no kernels.
     """
+    with nullcontext() if is_compiled(weight_type, architecture) else compiling():
+        codes = compile_and_keep(weight_type, architecture)
+    return {kernel.name: codes[kernel.file].get_kernel(kernel.name) for kernel in kernels().values()}
+
+
+def folder() -> Path:
+    """The folder of the machine code."""
+    return paths.cache_folder() / "cuda"
+
+
+def is_compiled(weight_type: str, architecture: str) -> bool:
+    """Whether all kernels for a type of weights are in the cache. Raises DeviceError for a type that has none."""
+    return _marker(weight_type, architecture).exists()
+
+
+def compile_and_keep(weight_type: str, architecture: str) -> dict[str, Any]:
+    """The machine code of every operation, by file; what is not in the cache is compiled, and put there."""
+    codes = compile_all(weight_type, architecture, folder())
+    with contextlib.suppress(OSError):
+        _marker(weight_type, architecture).touch()
+    return codes
+
+
+def _marker(weight_type: str, architecture: str) -> Path:
+    """An empty file that says whether compilation is needed, and so whether to announce it."""
     sources = "".join(map(source, operations()))
     digest = hashlib.sha256(sources.encode()).hexdigest()[:16]
-    folder = paths.cache_folder() / "cuda"
-    # An empty file that says whether compilation is needed, and so whether to announce it.
-    marker = folder / f"{digest}-sm_{architecture}-{kind_of(weight_type)}"
-    with nullcontext() if marker.exists() else compiling():
-        codes = compile_all(weight_type, architecture, folder)
-    with contextlib.suppress(OSError):
-        marker.touch()
-    return {kernel.name: codes[kernel.file].get_kernel(kernel.name) for kernel in kernels().values()}
+    return folder() / f"{digest}-sm_{architecture}-{kind_of(weight_type)}"
 
 
 def compile_all(weight_type: str, architecture: str, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ OLDEST = (7, 5)
 """The lowest compute capability: dot products of bytes, and float16 on tensor cores."""
 
 NO_GPU = "there is no NVIDIA GPU"
-NOT_INSTALLED = "the CUDA backend is not installed: pip install 'rwkv-cli[cuda]'"
+NOT_INSTALLED = "the CUDA backend is not installed: in the folder of rwkv's sources, pip install '.[cuda]'"
 
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
