@@ -133,6 +133,10 @@ def test_a_host_of_mirrors_is_asked_once(names):
     message, notes = obtain("https://a.org/1", "https://a.org/2", "https://b.org/1")
     assert names.asked == ["huggingface.co", "a.org", "b.org"]
     assert [note.rpartition(" ")[2] for note in notes] == ["a.org", "b.org"]
+    assert (
+        f"its mirrors failed too: a.org cannot be reached ({SILENT}), b.org cannot be reached ({SILENT})"
+        in message
+    )
     assert message.endswith("or set HF_ENDPOINT to a mirror of the hub, or set HTTPS_PROXY to a proxy")
 
 

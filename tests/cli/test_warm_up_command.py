@@ -30,6 +30,12 @@ def forget(monkeypatch):
     monkeypatch.setattr(warm_up, "why_no_gpu", lambda: "there is no NVIDIA GPU")
 
 
+def failure(done):
+    """The exit code of a command that failed, and the sentence that follows what it said of its progress."""
+    assert done.out == ""
+    return done.code, done.err.splitlines()[-1]
+
+
 def test_kernels_are_compiled_once_and_named(rwkv, place, monkeypatch):
     done = rwkv("warm-up", "--json")
     assert (done.code, done.err) == (0, "")
@@ -56,11 +62,10 @@ def test_nothing_is_left_to_compile(rwkv, place, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_a_failure(rwkv, place):
     place.parent.mkdir(exist_ok=True)
     place.touch()
-    done = rwkv("warm-up", "--json")
-    assert (done.code, done.out) == (1, "")
-    assert done.err.splitlines()[-1] == (
+    assert failure(rwkv("warm-up")) == (
+        1,
         f"rwkv: the kernels cannot be kept in the cache folder {place}: "
-        "set RWKV_CACHE_DIR to a folder that can be written"
+        "set RWKV_CACHE_DIR to a folder that can be written",
     )
 
 
@@ -87,24 +92,24 @@ def test_kernels_for_a_gpu_that_is_not_here(rwkv, place, monkeypatch):
     ],
 )
 def test_a_gpu_that_cannot_be_meant(rwkv, gpu, code, sentence):
-    done = rwkv("warm-up", "--gpu", gpu, "--json")
-    assert (done.code, done.err) == (code, f"rwkv: {sentence}\n")
+    assert failure(rwkv("warm-up", "--gpu", gpu)) == (code, f"rwkv: {sentence}")
 
 
 @pytest.mark.usefixtures("place")
 def test_without_the_packages_for_gpus(rwkv, monkeypatch):
     monkeypatch.setattr(probe, "is_backend_installed", lambda: False)
-    assert rwkv("warm-up", "--gpu", "9.0", "--json").sentence == probe.NOT_INSTALLED
+    assert failure(rwkv("warm-up", "--gpu", "9.0")) == (1, f"rwkv: {probe.NOT_INSTALLED}")
 
 
 @pytest.mark.usefixtures("place")
 def test_a_gpu_that_the_compiler_does_not_know(rwkv):
     pytest.importorskip("cuda.core", reason="the CUDA backend is not installed")
-    sentence = rwkv("warm-up", "--gpu", "99.9", "--json").sentence
-    assert sentence.startswith("the kernels for compute capability 99.9 cannot be compiled: ")
+    code, sentence = failure(rwkv("warm-up", "--gpu", "99.9"))
+    assert code == 1
+    assert sentence.startswith("rwkv: the kernels for compute capability 99.9 cannot be compiled: ")
 
 
 def test_the_cpu_kernels_cannot_run(rwkv, monkeypatch):
     monkeypatch.setitem(sys.modules, "cpu_kernels.runtime.aot", None)
     monkeypatch.delattr(runtime, "aot")
-    assert rwkv("warm-up", "--json").sentence.startswith("the CPU kernels cannot run: ")
+    assert rwkv("warm-up").sentence.startswith("the CPU kernels cannot run: ")

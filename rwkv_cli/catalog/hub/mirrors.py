@@ -98,7 +98,8 @@ def _from_mirrors(
             problem = _problem(str(error))
             if isinstance(error, OfflineError):
                 offline.add(host)
-            failed.append(f"{host} ({problem.partition(': ')[2] or problem})")
+            reason = problem.partition(": ")[2] or problem
+            failed.append(reason if reason.startswith(f"{host} cannot be reached") else f"{host} ({reason})")
     reasons = ", ".join(dict.fromkeys(failed))
     message = f"{_problem(failure.args[0])}; its mirrors failed too: {reasons}"
     raise (
