@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
+from rich.cells import cell_len
+
 from rwkv_cli.cli.terminal.visible import printable as printable
 from rwkv_cli.cli.terminal.visible import safe_json
+from rwkv_cli.cli.terminal.wrap import wrapped
 from rwkv_cli.errors import shortened
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ BOLD, DIM, RED = "1", "2", "1;31"
 
 _MOST_COLUMNS = 9999
 _LINES = 24
+_GAP = 2  # columns between those of a table
+_LEAST_COLUMN = 20  # columns in which a text is still wrapped, or the rows are stacked
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -89,27 +93,68 @@ def table(title: str, rows: Mapping[str, str]) -> None:
 
     A text that is very long is shortened, as messages are.
     """
-    is_person = is_terminal(sys.stdout)
-    rows = {printable(name): shortened(printable(text)) for name, text in rows.items()}
-    indent = max(map(len, rows)) + 4
-    width = max(columns_of_terminal() - indent, 16)
     print(styled(printable(title), BOLD, sys.stdout))
-    for name, text in rows.items():
-        lines = textwrap.wrap(text, width, break_on_hyphens=False) if is_person else [text]
-        print(f"  {name:{indent - 2}}" + ("\n" + " " * indent).join(lines))
+    print(_pairs(rows))
 
 
-def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with a title above each column; the last column is as wide as its longest text."""
+def columns(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = ()) -> None:
+    """Print a table with a title above each column; the columns of the numbers in `right` are aligned to the right.
+
+    On a terminal that it does not fit, the last column is wrapped, or else every row becomes a table of its own.
+    """
     rows = [[printable(text) for text in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(titles, *rows, strict=True)]
+    before = sum(widths[:-1]) + _GAP * len(widths[:-1])
+    last = widths[-1]
+    if is_terminal(sys.stdout):
+        last = min(last, columns_of_terminal() - before)
+        if last < min(widths[-1], _LEAST_COLUMN):
+            _stacked(titles, rows)
+            return
 
     def line(texts: Sequence[str]) -> str:
-        return "  ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()
+        *cells, text = (
+            _padded(text, width, number in right)
+            for number, (text, width) in enumerate(zip(texts, [*widths[:-1], 0], strict=True))
+        )
+        lines = wrapped(text, last) if cell_len(text) > last else [_padded(text, last, len(cells) in right)]
+        return ("\n" + " " * before).join([(" " * _GAP).join([*cells, lines[0]]).rstrip(), *lines[1:]])
 
     print(styled(line(titles), BOLD, sys.stdout))
     for row in rows:
         print(line(row))
+
+
+def _stacked(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows one below the other: the first cell, and under it the others with their titles."""
+    for number, (name, *cells) in enumerate(rows):
+        pairs = dict(zip(titles[1:], cells, strict=True))
+        shown = {title: text for title, text in pairs.items() if text}
+        print(("\n" if number else "") + styled(name, BOLD, sys.stdout))
+        if shown:
+            print(_pairs(shown))
+
+
+def _pairs(rows: Mapping[str, str]) -> str:
+    """Lines of names and texts, beside each other or, on a narrow terminal, one below the other."""
+    rows = {printable(name): shortened(printable(text)) for name, text in rows.items()}
+    is_person = is_terminal(sys.stdout)
+    indent = max(map(cell_len, rows)) + 2 * _GAP
+    is_narrow = is_person and columns_of_terminal() - indent < _LEAST_COLUMN
+    if is_narrow:
+        indent = 2 * _GAP
+    lines = []
+    for name, text in rows.items():
+        first, *others = wrapped(text, max(columns_of_terminal() - indent, 1)) if is_person else [text]
+        head = " " * _GAP + (name if is_narrow else _padded(name, indent - _GAP))
+        lines += [head, " " * indent + first] if is_narrow else [head + first]
+        lines += [" " * indent + other for other in others]
+    return "\n".join(lines)
+
+
+def _padded(text: str, width: int, to_right: bool = False) -> str:
+    space = " " * (width - cell_len(text))
+    return space + text if to_right else text + space
 
 
 def json_text(value: object, indent: int | None = None) -> str:

@@ -16,6 +16,12 @@ _NEVER_FIRST = frozenset("、。，．！？；：」』）】》〉…ー")  # 
 _LEAST_WIDTH = 8
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text that is all there, of at most `width` columns; its own line breaks become spaces."""
+    wrapper = Wrapper(lambda: width + 1)
+    return (wrapper.text(text.replace("\n", " ")) + wrapper.flush()).split("\n")
+
+
 class Wrapper:
     """Turns text into what to write to a terminal, line breaks and styles included."""
 
