@@ -183,6 +183,14 @@ def set_of(named: dict[str, Entry]) -> list[Entry]:
     return list({entry.name: entry for entry in named.values()}.values())
 
 
+def short_name(entry: Entry) -> str:
+    """What one would type for a model: of a generation the alias, which a newer one may get, otherwise its name."""
+    own = (
+        alias for alias in entry.aliases if entries()[alias] == entry
+    )  # unless the user gave it to another
+    return next(own, entry.name) if entry.published else entry.name
+
+
 def published() -> list[tuple[Entry, Published]]:
     """The known models whose files are named by their generation, each with what its name tells."""
     return [(entry, found) for entry in set_of(entries()) if (found := entry.published)]

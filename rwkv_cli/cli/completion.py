@@ -10,6 +10,12 @@ def models(incomplete: str) -> list[str]:
     return sorted({*pulled(incomplete), *known(incomplete)})
 
 
+def installed(incomplete: str) -> list[str]:
+    """Models that can be used at once: those in the store, and the built-in one."""
+    own = [name for name in known(incomplete) if name == "gosling"]
+    return sorted({*pulled(incomplete), *own})
+
+
 def known(incomplete: str) -> list[str]:
     """Models in the registry."""
     from rwkv_cli.catalog import registry

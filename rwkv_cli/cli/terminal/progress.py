@@ -17,7 +17,7 @@ import typer
 from rwkv_cli import machine
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import MissingModelError
-from rwkv_cli.reporting import COMPILING, Reporter
+from rwkv_cli.reporting import COMPILING, Reporter, format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
@@ -71,7 +71,7 @@ class TerminalReporter(Reporter):
         from rwkv_cli.catalog.pull import pull
 
         ui.note(error.problem)
-        if not typer.confirm("download it now?", err=True):
+        if not typer.confirm(f"download it now{_download_size(error.reference)}?", err=True):
             raise error
         pulled = pull(error.reference, reporter=self)
         self._stop()
@@ -97,6 +97,15 @@ class TerminalReporter(Reporter):
             return
         with _spinner(text):
             yield
+
+
+def _download_size(reference: str) -> str:
+    """How much a known model downloads, in brackets; "" where only the server knows, who is not asked for it."""
+    from rwkv_cli.catalog import recommended, registry
+
+    entry = registry.resolve(reference).entry
+    size = recommended.download_bytes(entry) if entry else None
+    return f" ({format_size(size)})" if size else ""
 
 
 @contextmanager

@@ -9,11 +9,8 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
-from rich.cells import cell_len
-
 from rwkv_cli.cli.terminal.visible import printable as printable
 from rwkv_cli.cli.terminal.visible import safe_json
-from rwkv_cli.cli.terminal.wrap import wrapped
 from rwkv_cli.errors import shortened
 
 if TYPE_CHECKING:
@@ -102,6 +99,10 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Contain
 
     On a terminal that it does not fit, the last column is wrapped, or else every row becomes a table of its own.
     """
+    from rich.cells import cell_len
+
+    from rwkv_cli.cli.terminal.wrap import wrapped
+
     rows = [[printable(text) for text in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(titles, *rows, strict=True)]
     before = sum(widths[:-1]) + _GAP * len(widths[:-1])
@@ -137,6 +138,10 @@ def _stacked(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _pairs(rows: Mapping[str, str]) -> str:
     """Lines of names and texts, beside each other or, on a narrow terminal, one below the other."""
+    from rich.cells import cell_len
+
+    from rwkv_cli.cli.terminal.wrap import wrapped
+
     rows = {printable(name): shortened(printable(text)) for name, text in rows.items()}
     is_person = is_terminal(sys.stdout)
     indent = max(map(cell_len, rows)) + 2 * _GAP
@@ -153,6 +158,8 @@ def _pairs(rows: Mapping[str, str]) -> str:
 
 
 def _padded(text: str, width: int, to_right: bool = False) -> str:
+    from rich.cells import cell_len
+
     space = " " * (width - cell_len(text))
     return space + text if to_right else text + space
 
