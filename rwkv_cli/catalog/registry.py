@@ -16,7 +16,6 @@ from rwkv_cli.reporting import did_you_mean
 from rwkv_cli.text.generations import Published, order_of, parse, split_name
 
 DEFAULT = "gosling"
-_EXAMPLE = "world-0.1b"
 
 # Where a model is published. If the user overrides one of these, ours no longer apply, nor does _CONTENT.
 _PLACE = ("repository", "file", "url", "revision")
@@ -149,7 +148,7 @@ def _unknown(wanted: str) -> UsageError:
     hint = (
         did_you_mean(wanted, known)
         or _on_the_hub(wanted)
-        or f": give a path, or a name such as {DEFAULT} or {_EXAMPLE}"
+        or f": give a path, a name from `rwkv models list --known`, or {HUB}OWNER/REPO"
     )
     return UsageError(f"unknown model {shown}{hint}")
 

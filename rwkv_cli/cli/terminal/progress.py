@@ -123,7 +123,7 @@ def counting(task: str, total: int, quiet: bool = False) -> Iterator[Callable[[i
     if quiet or not _can_move():
         yield None
         return
-    bar = _bar(task, total)
+    bar = _bar(task, total, time_left=True)
     timer = threading.Timer(_PATIENCE, bar.start)
     timer.daemon = True
     timer.start()

@@ -51,6 +51,11 @@ class Wrapper:
             self._add(character, style, width)
         return "".join(written)
 
+    def lines(self, text: str, style: str = "") -> str:
+        """Add words and spaces with their line breaks."""
+        first, *others = text.split("\n")
+        return self.text(first, style) + "".join(self.newline() + self.text(each, style) for each in others)
+
     def verbatim(self, text: str, style: str = "") -> str:
         """Add text of a line that only the terminal wraps."""
         written = self._flush() + " " * self._space + self._styled(text.replace("\t", _TAB), style)
