@@ -1,9 +1,10 @@
-"""Tables on terminals of all widths: nothing is cut, no word is broken, nothing is wider than the terminal."""
+"""Tables and messages on terminals of all widths: nothing is cut, no word is broken, no line is too wide."""
 
 import pytest
 from rich.cells import cell_len
 
 from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal.progress import duration
 from rwkv_cli.cli.terminal.wrap import wrapped
 
 TITLES = ("name", "size", "good for")
@@ -86,3 +87,30 @@ def test_wrapped(text, width):
     lines = wrapped(text, width)
     assert max(map(cell_len, lines)) <= max(width, 8)
     assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+def test_messages_are_wrapped_at_words(monkeypatch, capsys):
+    monkeypatch.setattr(ui, "is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = "/a/path/that/is/longer/than/a/line"
+    ui.note(f"one two three four five {path}")
+    ui.error("one two three four")
+    assert capsys.readouterr().err.splitlines() == [
+        "one two three four",
+        "five",
+        path,
+        "rwkv: one two three",
+        "four",
+    ]
+    monkeypatch.setattr(ui, "is_terminal", lambda _: False)
+    ui.error(f"one two three four {path}")
+    assert capsys.readouterr().err == f"rwkv: one two three four {path}\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1, "1 s"), (99, "99 s"), (100, "2 min"), (3540, "59 min"), (3541, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text

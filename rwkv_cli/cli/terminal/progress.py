@@ -5,6 +5,7 @@ Bars and spinners come from `rich`, which is imported only when one is shown.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ class TerminalReporter(Reporter):
         if self._task != task:
             self._stop()
         if self._bar is None:
-            self._task, self._bar = task, _bar(task, total, unit, 1e6, time_left=True)
+            self._task, self._bar = task, _bar(task, total, unit, 1e6)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
@@ -123,7 +124,7 @@ def counting(task: str, total: int, quiet: bool = False) -> Iterator[Callable[[i
     if quiet or not _can_move():
         yield None
         return
-    bar = _bar(task, total, time_left=True)
+    bar = _bar(task, total)
     timer = threading.Timer(_PATIENCE, bar.start)
     timer.daemon = True
     timer.start()
@@ -140,16 +141,9 @@ def _can_move() -> bool:
     return ui.is_animated(sys.stderr) and machine.has_threads()
 
 
-def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_left: bool = False) -> Progress:
+def _bar(task: str, total: int | None, unit: str = "", size: float = 1) -> Progress:
     """A bar that is not shown yet, for `total` things counted in units of `size`; None if the total is unknown."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        ProgressColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
     from rich.table import Column
     from rich.text import Text
 
@@ -164,7 +158,6 @@ def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_lef
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=None),
         Amount(Column(no_wrap=True)),
-        *([TimeRemainingColumn(compact=True)] if time_left else []),
         console=ui.console("stderr"),
         transient=True,
     )
@@ -173,14 +166,24 @@ def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_lef
 
 
 def _amount(task: Task, unit: str, size: float) -> str:
-    """How much is done, and how fast: "123/191 M, 45 M/s"."""
+    """How much is done, how fast, and how long the rest takes: "123/191 M, 2 s left, 45 M/s"."""
     unit = f" {unit}" if unit else ""
     total = "?" if task.total is None else f"{task.total / size:.0f}"
     text = f"{task.completed / size:.0f}/{total}{unit}"
+    if task.time_remaining:  # before the speed, which a narrow terminal may cut
+        text += f", {duration(task.time_remaining)} left"
     if task.speed:
         speed = task.speed / size
         text += f", {speed:.{0 if speed >= 10 else 1}f}{unit}/s"
     return text
+
+
+def duration(seconds: float) -> str:
+    """A time that is estimated: "12 s", "3 min" or "2 h 5 min"."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _spinner(text: str) -> AbstractContextManager[object]:

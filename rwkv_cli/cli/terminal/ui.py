@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
@@ -22,7 +23,7 @@ INTERRUPTED = 130
 BOLD, DIM, RED = "1", "2", "1;31"
 
 _MOST_COLUMNS = 9999
-_LINES = 24
+_COLUMNS, _LINES = 80, 24
 _GAP = 2  # columns between those of a table
 _LEAST_COLUMN = 20  # columns in which a text is still wrapped, or the rows are stacked
 
@@ -47,7 +48,16 @@ def is_animated(stream: IO[str] | None) -> bool:
 
 def columns_of_terminal() -> int:
     """The width of the terminal, or what COLUMNS says; a number that no terminal has is taken for the largest."""
-    return min(shutil.get_terminal_size().columns, _MOST_COLUMNS)
+    columns = shutil.get_terminal_size((0, 0)).columns or _columns_of_stderr()
+    return min(columns, _MOST_COLUMNS)
+
+
+def _columns_of_stderr() -> int:
+    """The width of the terminal where stdout is a pipe or a file, but messages are read."""
+    try:
+        return os.get_terminal_size(2).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 def console(stream: Literal["stdout", "stderr"]) -> Console:
@@ -77,12 +87,25 @@ def styled(text: str, style: str, stream: IO[str]) -> str:
 
 def note(text: str) -> None:
     """Print a remark on stderr, which is not part of the output."""
-    print(styled(shortened(printable(text)), DIM, sys.stderr), file=sys.stderr)
+    print(styled(_at_width(shortened(printable(text))), DIM, sys.stderr), file=sys.stderr)
 
 
 def error(text: str) -> None:
     """Print on stderr why a command failed."""
-    print(f"{styled('rwkv:', RED, sys.stderr)} {shortened(printable(text))}", file=sys.stderr)
+    first, *others = _at_width(f"rwkv: {shortened(printable(text))}").split(" ", 1)
+    print(" ".join([styled(first, RED, sys.stderr), *others]), file=sys.stderr)
+
+
+def _at_width(text: str) -> str:
+    """A message with breaks between words where the terminal would break them; a word longer than a line stays whole."""
+    if not is_terminal(sys.stderr):
+        return text
+    width = max(columns_of_terminal(), 1)
+    lines = (
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join(lines)
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:
