@@ -1,8 +1,18 @@
-"""Names that a shell completes when Tab is pressed; if anything fails here, there are none."""
+"""Names that a shell completes when Tab is pressed; if anything fails here, there are none.
+
+Names of states may have spaces. bash puts what it is given into the line as it is; so it is given them with backslashes,
+unless the word that is completed begins with a quotation mark. Other shells quote by themselves.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable
+
 from rwkv_cli.errors import RwkvError
+
+_SPECIAL = re.compile(r"[^\w.,:/@%+=-]")  # what bash would not take as a part of a word
 
 
 def models(incomplete: str) -> list[str]:
@@ -41,6 +51,42 @@ def states(incomplete: str) -> list[str]:
     from rwkv_cli.sessions import state_store
 
     try:
-        return [name for name in state_store.names() if name.startswith(incomplete)]
+        return _quoted(name for name in state_store.names() if name.startswith(incomplete))
     except (RwkvError, OSError):
         return []
+
+
+def devices(incomplete: str) -> list[str]:
+    """The values of --device."""
+    from rwkv_cli.engine.backends.registry import DEVICES
+
+    return [name for name in DEVICES if name.startswith(incomplete)]
+
+
+def templates(incomplete: str) -> list[str]:
+    """Templates by name; where none begins like that, the shell completes files."""
+    from rwkv_cli.text import templates
+
+    try:
+        return [name for name in templates.templates() if name.startswith(incomplete)]
+    except (RwkvError, OSError):
+        return []
+
+
+def modes(incomplete: str) -> list[str]:
+    """The modes of thinking of all templates: the values of --think."""
+    from rwkv_cli.text import templates
+
+    try:
+        known = {mode: None for template in templates.templates().values() for mode in template.thinking}
+    except (RwkvError, OSError):
+        return []
+    return [mode for mode in known if mode.startswith(incomplete)]
+
+
+def _quoted(names: Iterable[str]) -> list[str]:
+    """Names as the shell that asks for them needs them."""
+    words = os.environ.get("COMP_WORDS")  # which only bash sets
+    if words is None or words.rpartition("\n")[2].startswith(("'", '"')):
+        return list(names)
+    return [_SPECIAL.sub(r"\\\g<0>", name) for name in names]

@@ -69,6 +69,7 @@ def _template(default: str, panel: str) -> Any:
         help="Prompt format: raw, story, dialogue, world, g1, g1h, qa, instruct or a file of your own "
         "(.toml, .jinja).",
         show_default=default,
+        autocompletion=completion.templates,
         rich_help_panel=panel,
     )
 
@@ -112,6 +113,7 @@ def _think(panel: str) -> Any:
         metavar="MODE",
         help="Whether a model that reasons thinks first: off or on; some know short and long too.",
         show_default="the template's own",
+        autocompletion=completion.modes,
         rich_help_panel=panel,
     )
 
@@ -150,6 +152,7 @@ Device = Annotated[
         "-d",
         metavar="NAME",
         help="Where to compute: auto, cuda, cpu or reference (slow).",
+        autocompletion=completion.devices,
         rich_help_panel=MODEL,
     ),
 ]

@@ -97,7 +97,7 @@ def error(text: str) -> None:
 
 
 def _at_width(text: str) -> str:
-    """A message with breaks between words where the terminal would break them; a word longer than a line stays whole."""
+    """A message with line breaks between words, as the terminal needs them; a word longer than a line stays whole."""
     if not is_terminal(sys.stderr):
         return text
     width = max(columns_of_terminal(), 1)
