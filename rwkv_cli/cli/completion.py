@@ -1,6 +1,6 @@
 """Names that a shell completes when Tab is pressed; if anything fails here, there are none.
 
-Names of states may have spaces. bash puts what it is given into the line as it is; so it is given them with backslashes,
+Names of states may have spaces. bash puts into the line what it is given, as it is; so it gets them with backslashes,
 unless the word that is completed begins with a quotation mark. Other shells quote by themselves.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from typing import Any, Self
 
 from rwkv_cli.errors import RwkvError
 
@@ -89,4 +90,18 @@ def _quoted(names: Iterable[str]) -> list[str]:
     words = os.environ.get("COMP_WORDS")  # which only bash sets
     if words is None or words.rpartition("\n")[2].startswith(("'", '"')):
         return list(names)
-    return [_SPECIAL.sub(r"\\\g<0>", name) for name in names]
+    return [_Quoted(name) for name in names]
+
+
+class _Quoted(str):
+    """A name with backslashes that begins like the name without them, which Typer compares with what was typed."""
+
+    name: str
+
+    def __new__(cls, name: str) -> Self:
+        quoted = super().__new__(cls, _SPECIAL.sub(r"\\\g<0>", name))
+        quoted.name = name
+        return quoted
+
+    def startswith(self, *arguments: Any) -> bool:
+        return self.name.startswith(*arguments)
