@@ -4,6 +4,7 @@ names        how models, repositories and addresses may be written
 entries      models.toml, read and checked
 reference    what a user may write for a published model: a name, hf:owner/repo/file or a URL
 registry     the models that are known by name
+recommended  which of them suits this machine
 model_store  the models that were pulled
 newest       what the publisher has now, beside the models that are known
 pull         download, verify and quantize, in one go

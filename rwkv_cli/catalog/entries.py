@@ -44,6 +44,7 @@ class Entry:
     template: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     license: str | None = None
+    good_for: str | None = None
     aliases: tuple[str, ...] = ()
 
     @property
@@ -132,6 +133,7 @@ def _text(value: str) -> bool:
 
 _FIELDS: Mapping[str, Callable[[object], str | None]] = {
     "description": _string(_text, "a line of text"),
+    "good_for": _string(_text, "a line of text"),
     "repository": _string(is_repository, "owner/name of a repository"),
     "file": _string(is_relative_file, "the name of a file in the repository"),
     "url": _string(is_url, "a URL, https://..."),

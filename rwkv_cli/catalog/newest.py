@@ -168,11 +168,8 @@ def _known(repository: str, size: str) -> list[tuple[Entry, Published]]:
 
 def _short_name(known: list[tuple[Entry, Published]]) -> str:
     """What one would type for the newest of some models: an alias, if any of them has one."""
-    for entry, _ in reversed(known):
-        for alias in entry.aliases:
-            if registry.entries()[alias] == entry:  # unless the user has given it to another model
-                return alias
-    return known[-1][0].name
+    short = ((entry, registry.short_name(entry)) for entry, _ in reversed(known))
+    return next((name for entry, name in short if name != entry.name), known[-1][0].name)
 
 
 def _reference_to(repository: str, found: Published, contents: Listing) -> Reference:

@@ -17,7 +17,6 @@ from rwkv_cli.reporting import did_you_mean
 from rwkv_cli.text.generations import Published, order_of, parse, split_name
 
 DEFAULT = "gosling"
-_EXAMPLE = "world-0.1b"
 _CLONED = re.compile(r"git@(?:hf\.co|huggingface\.co):(.+?)(?:\.git)?/?")
 
 # Where a model is published. If the user overrides one of these, ours no longer apply, nor does _CONTENT.
@@ -151,7 +150,7 @@ def _unknown(wanted: str) -> UsageError:
     hint = (
         did_you_mean(wanted, known)
         or _on_the_hub(wanted)
-        or f": give a path, or a name such as {DEFAULT} or {_EXAMPLE}"
+        or f": give a path, a name from `rwkv models list --known`, or {HUB}OWNER/REPO"
     )
     return UsageError(f"unknown model {shown}{hint}")
 
@@ -192,6 +191,14 @@ def _references() -> list[Reference]:
 def set_of(named: dict[str, Entry]) -> list[Entry]:
     """Each entry once, in the order of models.toml."""
     return list({entry.name: entry for entry in named.values()}.values())
+
+
+def short_name(entry: Entry) -> str:
+    """What one would type for a model: of a generation the alias, which a newer one may get, otherwise its name."""
+    own = (
+        alias for alias in entry.aliases if entries()[alias] == entry
+    )  # unless the user gave it to another
+    return next(own, entry.name) if entry.published else entry.name
 
 
 def published() -> list[tuple[Entry, Published]]:

@@ -6,6 +6,7 @@
     failures          what is told of exceptions that no command expected
     help_pages        options in panels, commands in groups, and examples
     completion        names that a shell completes
+    default_model     the model that is used without --model
     prompt            where a prompt comes from
     commands/         a file per command
     chat/             the parts of a chat

@@ -78,6 +78,7 @@ def _template(default: str, panel: str) -> Any:
         help="Prompt format: raw, story, dialogue, world, g1, g1h, qa, instruct or a file of your own "
         "(.toml, .jinja).",
         show_default=default,
+        autocompletion=completion.templates,
         rich_help_panel=panel,
     )
 
@@ -121,6 +122,7 @@ def _think(panel: str) -> Any:
         metavar="MODE",
         help="Whether a model that reasons thinks first: off or on; some know short and long too.",
         show_default="the template's own",
+        autocompletion=completion.modes,
         rich_help_panel=panel,
     )
 
@@ -162,6 +164,7 @@ Device = Annotated[
         envvar="RWKV_DEVICE",
         metavar="NAME",
         help="Where to compute: auto, cuda, cpu or reference (slow).",
+        autocompletion=completion.devices,
         rich_help_panel=MODEL,
     ),
 ]

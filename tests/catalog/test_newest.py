@@ -449,8 +449,8 @@ def test_the_list_of_what_is_newer(hub, publish, weights, rwkv):
     lines = rwkv("models", "list", "--known", "--newest").out.splitlines()
     assert lines[0].split()[:2] == ["size", "known"]
     assert lines[3].split() == (
-        "1.5b g1k-1.5b 2026-09-30 g1l-1.5b 2026-10-31".split()
-        + f"{len(weights[2]) / 1e6:.1f} MB new rwkv pull g1-1.5b --newest".split()
+        "1.5b g1k-1.5b g1l-1.5b (new) 2026-10-31".split()
+        + f"{len(weights[2]) / 1e6:.1f} MB rwkv pull g1-1.5b --newest".split()
     )
     assert lines[4].split()[-3:] == ["rwkv", "pull", "g1k-2.9b"]
 

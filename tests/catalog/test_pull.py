@@ -333,11 +333,11 @@ def test_a_model_that_is_not_here_on_a_terminal(hub, terminal, tmp_path):
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
     command = ("generate", "--model", "tiny", "--prompt", "x", "--max-tokens", "1", "--device", "reference")
     with terminal(*command, **environment) as it:
-        it.read_until("download it now?")
+        it.read_until("download it now (1.4 MB)?")
         os.write(it._master, b"n\n")
         assert it.finish() == 1
     with terminal(*command, **environment) as it:
-        it.read_until("download it now?")
+        it.read_until("download it now (1.4 MB)?")
         os.write(it._master, b"y\n")
         it.finish()  # a tiny model without a tokenizer cannot read the prompt
     assert [stored.name for stored in model_store.listed()] == ["tiny-int8"]

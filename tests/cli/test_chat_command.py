@@ -921,6 +921,28 @@ def test_a_dumb_terminal(terminal):
     assert re.search(r"turns +3", it.shown)
 
 
+def test_a_message_differs_from_its_answer(terminal):
+    """In bold type, or by an empty line where there is none; and a line of it that was wrapped is indented."""
+    message = "Hello there, my dear friend, I hope that you are well"
+    with terminal("chat", "--quiet", "--name", "talk", COLUMNS="40") as it:
+        place = wait_for(it, READY)
+        it.send(f"{message}\r")
+        wait_for(it, READY, place)
+        it.send("\x04")
+        assert finish(it) == 0
+    assert "\x1b[0;1m> " in it.shown
+    for environment, apart in (({}, ""), ({"NO_COLOR": "1"}, "\n"), ({"TERM": "dumb"}, "\n")):
+        with terminal("chat", "--name", "talk", COLUMNS="40", **environment) as it:
+            wait_for(it, "to leave")
+            it.send("\x04")
+            assert finish(it) == 0
+        shown = it.shown.replace("\r", "")
+        bold, plain = ("", "") if environment else ("\x1b[1m", "\x1b[0m")
+        typed = f"{bold}> Hello there, my dear friend, I hope\n  that you are well{plain}\n"
+        turn = state_file.load(state_store.find("talk")).conversation["turns"][0]
+        assert f"{typed}{apart}{turn['text'].split()[0]}" in shown
+
+
 @pytest.mark.parametrize("term", ["dumb", "unknown", "DUMB"])
 @pytest.mark.parametrize(
     "command",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from helpers.writers import (
 )
 
 from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal.wrap import wrapped
 from rwkv_cli.config import ModelConfig
 
 FULL = Path("/dev/full")  # Linux: a device without room
@@ -296,7 +298,8 @@ def test_the_terminal_shows_prompt_text_and_speed(terminal, tiny_model):
     arguments = ("generate", "-m", tiny_model, "-p", "go on: ", "-n", "3", *say(ord("x") + 1))
     with terminal(*arguments) as it:
         assert it.finish() == 0
-        assert it.shown.startswith("\x1b[1mgo on: \x1b[0mxxx\r\n\x1b[2m3 tokens; stopped at the limit (-n), ")
+        assert it.shown.startswith("\x1b[1mgo\x1b[0m \x1b[1mon:\x1b[0m xxx\r\n")
+        assert "\x1b[2m3 tokens; stopped at the limit (-n), " in it.shown
     with terminal(*arguments, NO_COLOR="1") as it:
         assert it.finish() == 0
         assert it.shown.startswith("go on: xxx\r\n3 tokens")
@@ -304,6 +307,19 @@ def test_the_terminal_shows_prompt_text_and_speed(terminal, tiny_model):
     with terminal(*arguments, "--quiet") as it:
         assert it.finish() == 0
         assert it.shown == "xxx\r\n"
+
+
+@pytest.mark.parametrize("width", [20, 60])
+def test_text_is_wrapped_at_words_on_a_terminal(terminal, rwkv, width):
+    prompt = "Once upon a time there was a little girl who lived by the sea, and"
+    command = ("generate", "-p", prompt, "-n", "60", "--seed", "1")
+    plain = rwkv(*command).out
+    with terminal(*command, COLUMNS=str(width), NO_COLOR="1") as it:
+        assert it.finish() == 0
+    lines = it.shown.partition("60 tokens;")[0].splitlines()
+    assert lines == [
+        line for text in (prompt + plain).splitlines() for line in wrapped(text.rstrip(), width - 1)
+    ]
 
 
 def test_no_terminal_obeys_the_model(terminal, tiny_model):
@@ -349,7 +365,10 @@ def test_ctrl_c_on_a_terminal(terminal, tiny_model):
         it.read_until("xxx")
         os.kill(it.process.pid, signal.SIGINT)
         assert it.finish() == 130
-        assert it.shown.count("x\r\n") == 1
+        text = re.sub(r"\x1b\[1?0?m|\^C", "", it.shown.partition("\x1b[2m")[0])
+        assert max(map(len, text.splitlines())) < 80
+        assert set(text) == set("ax\r\n")
+        assert text.endswith("x\r\n")
         assert "(interrupted)" in it.shown
         assert "Traceback" not in it.shown
 

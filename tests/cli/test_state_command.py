@@ -405,19 +405,44 @@ def test_list(rwkv, tiny):
     tiny("state save b -p abc"), tiny("state save A --compact -p abc")
     (state_store.folder() / "broken.safetensors").write_bytes(b"x")
     shown = rwkv("state", "list").out.splitlines()
-    assert [line.split()[0] for line in shown] == ["NAME", "A", "b", "broken"]
-    assert re.fullmatch(r"b +random +3 +\d+\.\d kB +\d{4}-\d\d-\d\d \d\d:\d\d", shown[2])
+    assert [line.split()[0] for line in shown] == ["name", "A", "b", "broken"]
+    assert re.fullmatch(r"b +document +random +3 +\d+\.\d kB +\d{4}-\d\d-\d\d \d\d:\d\d", shown[2])
     rows = json.loads(rwkv("state", "list", "--json").out)
     assert [row["name"] for row in rows] == ["A", "b", "broken"]
     assert (rows[0]["compact"], rows[1]["compact"], rows[1]["tokens"]) == (True, False, 3)
     assert "too short" in rows[2]["error"]
 
 
-def test_a_list_fits_the_terminal(terminal, tiny):
-    tiny("state save", "a" * 60, "-p", "abc")
-    with terminal("state", "list", COLUMNS="40") as it:
+def test_kinds(rwkv, tiny, tmp_path):
+    """What a state was made of is told, and that of a trained one from a document that goes on from it."""
+    tiny("state save document -p abc")
+    tiny("generate -n 3 --save-state text -p abc")
+    assert tiny("chat --quiet --name talk", stdin=b"hello\n").code == 0
+    write_torch(tmp_path / "tuned.pth", trained())
+    tiny("state import", tmp_path / "tuned.pth", "tuned")
+    tiny("state save after --state tuned -p abc")
+    kinds = {row["name"]: row["kind"] for row in json.loads(rwkv("state", "list", "--json").out)}
+    assert kinds == {
+        "after": "document",
+        "document": "document",
+        "talk": "chat",
+        "text": "text",
+        "tuned": "trained",
+    }
+    assert json.loads(rwkv("state", "show", "talk", "--json").out)["kind"] == "chat"
+
+
+def test_a_list_fits_the_terminal_and_has_everything(terminal, tiny):
+    tiny("state save", "a" * 20, "-p", "abc")
+    with terminal("state", "list", COLUMNS="80") as it:
         assert it.finish() == 0
-        assert max(map(len, it.shown.splitlines())) <= 40
+    assert [len(line.split()) for line in it.shown.splitlines()] == [6, 8]
+    with terminal("state", "list", COLUMNS="40", NO_COLOR="1") as it:
+        assert it.finish() == 0
+    lines = it.shown.splitlines()
+    assert lines[0] == "a" * 20
+    assert [line.split()[0] for line in lines[1:]] == ["kind", "model", "tokens", "size", "modified"]
+    assert max(map(len, lines)) <= 40
 
 
 def test_show(rwkv, tiny):

@@ -98,9 +98,9 @@ def test_json_means_the_same(text):
 def test_an_emoji_may_come_in_three_tokens(monkeypatch, capsys):
     monkeypatch.setattr(ui, "is_terminal", lambda stream: stream is sys.stdout)
     output = TextOutput(quiet=True)
-    for text in ("👨", "\u200d", "👩", "\u202e", "a\u200d"):
+    for text in ("👨", "\u200d", "👩", "\u202e", "a\u200d", "\n"):
         output.step(Step(text=text, parts=(Part(text),), token=1, logprob=0.0))
-    assert capsys.readouterr().out == "👨‍👩\\u202ea\\u200d"
+    assert capsys.readouterr().out == "👨‍👩\\u202ea\\u200d\n"
 
 
 def test_what_is_pasted_into_a_chat_is_visible():

@@ -23,6 +23,7 @@ from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import DummyOutput, Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
+from prompt_toolkit.styles import Style
 
 from rwkv_cli import paths
 from rwkv_cli.cli.terminal import ui
@@ -30,7 +31,7 @@ from rwkv_cli.cli.terminal.visible import hidden_characters
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.sessions.conversation import MOST_CHARACTERS
 
-PROMPT, CONTINUATION = "> ", "… "
+PROMPT, CONTINUATION, INDENT = "> ", "… ", "  "  # of a message, its next lines, and a line that was wrapped
 BLOCK = '"""'
 
 _MOST_SKIPPED = 64_000_000  # bytes of a line
@@ -130,7 +131,8 @@ class TerminalReader(Reader):
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
-            prompt_continuation=lambda _width, _number, wraps: "" if wraps else CONTINUATION,
+            prompt_continuation=lambda _width, _number, wraps: INDENT if wraps else CONTINUATION,
+            style=Style([("", "bold")]) if ui.is_styled(sys.stdout) else None,
             history=_history(),
             completer=_WordCompleter(words),
             complete_while_typing=False,

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from rwkv_cli.cli import failures
+from rwkv_cli.cli import default_model, failures
 from rwkv_cli.cli.chat.input import Reader, unechoed
 from rwkv_cli.cli.chat.view import View
 from rwkv_cli.cli.options import as_setting
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.progress import counting
+from rwkv_cli.cli.terminal.wrap import wrapped
 from rwkv_cli.engine.generate import Usage
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.reporting import Progress, pluralize
@@ -182,6 +183,8 @@ class Chat:
             self._note(f"{session.name}: {stands}, saved after every answer.")
         elif tokens:
             self._note(f"Resuming from a saved state: {stands}.")
+        if advice := default_model.advice_on(model.path):
+            self._note(advice)
         self.show_last()
 
     def show_last(self) -> None:
@@ -221,7 +224,7 @@ class Chat:
             setattr(self.view, name, value == "on")
 
     def _note(self, text: str) -> None:
-        for line in textwrap.wrap(text, max(ui.columns_of_terminal(), 20)):
+        for line in wrapped(text, max(ui.columns_of_terminal(), 20)):
             ui.note(line)
 
     def _count(self, answer: AnswerStream | None) -> None:

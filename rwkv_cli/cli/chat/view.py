@@ -7,12 +7,13 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from rwkv_cli.cli.chat.input import PROMPT
+from rwkv_cli.cli.chat.input import CONTINUATION, INDENT, PROMPT
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.markdown import MarkdownStream, PlainStream, Stream
 from rwkv_cli.cli.terminal.progress import reading
 from rwkv_cli.cli.terminal.visible import Printer
+from rwkv_cli.cli.terminal.wrap import wrapped
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.text.thinking import Part
 
@@ -73,6 +74,7 @@ class TerminalView(View):
 
     def show(self, answer: AnswerStream) -> None:
         """See `View`."""
+        _set_apart()
         self.show_parts(_watched(answer), answer)
         if answer.finish == "length":
             ui.note(
@@ -83,7 +85,8 @@ class TerminalView(View):
 
     def show_again(self, message: str, answer: str) -> None:
         """See `View`."""
-        print(ui.styled(ui.printable(PROMPT + message), ui.BOLD, sys.stdout))
+        print(ui.styled(_as_typed(ui.printable(message)), ui.BOLD, sys.stdout))
+        _set_apart()
         self.show_parts([Part(answer)])
         self.separate()
 
@@ -156,6 +159,19 @@ class _Block:
 
     def end(self) -> None:
         _write(self._stream.end() + "\n")
+
+
+def _set_apart() -> None:
+    """Leave a line empty between a message and its answer, where the message is not shown in bold type."""
+    if ui.is_terminal(sys.stdout) and not ui.is_styled(sys.stdout):
+        print(flush=True)
+
+
+def _as_typed(message: str) -> str:
+    """A message as the editor of lines shows it."""
+    width = max(_width() - 1 - len(INDENT), 1)
+    lines = [f"\n{INDENT}".join(wrapped(line, width)) for line in message.split("\n")]
+    return PROMPT + f"\n{CONTINUATION}".join(lines)
 
 
 def _watched(answer: AnswerStream) -> Iterable[Part]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from rwkv_cli.cli import completion, options
 from rwkv_cli.cli.help_pages import Command, Group
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from rwkv_cli.cli.reports.models import KnownRow, StoredRow
 
 app = typer.Typer(
     name="models",
@@ -20,6 +23,8 @@ Examples:
     # Which models are here, and which can be pulled?
     rwkv models list
     rwkv models list --known
+    # Use one of them from now on
+    rwkv models default g1-0.1b
 """,
 )
 
@@ -49,9 +54,19 @@ def list_models(
             rich_help_panel=options.MODEL,
         ),
     ] = False,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="With --known: list older generations of each size too.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """List the models on this machine.
+
+    With --known, memory is about what a model takes in int8, and the one with the asterisk suits this machine.
 
     Examples:
         # The models that were pulled
@@ -63,18 +78,44 @@ def list_models(
     """
     from rwkv_cli.cli.reports import models
 
-    if newest and not known:
-        raise UsageError("--newest compares the known models with the hub: use it with --known")
+    if (newest or every) and not known:
+        what = "compares the known models with the hub" if newest else "lists all known models"
+        raise UsageError(f"{'--newest' if newest else '--all'} {what}: use it with --known")
     if newest:
+        options.refuse_with("--newest", {"--all": every or None})
         _list_newest(json)
-        return
-    rows = models.known() if known else models.stored()
+    elif known:
+        _list_known(models.known(every=every), every, json)
+    else:
+        _list_stored(models.stored(), json)
+
+
+def _list_known(rows: list[KnownRow], every: bool, json: bool) -> None:
+    from rwkv_cli.cli.reports import models
+
     if json:
         ui.write_json(rows)
-    elif rows:
-        ui.columns(models.KNOWN if known else models.STORED, [models.cells(row) for row in rows])
-    else:
+        return
+    titles = models.ALL_KNOWN if every else models.KNOWN
+    ui.columns(titles, [models.known_cells(row, every=every) for row in rows])
+    if note := models.footnote(rows):
+        ui.note(note)
+
+
+def _list_stored(rows: list[StoredRow], json: bool) -> None:
+    from rwkv_cli.cli import default_model
+    from rwkv_cli.cli.reports import models
+
+    if json:
+        ui.write_json(rows)
+        return
+    if not rows:
         ui.note("no models installed yet; to list those that can be pulled: rwkv models list --known")
+        return
+    ui.columns(models.STORED, [models.stored_cells(row) for row in rows], right=(2, 3))
+    if not any(row["default"] for row in rows):
+        name = default_model.facts()["name"]
+        ui.note(f"without -m, {name} is used; for another one: rwkv models default NAME")
 
 
 def _list_newest(json: bool) -> None:
@@ -87,6 +128,43 @@ def _list_newest(json: bool) -> None:
         ui.write_json(rows)
     else:
         ui.columns(newest.TITLES, [newest.cells(row) for row in rows])
+
+
+@app.command(cls=Command)
+def default(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="The model, or the path of one.",
+            show_default="show which it is",
+            autocompletion=completion.installed,
+        ),
+    ] = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Choose the model that is used without -m.
+
+    The first model that is pulled becomes it by itself. It is kept in config.toml; the variable RWKV_MODEL comes before
+    it.
+
+    Examples:
+        # Which is it?
+        rwkv models default
+        # Another one; then the built-in one again
+        rwkv models default g1-0.1b
+        rwkv models default gosling
+    """
+    from rwkv_cli.cli import default_model
+
+    if name is not None:
+        default_model.choose(name)
+    facts = default_model.facts()
+    if json:
+        ui.write_json(facts)
+        return
+    typer.echo(ui.printable(default_model.sentence(facts)))
 
 
 @app.command(cls=Command)
@@ -120,6 +198,7 @@ def rm(names: Names, *, json: options.Json = False) -> None:
         rwkv models rm g1-0.1b-int4
     """
     from rwkv_cli.catalog import model_store
+    from rwkv_cli.cli import default_model
     from rwkv_cli.cli.reports import models
     from rwkv_cli.reporting import format_size
 
@@ -131,8 +210,10 @@ def rm(names: Names, *, json: options.Json = False) -> None:
         size = stored.bytes
         model_store.remove(stored)
         removed.append({"name": stored.name, "file_bytes": size})
+        was_default = default_model.forget(stored)
         if not json:
-            typer.echo(f"removed {stored.name}, {format_size(size)}")
+            instead = ", which was the default model: now gosling is" if was_default else ""
+            typer.echo(f"removed {stored.name}, {format_size(size)}{instead}")
     if json:
         ui.write_json(removed)
 

@@ -8,7 +8,7 @@ import typer
 
 from rwkv_cli.cli import completion, options
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.errors import UsageError
+from rwkv_cli.errors import RwkvError, UsageError
 
 if TYPE_CHECKING:
     from rwkv_cli.catalog.pull import Pulled
@@ -69,6 +69,8 @@ def pull(
         # A small model that reasons, in 8 bits; then talk with it
         rwkv pull g1-0.1b
         rwkv chat -m g1-0.1b
+        # Use it without -m; the first model that is pulled is used so by itself
+        rwkv models default g1-0.1b
         # The newest model of a size, known by name or not
         rwkv pull g1-1.5b --newest
         # In 4 bits
@@ -77,6 +79,7 @@ def pull(
         rwkv pull hf:OWNER/REPO/FILE.pth
     """
     from rwkv_cli.catalog.pull import pull as run
+    from rwkv_cli.cli import default_model
     from rwkv_cli.cli.terminal.progress import TerminalReporter
 
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
@@ -91,10 +94,24 @@ def pull(
             sha256=sha256.lower() if sha256 else None,
             reporter=reporter,
         )
+    is_first = _becomes_default(pulled)
     if json:
-        ui.write_json(_facts(pulled))
+        ui.write_json(_facts(pulled) | {"default": is_first or default_model.path() == pulled.stored.path})
     elif not quiet:
         _show(pulled)
+        for line in default_model.commands_after(pulled.stored, is_first):
+            ui.note(line)
+
+
+def _becomes_default(pulled: Pulled) -> bool:
+    """Whether it is the first model that was pulled, and so the default from now on. The pull stands in any case."""
+    from rwkv_cli.cli import default_model
+
+    try:
+        return pulled.is_new and default_model.choose_first(pulled.stored)
+    except RwkvError as error:
+        ui.note(f"the default model stays as it is: {error.worded(options.as_flag)}")
+        return False
 
 
 def _facts(pulled: Pulled) -> dict[str, object]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Required, TypedDict, final
 
 from rwkv_cli import paths
-from rwkv_cli.catalog import model_store, reference, registry
+from rwkv_cli.catalog import model_store, recommended, reference, registry
 from rwkv_cli.catalog.entries import Entry
 from rwkv_cli.catalog.model_store import Stored
 from rwkv_cli.catalog.names import without_secrets
+from rwkv_cli.cli import default_model
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.reports.info import model_facts, prompts, prompts_text
 from rwkv_cli.errors import ModelFileError, UsageError
@@ -19,8 +21,9 @@ from rwkv_cli.reporting import format_size
 from rwkv_cli.text import generations
 from rwkv_cli.text.templates import get_template
 
-STORED = ("name", "type", "size", "parameters", "last use")
-KNOWN = ("name", "also", "date", "download", "parameters", "description")
+STORED = ("name", "type", "size", "parameters", "last use", "")
+KNOWN = ("name", "download", "memory", "here", "good for")
+ALL_KNOWN = ("name", "date", "download", "memory", "also")
 INTACT, UNKNOWN = "intact", "readable, but without a digest to verify it with"
 GOOD = (INTACT, UNKNOWN)
 
@@ -36,20 +39,28 @@ class StoredRow(TypedDict, total=False):
     origin: str | None
     error: str
     last_used: str | None
+    default: bool
     path: str
 
 
 @final
 class KnownRow(TypedDict):
-    """A model in the registry; `path` is None where it is not installed."""
+    """A model in the registry; `path` is None where it is not installed.
+
+    `memory_bytes` is about what it takes in int8.
+    """
 
     name: str
+    short_name: str
     aliases: list[str]
     description: str
+    good_for: str | None
+    recommended: bool
     generation: str | None
     date: str | None
     parameters: int | None
     bytes: int | None
+    memory_bytes: int | None
     sha256: str | None
     template: str | None
     prompts: dict[str, str]
@@ -62,10 +73,11 @@ class KnownRow(TypedDict):
 
 def stored() -> list[StoredRow]:
     """A row for every model in the store."""
-    return [_stored_row(each) for each in model_store.listed()]
+    path = default_model.path()
+    return [_stored_row(each, each.path == path) for each in model_store.listed()]
 
 
-def _stored_row(each: Stored) -> StoredRow:
+def _stored_row(each: Stored, is_default: bool) -> StoredRow:
     row: StoredRow = {
         "name": each.name,
         "weight_type": None,
@@ -79,27 +91,34 @@ def _stored_row(each: Stored) -> StoredRow:
     except ModelFileError as error:
         row["error"] = error.worded(as_flag)
     row["last_used"] = _iso(each.last_used)
+    row["default"] = is_default
     row["path"] = str(each.path)
     return row
 
 
-def known() -> list[KnownRow]:
-    """A row for every model in the registry, in its order."""
-    return [_known_row(entry) for entry in registry.set_of(registry.entries())]
+def known(*, every: bool = False) -> list[KnownRow]:
+    """A row for every model in the registry, in its order; without `every`, not for older generations of a size."""
+    best = recommended.recommended()
+    chosen = registry.set_of(registry.entries()) if every else recommended.current()
+    return [_known_row(entry, entry == best) for entry in chosen]
 
 
-def _known_row(entry: Entry) -> KnownRow:
+def _known_row(entry: Entry, is_recommended: bool) -> KnownRow:
     is_remote = entry.is_published
     template = get_template(entry.template) if entry.template else None
     here = model_store.find_pulled(entry.name) if is_remote else Stored(entry.name, paths.EMBEDDED_MODEL)
     return {
         "name": entry.name,
+        "short_name": registry.short_name(entry),
         "aliases": list(entry.aliases),
         "description": entry.description,
+        "good_for": entry.good_for,
+        "recommended": is_recommended,
         "generation": entry.published.generation if entry.published else None,
         "date": generations.day_of(entry.file or ""),
         "parameters": entry.parameters,
         "bytes": entry.bytes,
+        "memory_bytes": recommended.memory_bytes(entry),
         "sha256": entry.sha256,
         "template": entry.template,
         "prompts": prompts(template) if template else {},
@@ -111,25 +130,38 @@ def _known_row(entry: Entry) -> KnownRow:
     }
 
 
-def cells(row: StoredRow | KnownRow) -> tuple[str, ...]:
-    """The cells of a row, formatted for display."""
+def stored_cells(row: StoredRow) -> tuple[str, ...]:
+    """The cells below `STORED`, formatted for display."""
     parameters = f"{row['parameters'] / 1e6:,.0f} M" if row["parameters"] else ""
-    if "aliases" in row:
-        size = row["bytes"] or 2 * (row["parameters"] or 0)
-        about = "" if row["bytes"] or not size else "about "
-        shown = about + format_size(size) if size else ""
-        also = ", ".join(row["aliases"])
-        return row["name"], also, row["date"] or "", shown, parameters, row["description"]
     used = row["last_used"][:16].replace("T", " ") if row["last_used"] else "never"
-    kind = row["weight_type"] or "damaged"
-    return row["name"], kind, format_size(row["file_bytes"]), parameters, used
+    kind, mark = row["weight_type"] or "damaged", "default" if row["default"] else ""
+    return row["name"], kind, format_size(row["file_bytes"]), parameters, used, mark
+
+
+def known_cells(row: KnownRow, *, every: bool = False) -> tuple[str, ...]:
+    """The cells below `KNOWN`, or for `every` known model below `ALL_KNOWN`, formatted for display."""
+    size, memory = recommended.download_bytes(registry.entries()[row["name"]]), row["memory_bytes"]
+    download = "built in" if row["origin"] is None else format_size(size) if size else ""
+    taken = f"{memory / 1e9:.1f} GB" if memory else ""
+    mark = " *" if row["recommended"] else ""
+    if every:
+        return row["name"] + mark, row["date"] or "", download, taken, ", ".join(row["aliases"])
+    name = row["short_name"] + mark
+    here = "yes" if row["path"] else ""
+    return name, download, taken, here, row["good_for"] or row["description"]
+
+
+def footnote(rows: Sequence[KnownRow]) -> str:
+    """What the asterisk of `known_cells` means; "" if no row has it."""
+    best = next((row["short_name"] for row in rows if row["recommended"]), None)
+    return f"* for {recommended.this_machine()}: rwkv pull {best}" if best else ""
 
 
 def facts(name: str) -> dict[str, object]:
     """Everything about a model in the store or the registry, by name or reference. Raises UsageError for a path."""
     entry = registry.entries().get(name.lower())
     if model_store.find(name.lower()) is None and entry is not None:
-        row = dict(_known_row(entry))
+        row = dict(_known_row(entry, entry == recommended.recommended()))
         found = model_store.find_pulled(entry.name)
         return row | ({"file": model_facts(found.path)} if found else {})
     path = registry.locate(name)

@@ -8,7 +8,7 @@ from rwkv_cli.catalog import newest
 from rwkv_cli.catalog.newest import Comparison
 from rwkv_cli.reporting import Reporter, format_size
 
-TITLES = ("size", "known", "of", "on the hub", "of", "download", "", "command")
+TITLES = ("size", "known", "on the hub", "of", "download", "command")
 
 
 @final
@@ -53,10 +53,8 @@ def cells(row: NewestRow) -> tuple[str, ...]:
     return (
         row["size"],
         row["known"] or "none",
-        row["known_date"] or "",
-        row["newest"] or "none",
+        (row["newest"] or "none") + (" (new)" if row["new"] else ""),
         row["newest_date"] or "",
         format_size(row["bytes"]) if row["bytes"] else "",
-        "new" if row["new"] else "",
         row["command"],
     )

@@ -7,17 +7,22 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Required, TypedDict
+from typing import Literal, Required, TypedDict
 
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import StateError
 from rwkv_cli.reporting import format_size
 from rwkv_cli.sessions import resume, state_file, state_store
-from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.sessions.state_file import SavedState, Summary
 from rwkv_cli.sessions.state_file.fields import plain_settings
 
+TITLES = ("name", "kind", "model", "tokens", "size", "modified")
 _LAST = 300  # characters of a text that are shown
+
+
+Kind = Literal["chat", "document", "text", "trained"]
+"""A conversation; a text that was read; a prompt and what a model has generated; or what state tuning has trained."""
 
 
 class StateRow(TypedDict, total=False):
@@ -25,6 +30,7 @@ class StateRow(TypedDict, total=False):
 
     name: Required[str]
     error: str
+    kind: Kind
     bytes: int
     modified: str
     model: str
@@ -40,6 +46,7 @@ class StateFacts(TypedDict):
     """What can be said of a state, as JSON values."""
 
     name: str
+    kind: Kind
     path: str
     model: str
     model_sha256: str
@@ -73,6 +80,7 @@ def _row(name: str, path: Path) -> StateRow:
         return {"name": name, "error": str(error)}
     return {
         "name": name,
+        "kind": _kind(summary),
         "bytes": status.st_size,
         "modified": _date(status.st_mtime),
         "model": summary.model.name,
@@ -85,33 +93,34 @@ def _row(name: str, path: Path) -> StateRow:
     }
 
 
+def _kind(summary: Summary) -> Kind:
+    if summary.has_conversation:
+        return "chat"
+    if summary.template is not None:
+        return "text"
+    return "document" if summary.tokens else "trained"  # which was not read from a text
+
+
 def show_list(rows: Sequence[StateRow]) -> None:
-    """Print the rows as a table, cut to the width of a terminal."""
-    table = [("NAME", "MODEL", "TOKENS", "SIZE", "MODIFIED")]
-    for row in rows:
-        if "error" in row:
-            table.append((row["name"], "damaged: see rwkv state show", "-", "-", "-"))
-            continue
-        modified = datetime.fromisoformat(row["modified"]).astimezone()
-        size, tokens = format_size(row["bytes"]), f"{row['tokens']:,}"
-        table.append((row["name"], row["model"], tokens, size, f"{modified:%Y-%m-%d %H:%M}"))
-    widths = [max(len(line[column]) for line in table) for column in range(5)]
-    limit = ui.columns_of_terminal() if ui.is_terminal(sys.stdout) else None
-    for line in table:
-        name, model, tokens, size, modified_at = (
-            f"{cell:>{width}}" if column in (2, 3) else f"{cell:{width}}"
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        text = ui.printable("  ".join((name, model, tokens, size, modified_at))).rstrip()
-        print(text[:limit])
+    """Print the rows as a table."""
+    ui.columns(TITLES, [_cells(row) for row in rows], right=(3, 4))
+
+
+def _cells(row: StateRow) -> tuple[str, ...]:
+    if "error" in row:
+        return row["name"], "damaged", "see rwkv state show", "", "", ""
+    modified = datetime.fromisoformat(row["modified"]).astimezone()
+    size, tokens = format_size(row["bytes"]), f"{row['tokens']:,}"
+    return row["name"], row["kind"], row["model"], tokens, size, f"{modified:%Y-%m-%d %H:%M}"
 
 
 def facts(path: Path, saved: SavedState) -> StateFacts:
     """See `StateFacts`."""
-    status = path.stat()
+    status, summary = path.stat(), state_file.peek(path)
     turns = (saved.conversation or {}).get("turns")
     return {
         "name": state_store.name_of(path),
+        "kind": _kind(summary),
         "path": str(path),
         "model": saved.model.name,
         "model_sha256": saved.model.weights,
@@ -119,7 +128,7 @@ def facts(path: Path, saved: SavedState) -> StateFacts:
         "model_location": saved.model.location or None,
         "tokens": saved.snapshot.n_tokens,
         "bytes": status.st_size,
-        "compact": state_file.peek(path).compact,
+        "compact": summary.compact,
         "can_go_on_without_prompt": saved.snapshot.logits is not None,
         "template": saved.template.name if saved.template else None,
         "settings": plain_settings(saved.settings),
@@ -137,6 +146,7 @@ def show_facts(facts: StateFacts) -> None:
     rounded = "compact (float16)" if facts["compact"] else "exact (float32)"
     rows = {
         "file": facts["path"],
+        "kind": facts["kind"],
         "model": f"{facts['model']}{weights}, sha256 {facts['model_sha256'][:8]}…",
         "read": f"{facts['tokens']:,} tokens",
         "size": f"{format_size(facts['bytes'])}, {rounded}",

@@ -48,11 +48,7 @@ class PlainStream:
 
     def feed(self, text: str) -> str:
         """See `Stream`."""
-        first, *others = text.split("\n")
-        written = [self._out.text(first, self._style)]
-        for line in others:
-            written += [self._out.newline(), self._out.text(line, self._style)]
-        return "".join(written)
+        return self._out.lines(text, self._style)
 
     def end(self) -> str:
         """See `Stream`."""

@@ -12,6 +12,7 @@ from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import reading
 from rwkv_cli.cli.terminal.visible import Printer
+from rwkv_cli.cli.terminal.wrap import Wrapper
 from rwkv_cli.generation import Generation, Shown, Step
 
 _NOTHING = Shown(text="")
@@ -91,7 +92,7 @@ class Recorder:
 
 @dataclass
 class TextOutput:
-    """The text alone; on a terminal also the prompt that it continues, the thought and, below, the speed."""
+    """The text alone; on a terminal wrapped, with the prompt that it continues, the thought and, below, the speed."""
 
     echo: str = ""  # the prompt, if the text continues it
     quiet: bool = False
@@ -101,16 +102,13 @@ class TextOutput:
     _is_in_thought: bool = False  # a thought is shown, and not ended
     _has_thought: bool = False
     _printer: Printer = field(default_factory=Printer)
+    _wrapper: Wrapper | None = field(default_factory=lambda: _wrapper())  # where stdout is a terminal
 
     def begin(self) -> None:
         """Repeat the prompt on a terminal, so that both read as one."""
-        is_shown = ui.is_terminal(sys.stdout)
-        if self.echo and (self.echoes or (is_shown and not self.quiet)):
+        if self.echo and (self.echoes or (self._wrapper and not self.quiet)):
             is_whole = self.echoes or len(self.echo) <= _ECHO
-            echo = self.echo if is_whole else "…" + self.echo[-_ECHO:]
-            sys.stdout.write(ui.styled(ui.printable(echo) if is_shown else echo, ui.BOLD, sys.stdout))
-            sys.stdout.flush()
-            self._at_line_start = echo.endswith("\n")
+            self._write(self.echo if is_whole else "…" + self.echo[-_ECHO:], ui.BOLD)
 
     def step(self, step: Step) -> None:
         """Show a token's text at once."""
@@ -119,7 +117,7 @@ class TextOutput:
     def end(self, finish: str, rest: Shown, generation: Generation) -> None:
         """End the last line, and say how fast it went."""
         self._show(rest)
-        if not self._at_line_start or (finish == "interrupted" and ui.is_terminal(sys.stdout)):
+        if not self._at_line_start or (finish == "interrupted" and self._wrapper):
             self._write("\n")  # the terminal has shown ^C
         if self.quiet:
             return
@@ -136,9 +134,9 @@ class TextOutput:
             self._has_thought |= part.thought
             if not part.thought:
                 self._answer(part.text)
-            elif not self.quiet and ui.is_terminal(sys.stdout):
+            elif not self.quiet and self._wrapper:
                 self._is_in_thought = True
-                self._write(part.text, is_dim=True)
+                self._write(part.text, ui.DIM)
 
     def _answer(self, text: str) -> None:
         if self._has_thought and self._is_empty:
@@ -149,12 +147,17 @@ class TextOutput:
         self._is_empty &= not text
         self._write(text)
 
-    def _write(self, text: str, *, is_dim: bool = False) -> None:
+    def _write(self, text: str, style: str = "") -> None:
         if text:
-            shown = self._printer(text) if ui.is_terminal(sys.stdout) else text
-            sys.stdout.write(ui.styled(shown, ui.DIM, sys.stdout) if is_dim else shown)
+            shown = self._wrapper.lines(self._printer(text), style) if self._wrapper else text
+            sys.stdout.write(shown)
             sys.stdout.flush()
             self._at_line_start = text.endswith("\n")
+
+
+def _wrapper() -> Wrapper | None:
+    is_person = ui.is_terminal(sys.stdout)
+    return Wrapper(ui.columns_of_terminal, ui.is_styled(sys.stdout)) if is_person else None
 
 
 def _summary(finish: str, generation: Generation) -> str:

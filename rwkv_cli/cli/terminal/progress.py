@@ -5,6 +5,7 @@ Bars and spinners come from `rich`, which is imported only when one is shown.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import typer
 from rwkv_cli import machine
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import MissingModelError
-from rwkv_cli.reporting import COMPILING, Reporter
+from rwkv_cli.reporting import COMPILING, Reporter, format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
@@ -71,7 +72,7 @@ class TerminalReporter(Reporter):
         from rwkv_cli.catalog.pull import pull
 
         ui.note(error.problem)
-        if not typer.confirm("download it now?", err=True):
+        if not typer.confirm(f"download it now{_download_size(error.reference)}?", err=True):
             raise error
         pulled = pull(error.reference, reporter=self)
         self._stop()
@@ -83,7 +84,7 @@ class TerminalReporter(Reporter):
         if self._task != task:
             self._stop()
         if self._bar is None:
-            self._task, self._bar = task, _bar(task, total, unit, 1e6, time_left=True)
+            self._task, self._bar = task, _bar(task, total, unit, 1e6)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
@@ -97,6 +98,15 @@ class TerminalReporter(Reporter):
             return
         with _spinner(text):
             yield
+
+
+def _download_size(reference: str) -> str:
+    """How much a known model downloads, in brackets; "" where only the server knows, who is not asked for it."""
+    from rwkv_cli.catalog import recommended, registry
+
+    entry = registry.resolve(reference).entry
+    size = recommended.download_bytes(entry) if entry else None
+    return f" ({format_size(size)})" if size else ""
 
 
 @contextmanager
@@ -131,16 +141,9 @@ def _can_move() -> bool:
     return ui.is_animated(sys.stderr) and machine.has_threads()
 
 
-def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_left: bool = False) -> Progress:
+def _bar(task: str, total: int | None, unit: str = "", size: float = 1) -> Progress:
     """A bar that is not shown yet, for `total` things counted in units of `size`; None if the total is unknown."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        ProgressColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
     from rich.table import Column
     from rich.text import Text
 
@@ -155,7 +158,6 @@ def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_lef
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=None),
         Amount(Column(no_wrap=True)),
-        *([TimeRemainingColumn(compact=True)] if time_left else []),
         console=ui.console("stderr"),
         transient=True,
     )
@@ -164,14 +166,24 @@ def _bar(task: str, total: int | None, unit: str = "", size: float = 1, time_lef
 
 
 def _amount(task: Task, unit: str, size: float) -> str:
-    """How much is done, and how fast: "123/191 M, 45 M/s"."""
+    """How much is done, how fast, and how long the rest takes: "123/191 M, 2 s left, 45 M/s"."""
     unit = f" {unit}" if unit else ""
     total = "?" if task.total is None else f"{task.total / size:.0f}"
     text = f"{task.completed / size:.0f}/{total}{unit}"
+    if task.time_remaining:  # before the speed, which a narrow terminal may cut
+        text += f", {duration(task.time_remaining)} left"
     if task.speed:
         speed = task.speed / size
         text += f", {speed:.{0 if speed >= 10 else 1}f}{unit}/s"
     return text
+
+
+def duration(seconds: float) -> str:
+    """A time that is estimated: "12 s", "3 min" or "2 h 5 min"."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _spinner(text: str) -> AbstractContextManager[object]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -23,7 +23,9 @@ INTERRUPTED = 130
 BOLD, DIM, RED = "1", "2", "1;31"
 
 _MOST_COLUMNS = 9999
-_LINES = 24
+_COLUMNS, _LINES = 80, 24
+_GAP = 2  # columns between those of a table
+_LEAST_COLUMN = 20  # columns in which a text is still wrapped, or the rows are stacked
 
 _theme = "auto"
 _is_verbose = False
@@ -66,7 +68,16 @@ def is_animated(stream: IO[str] | None) -> bool:
 
 def columns_of_terminal() -> int:
     """The width of the terminal, or what COLUMNS says; a number that no terminal has is taken for the largest."""
-    return min(shutil.get_terminal_size().columns, _MOST_COLUMNS)
+    columns = shutil.get_terminal_size((0, 0)).columns or _columns_of_stderr()
+    return min(columns, _MOST_COLUMNS)
+
+
+def _columns_of_stderr() -> int:
+    """The width of the terminal where stdout is a pipe or a file, but messages are read."""
+    try:
+        return os.get_terminal_size(2).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 def console(stream: Literal["stdout", "stderr"]) -> Console:
@@ -103,7 +114,7 @@ def styled(text: str, style: str, stream: IO[str]) -> str:
 
 def note(text: str) -> None:
     """Print a remark on stderr, which is not part of the output."""
-    print(styled(shortened(printable(text)), DIM, sys.stderr), file=sys.stderr)
+    print(styled(_at_width(shortened(printable(text))), DIM, sys.stderr), file=sys.stderr)
 
 
 def detail(text: str) -> None:
@@ -114,7 +125,20 @@ def detail(text: str) -> None:
 
 def error(text: str) -> None:
     """Print on stderr why a command failed."""
-    print(f"{styled('rwkv:', RED, sys.stderr)} {shortened(printable(text))}", file=sys.stderr)
+    first, *others = _at_width(f"rwkv: {shortened(printable(text))}").split(" ", 1)
+    print(" ".join([styled(first, RED, sys.stderr), *others]), file=sys.stderr)
+
+
+def _at_width(text: str) -> str:
+    """A message with line breaks between words, as the terminal needs them; a word longer than a line stays whole."""
+    if not is_terminal(sys.stderr):
+        return text
+    width = max(columns_of_terminal(), 1)
+    lines = (
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join(lines)
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:
@@ -122,27 +146,78 @@ def table(title: str, rows: Mapping[str, str]) -> None:
 
     A text that is very long is shortened, as messages are.
     """
-    is_person = is_terminal(sys.stdout)
-    rows = {printable(name): shortened(printable(text)) for name, text in rows.items()}
-    indent = max(map(len, rows)) + 4
-    width = max(columns_of_terminal() - indent, 16)
     print(styled(printable(title), BOLD, sys.stdout))
-    for name, text in rows.items():
-        lines = textwrap.wrap(text, width, break_on_hyphens=False) if is_person else [text]
-        print(f"  {name:{indent - 2}}" + ("\n" + " " * indent).join(lines))
+    print(_pairs(rows))
 
 
-def columns(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with a title above each column; the last column is as wide as its longest text."""
+def columns(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = ()) -> None:
+    """Print a table with a title above each column; the columns of the numbers in `right` are aligned to the right.
+
+    On a terminal that it does not fit, the last column is wrapped, or else every row becomes a table of its own.
+    """
+    from rich.cells import cell_len
+
+    from rwkv_cli.cli.terminal.wrap import wrapped
+
     rows = [[printable(text) for text in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(titles, *rows, strict=True)]
+    before = sum(widths[:-1]) + _GAP * len(widths[:-1])
+    last = widths[-1]
+    if is_terminal(sys.stdout):
+        last = min(last, columns_of_terminal() - before)
+        if last < min(widths[-1], _LEAST_COLUMN):
+            _stacked(titles, rows)
+            return
 
     def line(texts: Sequence[str]) -> str:
-        return "  ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()
+        *cells, text = (
+            _padded(text, width, number in right)
+            for number, (text, width) in enumerate(zip(texts, [*widths[:-1], 0], strict=True))
+        )
+        lines = wrapped(text, last) if cell_len(text) > last else [_padded(text, last, len(cells) in right)]
+        return ("\n" + " " * before).join([(" " * _GAP).join([*cells, lines[0]]).rstrip(), *lines[1:]])
 
     print(styled(line(titles), BOLD, sys.stdout))
     for row in rows:
         print(line(row))
+
+
+def _stacked(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows one below the other: the first cell, and under it the others with their titles."""
+    for number, (name, *cells) in enumerate(rows):
+        pairs = dict(zip(titles[1:], cells, strict=True))
+        shown = {title: text for title, text in pairs.items() if text}
+        print(("\n" if number else "") + styled(name, BOLD, sys.stdout))
+        if shown:
+            print(_pairs(shown))
+
+
+def _pairs(rows: Mapping[str, str]) -> str:
+    """Lines of names and texts, beside each other or, on a narrow terminal, one below the other."""
+    from rich.cells import cell_len
+
+    from rwkv_cli.cli.terminal.wrap import wrapped
+
+    rows = {printable(name): shortened(printable(text)) for name, text in rows.items()}
+    is_person = is_terminal(sys.stdout)
+    indent = max(map(cell_len, rows)) + 2 * _GAP
+    is_narrow = is_person and columns_of_terminal() - indent < _LEAST_COLUMN
+    if is_narrow:
+        indent = 2 * _GAP
+    lines = []
+    for name, text in rows.items():
+        first, *others = wrapped(text, max(columns_of_terminal() - indent, 1)) if is_person else [text]
+        head = " " * _GAP + (name if is_narrow else _padded(name, indent - _GAP))
+        lines += [head, " " * indent + first] if is_narrow else [head + first]
+        lines += [" " * indent + other for other in others]
+    return "\n".join(lines)
+
+
+def _padded(text: str, width: int, to_right: bool = False) -> str:
+    from rich.cells import cell_len
+
+    space = " " * (width - cell_len(text))
+    return space + text if to_right else text + space
 
 
 def json_text(value: object, indent: int | None = None) -> str:

@@ -16,6 +16,12 @@ _NEVER_FIRST = frozenset("、。，．！？；：」』）】》〉…ー")  # 
 _LEAST_WIDTH = 8
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text that is all there, of at most `width` columns; its own line breaks become spaces."""
+    wrapper = Wrapper(lambda: width + 1)
+    return (wrapper.text(text.replace("\n", " ")) + wrapper.flush()).split("\n")
+
+
 class Wrapper:
     """Turns text into what to write to a terminal, line breaks and styles included."""
 
@@ -44,6 +50,11 @@ class Wrapper:
                 written.append(self._flush())  # longer than a line
             self._add(character, style, width)
         return "".join(written)
+
+    def lines(self, text: str, style: str = "") -> str:
+        """Add words and spaces with their line breaks."""
+        first, *others = text.split("\n")
+        return self.text(first, style) + "".join(self.newline() + self.text(each, style) for each in others)
 
     def verbatim(self, text: str, style: str = "") -> str:
         """Add text of a line that only the terminal wraps."""
