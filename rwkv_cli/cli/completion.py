@@ -57,13 +57,6 @@ def states(incomplete: str) -> list[str]:
         return []
 
 
-def settings(incomplete: str) -> list[str]:
-    """Keys of config.toml."""
-    from rwkv_cli.settings import KEYS
-
-    return [name for name in KEYS if name.startswith(incomplete.replace("-", "_"))]
-
-
 def devices(incomplete: str) -> list[str]:
     """The values of --device."""
     from rwkv_cli.engine.backends.registry import DEVICES
@@ -90,6 +83,13 @@ def modes(incomplete: str) -> list[str]:
     except (RwkvError, OSError):
         return []
     return [mode for mode in known if mode.startswith(incomplete)]
+
+
+def settings(incomplete: str) -> list[str]:
+    """Keys of config.toml."""
+    from rwkv_cli.settings import KEYS
+
+    return [name for name in KEYS if name.startswith(incomplete.replace("-", "_"))]
 
 
 def _quoted(names: Iterable[str]) -> list[str]:

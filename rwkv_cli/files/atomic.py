@@ -56,10 +56,11 @@ def replacing(target: Path, private: bool = False) -> Iterator[Path]:
     A link stays a link: what it points to is replaced. `private` is for texts of the user: see `mode_for`. Raises
     StorageError.
     """
-    if target.is_symlink():
-        target = Path(os.path.realpath(target))
-    temporary = temporary_beside(target)
+    temporary = None
     try:
+        if target.is_symlink():
+            target = Path(os.path.realpath(target))
+        temporary = temporary_beside(target)
         create(temporary, target, private).close()
         yield temporary
         with temporary.open("rb+") as file:
@@ -68,8 +69,9 @@ def replacing(target: Path, private: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise storage_error(target, error) from None
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def storage_error(path: Path, error: OSError, needed: int | None = None) -> StorageError:

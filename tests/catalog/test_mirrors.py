@@ -309,10 +309,14 @@ def known(hub, tmp_path):
 def test_a_pull_from_a_mirror(hub, known, rwkv):
     result = rwkv("pull", known)
     assert result.code == 0
-    lines = result.err.splitlines()
-    assert lines == [
+    said, *advice = result.err.splitlines()
+    assert said == (
         "cannot download rwkv7-g1-tiny.pth of owner/repo: there is no such revision; "
         f"trying the mirror {host_of(hub)}"
+    )
+    assert advice == [
+        "it is the default model now; for gosling again: rwkv models default gosling",
+        "to talk with it: rwkv chat",
     ]
     assert f"checked by the sha256 in models.toml, from {hub.endpoint}/plain/other-name.pth; " in result.out
     [stored] = model_store.listed()

@@ -319,7 +319,7 @@ def test_the_model_stays_where_another_cannot_continue(rwkv, tiny_model):
     chat = ("chat", "-m", tiny_model, "-q", "-n", "1")
     result = rwkv(*chat, stdin=b"/model nothing-like-it\n/model\n")
     assert result.err.splitlines() == [
-        "rwkv: unknown model nothing-like-it: give a path, or a name such as gosling or world-0.1b",
+        "rwkv: unknown model nothing-like-it: give a path, a name from `rwkv models list --known`, or hf:OWNER/REPO",
         f"{tiny_model}; to talk with another model: /model NAME",
     ]
     result = rwkv(*chat, "--state", "s", stdin=b"/model gosling\n/model\n")

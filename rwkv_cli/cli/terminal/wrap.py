@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.cells import cell_len
-
 _TAB = "    "
 _JOINER = "\u200d"
 _NEVER_FIRST = frozenset("、。，．！？；：」』）】》〉…ー")  # must not begin a line
@@ -27,6 +25,9 @@ class Wrapper:
 
     def __init__(self, width: Callable[[], int], styling: bool = True) -> None:
         """`width` returns the current number of columns; without `styling`, styles are left out."""
+        from rich.cells import cell_len  # only where text is wrapped: a pipe never pays for it
+
+        self._cells = cell_len
         self._width = width
         self._styling = styling
         self._column = 0
@@ -43,7 +44,7 @@ class Wrapper:
                 written.append(self._flush())
                 self._space += 1
                 continue
-            width = cell_len(character)
+            width = self._cells(character)
             if width == 2 and character not in _NEVER_FIRST and not self._is_joined():
                 written.append(self._flush())
             elif self._word and self._word_width + width > self._line_width() - len(self.indent):
@@ -59,7 +60,7 @@ class Wrapper:
     def verbatim(self, text: str, style: str = "") -> str:
         """Add text of a line that only the terminal wraps."""
         written = self._flush() + " " * self._space + self._styled(text.replace("\t", _TAB), style)
-        self._column, self._space = self._column + self._space + cell_len(text), 0
+        self._column, self._space = self._column + self._space + self._cells(text), 0
         return written
 
     def newline(self) -> str:
