@@ -275,7 +275,7 @@ def test_in_a_pipe_such_a_word_is_a_message(rwkv, tiny_model):
 
 
 def test_verbose_tells_how_fast_every_answer_was(rwkv, tiny_model):
-    chat = ("chat", tiny_model, "-n", "2", "--ban", "0", "-q")
+    chat = ("chat", tiny_model, "-n", "2", "--logit-bias", f"{ord('x') + 1}=100", "-q")
     told = rwkv(*chat, "--verbose", stdin=b"hi\nbye\n").err.splitlines()
     assert len(told) == 3  # the settings, and a line for every answer
     assert all(re.fullmatch(r"\(2 tokens, \d+/s; message \d+ tokens, \d+/s\)", line) for line in told[1:])
