@@ -46,6 +46,7 @@ class SampleRequest(NamedTuple):
 
     tokens: NDArray[np.int64]  # each once
     amounts: NDArray[np.float64]  # added to their logits; minus infinity for those that are banned
+    is_greedy: bool  # the first of the likeliest tokens; the settings below have the same effect
     random: float  # uniform sample in [0, 1) for inverse-CDF sampling
     temperature: float
     top_p: float
@@ -169,10 +170,11 @@ class Sampler:
         settings = self.settings
         tokens, amounts = self._adjustments(vocab_size)
         if settings.greedy:  # the first of those as likely as the likeliest
-            return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
+            return SampleRequest(tokens, amounts, True, 0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
         return SampleRequest(
             tokens,
             amounts,
+            False,
             self.rng.random(),
             settings.temperature,
             settings.top_p,

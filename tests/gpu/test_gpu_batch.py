@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from helpers.actor import CONFIG as BYTES
 from helpers.emulated_gpu import COMPILER, few_threads, tiny_backend
@@ -92,20 +91,6 @@ def test_more_tokens_than_the_capacity_of_a_pass(backend, lengths):
         alone = Alone(backend)
         assert difference(row, alone.read(tokens)) <= HALF
         assert state_difference(batch.leave(slot), alone.state) <= HALF
-
-
-@pytest.mark.parametrize("lengths", [(21,), (3, 19, 1), (8, 1), (8, 8), (1,) * 8, (1,) * 9])
-def test_passes(lengths):
-    parts = [(slot, np.arange(length) + 100 * slot) for slot, length in enumerate(lengths)]
-    passes = list(gpu_batch._passes(parts, 8))
-    sizes = [sum(len(tokens) for _, tokens in pieces) for _, pieces in passes]
-    assert sizes[:-1] == [8] * (len(passes) - 1)
-    assert 0 < sizes[-1] <= 8
-    for first, pieces in passes:
-        assert [slot for slot, _ in pieces] == list(range(first, first + len(pieces)))
-    for slot, tokens in parts:
-        read = [piece for _, pieces in passes for other, piece in pieces if other == slot]
-        np.testing.assert_array_equal(np.concatenate(read), tokens)
 
 
 @needs_compiler

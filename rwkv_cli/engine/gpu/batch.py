@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.batch import Batch
+from rwkv_cli.engine.batch import Batch, Part, passes
 from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_protocol import Device
@@ -22,9 +22,6 @@ from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.state import State
 
 Array = NDArray[np.float32]
-Tokens = NDArray[np.int32]
-Part = tuple[int, Tokens]
-"""Tokens [n] of the sequence in a slot."""
 
 CAPACITY = 1024
 """Tokens of a pass: more make matrix products no faster."""
@@ -60,6 +57,11 @@ class GpuBatch(Batch):
             self._out = gpu.allocate(4 * slots * self._rows)
             self._sampler = DeviceSampler(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
             self._logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
+
+    @property
+    def capacity(self) -> int:
+        """See `Batch.capacity`."""
+        return self._pass.capacity
 
     def _store(self, slot: int, state: State | None) -> None:
         if state:
@@ -109,8 +111,12 @@ class GpuBatch(Batch):
             yield
 
     def _read(self, parts: list[Part]) -> None:
-        for first, pieces in _passes(parts, self._pass.capacity):
+        first = 0
+        last = {slot: tokens[-1:] for slot, tokens in parts}
+        for pieces in passes(parts, self._pass.capacity):
             self._run(first, pieces)
+            slot, tokens = pieces[-1]
+            first += len(pieces) - (not np.shares_memory(tokens, last[slot]))  # it continues in the next pass
 
     def _run(self, first: int, pieces: Sequence[Part]) -> None:
         """One pass over tokens of some sequences; `first` is the index of the first one in all that is read."""
@@ -143,19 +149,3 @@ class GpuBatch(Batch):
     def _alone(self, slot: int) -> list[Step]:
         """One token of one sequence, by the kernels of decoding, which are faster."""
         return self._decoder.steps(self._pass.tokens, slot, self._out.address)
-
-
-def _passes(parts: Iterable[Part], capacity: int) -> Iterator[tuple[int, list[Part]]]:
-    """Cut parts, in the same order, into passes of up to `capacity` tokens; each with the index of its first part."""
-    first, left = 0, capacity
-    pieces: list[Part] = []
-    for i, (slot, tokens) in enumerate(parts):
-        while len(tokens):
-            piece, tokens = tokens[:left], tokens[left:]
-            pieces.append((slot, piece))
-            left -= len(piece)
-            if not left:
-                yield first, pieces
-                first, left, pieces = i + (not len(tokens)), capacity, []
-    if pieces:
-        yield first, pieces
