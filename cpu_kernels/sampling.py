@@ -42,6 +42,9 @@ DEPTH = _f(3)
 """Tokens that top-p, top-k and min-p leave are looked for at most so far below the highest logit, then twice as far,
 and so on; where five times that is not enough, everywhere."""
 
+STEPS = 12
+"""Steps of a bisection, which find the exponent and three bits; then only the candidates in doubt are looked at."""
+
 _choices_at, _samplings_at = table(CHOICE), table(SAMPLING)
 
 
@@ -71,15 +74,15 @@ def choose(s: SAMPLING, c: CHOICE, thread):
 def _sample(s: SAMPLING, c: CHOICE, x, peak):
     """A token by chance."""
     size = s.padded * FLOAT
-    gaps, ids, weights = x + size, x + 2 * size, x + 3 * size
+    gaps, ids, weights = x + 2 * size, x + 3 * size, x + 4 * size
     if c.top_p == 1 and c.top_k == 0 and c.log_min_p == -np.inf:
         n = _gather_all(gaps, x, peak, s.padded)
         return _draw(c, gaps, 0, weights, n, _LOWEST, n)
     total = c.total
     if c.top_p < 1 and (c.n_changes or c.mask):
         total = _total(x, peak, s.padded)
-    n = _gather(c, gaps, ids, x, peak, total, s.padded)
-    cutoff = _cutoff(c, gaps, n, total)
+    n = _gather(c, gaps, ids, weights, x, peak, total, s.padded)
+    cutoff = _cutoff(c, gaps, weights, x, n, total)  # x, and what is free after it, is spare by now
     return _draw(c, gaps, ids, weights, n, cutoff, _ties(c, gaps, n, cutoff))
 
 
@@ -167,16 +170,32 @@ def _gather_all(gaps, x, peak, padded):
 
 
 @njit
-def _gather(c: CHOICE, gaps, ids, x, peak, total, padded):
-    """Make those tokens candidates among which are surely all that the cuts leave; returns how many."""
+def _gather(c: CHOICE, gaps, ids, weights, x, peak, total, padded):
+    """Make those tokens candidates among which are surely all that the cuts leave; returns how many.
+
+    `weights` [n] are set to exp(gap) if top-p is to cut.
+    """
     for i in range(1, DEPTHS + 1):
         depth = DEPTH * _f(i)
         n = _gather_above(gaps, ids, x, peak, _f(peak) - depth, padded)
-        if (c.top_k > 0 and c.top_k <= n) or -depth < c.log_min_p:
+        reached = _weigh(gaps, weights, n) if c.top_p < 1 else np.float64(0)
+        if 0 < c.top_k <= n or -depth < c.log_min_p or (c.top_p < 1 and reached >= c.top_p * total):
             return n
-        if c.top_p < 1 and _sum_above(gaps, n, -depth, True) >= c.top_p * total:
-            return n
-    return _gather_above(gaps, ids, x, peak, _LOWEST, padded)
+    n = _gather_above(gaps, ids, x, peak, _LOWEST, padded)
+    if c.top_p < 1:
+        _weigh(gaps, weights, n)
+    return n
+
+
+@njit
+def _weigh(gaps, weights, n):
+    """Set the weights exp(gap) of the candidates; returns their sum."""
+    total = splat(_f(0))
+    for i in range(0, n * FLOAT, VECTOR):
+        weight = exp(load(gaps + i))
+        store(weights + i, weight)
+        total = total + weight
+    return np.float64(sum_lanes(total))
 
 
 @njit
@@ -200,29 +219,68 @@ def _gather_above(gaps, ids, x, peak, floor, padded):
 
 
 @njit
-def _sum_above(gaps, n, cutoff, is_weighted):
-    """Over the candidates whose gaps are not below the cutoff: the sum of exp(gap), or their number."""
+def _sum_above(gaps, weights, n, cutoff):
+    """Over the candidates whose gaps are not below the cutoff: the sum of their weights, or of ones if those are 0."""
     total, bound, one = splat(_f(0)), splat(_f(cutoff)), splat(_f(1))
     for i in range(0, n * FLOAT, VECTOR):
-        gap = load(gaps + i)
-        total = total + where_at_least(gap, bound, exp(gap) if is_weighted else one)
+        total = total + where_at_least(load(gaps + i), bound, load(weights + i) if weights else one)
     return np.float64(sum_lanes(total))
 
 
 @njit
-def _least_cutoff(gaps, n, wanted, is_weighted):
-    """The highest cutoff that leaves at least `wanted`, see `_sum_above`; by bisection, to the last bit."""
+def _least_cutoff(gaps, weights, spare, n, wanted):
+    """The highest cutoff that leaves at least `wanted`, see `_sum_above`; by bisection, to the last bit.
+
+    `spare` [2, n] is for the candidates that are still in doubt after some steps.
+    """
     # Gaps are not above zero: as integers, the bits of their absolute values have the same order as those.
     low, high = np.int64(0), np.int64(0x7F7FFFFF)  # up to the largest float
-    if _sum_above(gaps, n, _as_gap(low), is_weighted) >= wanted:
+    if _sum_above(gaps, weights, n, _as_gap(low)) >= wanted:
         return _as_gap(low)
+    certain, step = np.float64(0), 0
     while high - low > 1:
+        if step == STEPS:
+            certain = _sum_above(gaps, weights, n, _as_gap(low))
+            n = _in_doubt(spare, gaps, weights, n, _as_gap(low), _as_gap(high))
+            gaps, weights = spare, _after(spare, n) if weights else 0
+        step += 1
         middle = low + (high - low) // 2
-        if _sum_above(gaps, n, _as_gap(middle), is_weighted) >= wanted:
+        if certain + _sum_above(gaps, weights, n, _as_gap(middle)) >= wanted:
             high = middle
         else:
             low = middle
     return _as_gap(high)
+
+
+@njit
+def _in_doubt(spare, gaps, weights, n, low, high):
+    """Copy the candidates from the cutoff `high` to below `low`, and their weights after them; returns how many."""
+    found = 0
+    for i in range(0, n, LANES):
+        if max_lanes(load(gaps + i * FLOAT)) >= high:
+            for j in range(i, min(i + LANES, n)):
+                gap = get_f32(gaps + j * FLOAT)
+                found += gap < low and gap >= high
+    rest = _after(spare, found)
+    k = 0
+    for i in range(0, n if found else 0, LANES):
+        if max_lanes(load(gaps + i * FLOAT)) >= high:
+            for j in range(i, min(i + LANES, n)):
+                gap = get_f32(gaps + j * FLOAT)
+                if gap < low and gap >= high:
+                    put_f32(spare + k * FLOAT, gap)
+                    if weights:
+                        put_f32(rest + k * FLOAT, get_f32(weights + j * FLOAT))
+                    k += 1
+    for i in range(k, (k + LANES - 1) // LANES * LANES):
+        put_f32(spare + i * FLOAT, -_INFINITY)
+    return found
+
+
+@njit
+def _after(array, n):
+    """The address after an array of n floats, filled up to whole vectors."""
+    return array + (n + LANES - 1) // LANES * VECTOR
 
 
 @njit
@@ -232,20 +290,20 @@ def _as_gap(bits):
 
 
 @njit
-def _cutoff(c: CHOICE, gaps, n, total):
+def _cutoff(c: CHOICE, gaps, weights, spare, n, total):
     """The gap below which the cuts leave no candidate."""
     cutoff = _LOWEST
     if c.top_p < 1:
-        cutoff = _least_cutoff(gaps, n, c.top_p * total, True)
+        cutoff = _least_cutoff(gaps, weights, spare, n, c.top_p * total)
     if c.top_k:
-        cutoff = max(cutoff, _least_cutoff(gaps, n, np.float64(min(c.top_k, n)), False))
+        cutoff = max(cutoff, _least_cutoff(gaps, 0, spare, n, np.float64(min(c.top_k, n))))
     return max(cutoff, _f(c.log_min_p))
 
 
 @njit
 def _ties(c: CHOICE, gaps, n, cutoff):
     """How many candidates at the cutoff itself stay: top-k counts, and keeps the lower ids of those as likely."""
-    if not c.top_k or _sum_above(gaps, n, cutoff, False) <= c.top_k:
+    if not c.top_k or _sum_above(gaps, 0, n, cutoff) <= c.top_k:
         return n
     above = 0
     for i in range(n):
