@@ -8,7 +8,7 @@ state = batch.leave(slot)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,7 @@ class Batch(ABC):
             raise UsageError(f"a batch of {slots} sequences: there must be at least one")
         self.config = config
         self._free, self._taken = set(range(slots)), set[int]()
+        self._logits: dict[int, Array] = {}  # of the last `choose`, by slot
 
     @property
     @abstractmethod
@@ -58,6 +59,7 @@ class Batch(ABC):
             state.check_fits(self.config)
         slot = min(self._free)
         self._store(slot, state)
+        self._logits.pop(slot, None)
         self._free.remove(slot)
         self._taken.add(slot)
         return slot
@@ -89,15 +91,28 @@ class Batch(ABC):
         """
 
     def choose(
-        self, parts: Mapping[int, Sequence[int]], samplers: Mapping[int, Sampler]
+        self,
+        parts: Mapping[int, Sequence[int]],
+        samplers: Mapping[int, Sampler],
+        wanted: Collection[int] = (),
     ) -> dict[int, Choice]:
         """Read like `read`, and choose the next token of each sequence in `samplers`, by slot, as its sampler would.
 
-        A sequence that only reads needs no sampler. `Sampler.accept` is to follow, which raises if there is a reason in
-        place of a token: so one sequence that fails stops no other. Raises like `read`.
+        A sequence that only reads needs no sampler; `wanted` are slots of such ones whose logits are wanted afterwards.
+        `Sampler.accept` is to follow, which raises if there is a reason in place of a token: so one sequence that fails
+        stops no other. Raises like `read`.
         """
         logits = dict(zip(parts, self.read(parts), strict=True))
+        self._logits = {slot: row for slot, row in logits.items() if slot in samplers or slot in wanted}
         return {slot: sampler.choose(logits[slot]) for slot, sampler in samplers.items()}
+
+    def logits(self, slot: int) -> Array | None:
+        """The logits [V] after what a sequence has read, for which the last `choose` needed them; None for others.
+
+        A view, perhaps, that the next `choose` or `read` overwrites. Raises UsageError for a slot without a sequence.
+        """
+        self._check_slot(slot)
+        return self._logits.get(slot)
 
     @abstractmethod
     def _store(self, slot: int, state: State | None) -> None:

@@ -162,6 +162,11 @@ class Sampler:
         token = int(adjusted.argmax()) if self.settings.greedy else self._draw(softmax)
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
+    def check(self, vocab_size: int) -> None:
+        """Raise UsageError if the settings name a token outside the vocabulary."""
+        if self._named.size and self._named.max() >= vocab_size:
+            raise UsageError(f"there is no token {self._named.max()}: the model has {vocab_size:,}")
+
     def request(self, vocab_size: int) -> SampleRequest:
         """What it takes to choose in place of `choose`; `accept` is to follow. It draws the random number.
 

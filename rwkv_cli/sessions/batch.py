@@ -9,11 +9,10 @@ from typing import Unpack
 import numpy as np
 
 from rwkv_cli.engine.batch import Batch
-from rwkv_cli.engine.generate import PromptReader, check_limit, read_directly
+from rwkv_cli.engine.generate import Finish, PromptReader, check_limit, read_directly
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.session import Session
 from rwkv_cli.errors import UsageError
-from rwkv_cli.generation import Finish
 from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
 from rwkv_cli.text.template import Template

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from rwkv_cli.engine.generate import check_limit
+from rwkv_cli.engine.generate import TokenLoop, check_limit
 from rwkv_cli.engine.sampling import GeneratorState, SamplerMemory
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import UsageError
@@ -93,13 +93,11 @@ class Conversation:
         turn = Turn(text, "", self.think)
         session = self._session(self._at(after, progress))
         prompt = self._tokens_of_turn(turn, is_first=not after)
+        ending = self.model.ending(self.template, self.max_tokens)
         generation = Generation(
-            session,
-            prompt,
+            TokenLoop(session, prompt, ending),
             self.model.tokenizer,
-            self.max_tokens,
             self.template.stop,
-            stop_tokens=self.model.stop_tokens(self.template),
             splitter=ThoughtSplitter(self.template, self.think),
         )
         if progress:

@@ -24,7 +24,7 @@ def perform(script, prompt="go", **options):
 def played(backend, prompt, tokenizer=ByteTokenizer(), start=None, progress=None, **options):  # noqa: B008
     """A greedy generation of a backend."""
     session = Session(backend, Sampler(SamplingSettings(temperature=0)), start)
-    generation = Generation(session, prompt, tokenizer, **options)
+    generation = generated(session, prompt, tokenizer, **options)
     if progress:
         generation.report_to(progress)
     return generation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -42,17 +42,24 @@ class CpuBatch(Batch):
         return np.stack([rows[slot] for slot in parts])
 
     def choose(
-        self, parts: Mapping[int, Sequence[int]], samplers: Mapping[int, Sampler]
+        self,
+        parts: Mapping[int, Sequence[int]],
+        samplers: Mapping[int, Sampler],
+        wanted: Collection[int] = (),
     ) -> dict[int, Choice]:
         """See `Batch.choose`: by the kernel that chooses for a single text too."""
         checked = self._checked(parts)
         requests = {slot: sampler.request(self.config.vocab_size) for slot, sampler in samplers.items()}
         choices = dict[int, Choice]()
+        self._logits.clear()
         with self._pass.lock:
-            for found in self._passes(checked, requests):
-                if found:
-                    of_these = self._sampler.choose([*found.values()], [requests[slot] for slot in found])
-                    choices |= zip(found, of_these, strict=True)
+            for found in self._passes(checked, requests.keys() | wanted):
+                # Of all but the last pass, the logits are about to be overwritten.
+                self._logits = {slot: row.copy() for slot, row in self._logits.items()} | found
+                if chosen := [slot for slot in found if slot in requests]:
+                    of_these = [requests[slot] for slot in chosen]
+                    found_tokens = self._sampler.choose([found[slot] for slot in chosen], of_these)
+                    choices |= zip(chosen, found_tokens, strict=True)
         return {slot: choices[slot] for slot in samplers}
 
     def _passes(self, parts: list[Part], wanted: Container[int]) -> Iterator[dict[int, Array]]:
