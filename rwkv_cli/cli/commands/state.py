@@ -173,6 +173,8 @@ def list_states(*, json: options.Json = False) -> None:
         states.show_list(rows)
     else:
         ui.note("no states yet; to make one: rwkv state save NAME --prompt-file FILE")
+    if not json:
+        states.note_kept_chats()
 
 
 @app.command(cls=Command, rich_help_panel=LOOK)

@@ -35,13 +35,15 @@ class Output(Protocol):
         ...
 
 
-def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
+def stream(
+    generation: Generation, output: Output, quiet: bool = False, interrupts: Interrupts | None = None
+) -> int:
     """Write a generation to its end, or until Ctrl-C, which keeps what there is; gives the exit code.
 
     Ctrl-C takes effect between two tokens, so that the generation can be committed; a second one, or one while the
-    prompt is read, at once.
+    prompt is read, at once. What else is to stop it sets `asked` of `interrupts`.
     """
-    with Interrupts() as interrupts:
+    with interrupts or Interrupts() as interrupts:
         try:
             with reading(generation, quiet):
                 first = next(generation, None)
