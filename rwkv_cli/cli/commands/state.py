@@ -200,10 +200,11 @@ def show(
         rwkv state show book --png book.png
     """
     from rwkv_cli.cli.reports import heat_map, states
+    from rwkv_cli.engine.heat_map import norms as norms_of
     from rwkv_cli.sessions import resume
 
     source = resume.open_state(name)
-    norms = heat_map.norms(source.saved.snapshot.state)
+    norms = norms_of(source.saved.snapshot.state.wkv)
     facts = states.facts(source.path, source.saved)
     if png:
         heat_map.write_png(png, norms, f"{facts['name']}: {facts['tokens']:,} tokens of {facts['model']}")
