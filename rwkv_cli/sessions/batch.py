@@ -183,9 +183,10 @@ def _together(model: Model, waiting: Iterator[_Job], slots: int, reader: PromptR
         if not running:
             return
         parts = {slot: job.unread for slot, job in running.items()}
-        choices = batch.choose(parts, [job.sampler for job in running.values()])
-        for (slot, job), choice in zip([*running.items()], choices, strict=True):
-            if answer := job.accept(choice):
+        choices = batch.choose(parts, {slot: job.sampler for slot, job in running.items()})
+        for slot, job in [*running.items()]:
+            job.sampler.accept(choices[slot].token)
+            if answer := job.accept(choices[slot]):
                 batch.drop(slot)
                 del running[slot]
                 yield answer
