@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts, Termination
-from rwkv_cli.cli.terminal.output import JsonOutput, Recorder, TextOutput, stream
+from rwkv_cli.cli.terminal.output import JsonOutput, Output, TextOutput, stream
 from rwkv_cli.cli.terminal.progress import TerminalReporter, reading
 from rwkv_cli.engine.generate import read_directly
 from rwkv_cli.sessions import resume, state_store
@@ -38,7 +38,7 @@ class Request(TextRequest):
 def run(request: Request) -> int:
     """Generate, and save the state if that is asked for: the exit code."""
     with _opened(request) as (continuation, target, created):
-        output = Recorder(_output(request, continuation))
+        output = _output(request, continuation)
         if target is None:
             return stream(continuation.generation, output, request.quiet)
         try:
@@ -49,7 +49,7 @@ def run(request: Request) -> int:
 
 
 def _stream_and_save(
-    request: Request, continuation: Continuation, output: Recorder, target: Path, created: str
+    request: Request, continuation: Continuation, output: Output, target: Path, created: str
 ) -> int:
     """Write the text, and save the state after it, also after a signal that ends the program: the exit code.
 
@@ -67,12 +67,12 @@ def _stream_and_save(
         except OSError as error:  # it cannot be written, as where the terminal is gone
             if isinstance(error, BrokenPipeError) or not stop():
                 raise
-            output.pieces.append(generation.rest().text)
-            _save(request, continuation, target, output.text, created)
+            generation.rest()
+            _save(request, continuation, target, generation.text, created)
             raise
-        if output.finish == "interrupted" and not generation.usage.generated_tokens:
+        if code == ui.INTERRUPTED and not generation.usage.generated_tokens:
             raise KeyboardInterrupt  # the session is somewhere in the middle of the prompt
-        _save(request, continuation, target, output.text, created)
+        _save(request, continuation, target, generation.text, created)
     return code
 
 

@@ -64,35 +64,6 @@ def stream(
 
 
 @dataclass
-class Recorder:
-    """An output that also keeps the text, and how it ended."""
-
-    output: Output
-    finish: str = ""
-    pieces: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """All that was generated."""
-        return "".join(self.pieces)
-
-    def begin(self) -> None:
-        """The prompt has been read."""
-        self.output.begin()
-
-    def step(self, step: Step) -> None:
-        """A token has come."""
-        self.pieces.append(step.text)
-        self.output.step(step)
-
-    def end(self, finish: str, rest: Shown, generation: Generation) -> None:
-        """No more will come."""
-        self.finish = finish
-        self.pieces.append(rest.text)
-        self.output.end(finish, rest, generation)
-
-
-@dataclass
 class TextOutput:
     """The text alone; on a terminal wrapped, with the prompt that it continues, the thought and, below, the speed."""
 
