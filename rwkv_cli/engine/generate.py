@@ -79,8 +79,17 @@ class TokenSource(Iterator[Choice], Protocol):
     """The tokens that follow a prompt, as `Generation` takes them."""
 
     usage: Usage
-    finish: Finish | None  # why the tokens ended; None while they have not
     progress: Progress | None  # of the prompt
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why the tokens ended; None while they have not."""
+        ...
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it will be possible to go on from where the text ends: whether `snapshot` and `session` are there."""
+        ...
 
     @property
     def sampler(self) -> Sampler:
@@ -124,6 +133,8 @@ class TokenLoop(Iterator[Choice]):
         self.progress: Progress | None = None
         self._prompt: Sequence[int] | None = prompt  # None once it was read
         self._ending, self._reader = ending, reader
+
+    keeps = True
 
     @property
     def sampler(self) -> Sampler:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.actor import CONFIG, END, Actor, ByteTokenizer, spoken
 
+from rwkv_cli.engine.generate import UNLIMITED, Ending, TokenLoop, read_directly
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import RwkvError, UsageError
@@ -28,6 +29,23 @@ def played(backend, prompt, tokenizer=ByteTokenizer(), start=None, progress=None
     if progress:
         generation.report_to(progress)
     return generation
+
+
+def generated(
+    session,
+    prompt,
+    tokenizer,
+    *,
+    max_tokens=UNLIMITED,
+    stop=(),
+    stop_tokens=(),
+    reader=read_directly,
+    **options,
+):
+    """A generation that runs alone."""
+    end = tokenizer.end_of_document if tokenizer else 0
+    loop = TokenLoop(session, prompt, Ending(end, stop_tokens, max_tokens), reader)
+    return Generation(loop, tokenizer, stop, **options)
 
 
 def text_of(generation):
@@ -350,7 +368,8 @@ def test_templates_lay_out_the_prompt_and_add_their_stops():
 
 def test_the_models_own_template_is_the_one_of_none():
     chosen = model([], template="story").generate("Once", template=None)
-    assert chosen.prompt == [END, *spoken("Once")]
+    chosen.commit()
+    assert chosen.session.backend.passes == [[END, *spoken("Once")]]
     assert model([], template="story").generate("Once").prompt == spoken("Once")
 
 

@@ -43,7 +43,7 @@ class Handle(Iterator[Choice]):
         self._owner = owner
         self.request = request
         self.status: Status = "waiting"
-        self.finish: Finish | None = None
+        self.reached: Finish | None = None  # why the last token is the last one
         self.error: RwkvError | None = None  # why it ended, where that is no `finish`
         self.usage = Usage(prompt_tokens=len(request.tokens))
         self.progress: Progress | None = None
@@ -77,7 +77,17 @@ class Handle(Iterator[Choice]):
         self._since = now
         self.usage.generated_tokens += 1
         self.chosen.append(choice)
-        self.finish = self.request.ending.after(choice.token, self.usage.generated_tokens)
+        self.reached = self.request.ending.after(choice.token, self.usage.generated_tokens)
+
+    @property
+    def finish(self) -> Finish | None:
+        """See `TokenSource`: None while tokens have not been taken."""
+        return None if self.chosen else self.reached
+
+    @property
+    def keeps(self) -> bool:
+        """See `TokenSource`."""
+        return self.request.keeps
 
     @property
     def sampler(self) -> Sampler:

@@ -12,18 +12,17 @@ from rwkv_cli.engine.session import Snapshot
 
 
 class Beginnings(Protocol):
-    """Keeps snapshots after beginnings of prompts, from one run of the program to the next."""
+    """Snapshots after beginnings of one prompt, which are kept from one run of the program to the next."""
 
-    def longest(self, tokens: Sequence[int]) -> Snapshot | None:
-        """The snapshot after the longest beginning of these tokens that is kept, None if none is."""
+    places: Sequence[int]
+    """After how many tokens, ascending, a snapshot is to be kept."""
+
+    def longest(self) -> Snapshot | None:
+        """The one after the longest beginning that is kept, None if none is."""
         ...
 
-    def places(self, tokens: Sequence[int]) -> Sequence[int]:
-        """After how many tokens of a prompt, ascending, a snapshot is to be kept."""
-        ...
-
-    def keep(self, tokens: Sequence[int], snapshot: Snapshot) -> None:
-        """Keep the snapshot after a beginning of these tokens."""
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keep one."""
         ...
 
 
@@ -37,4 +36,4 @@ class Request:
     start: Snapshot | None = None  # where it continues, None for the beginning
     submitter: Hashable = None  # whose it is: submitters are served in turn
     keeps: bool = False  # whether it shall be possible to go on from where it ends
-    beginnings: Beginnings | None = None  # where its prompt may be found, and is kept; only without a `start`
+    beginnings: Beginnings | None = None  # of its prompt; only without a `start`

@@ -20,7 +20,9 @@ class Row:
     tree: PrefixTree | None = None  # while its prompt is read
     node: Node | None = None
     nodes: list[Node] = field(default_factory=list)  # where its state is wanted, the next one first
-    places: list[int] = field(default_factory=list)  # of its prompt, after which it is wanted on disk, likewise
+    places: list[int] = field(
+        default_factory=list
+    )  # of its prompt, after which it is wanted on disk, likewise
     served: int = 0  # tokens that it was given since it joined
 
     @property

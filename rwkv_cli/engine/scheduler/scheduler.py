@@ -60,7 +60,9 @@ class Scheduler:
         self._rows = dict[int, Row]()  # by slot
         self._trees = dict[int, PrefixTree]()  # by the identity of where their requests start
         self._nodes = dict[Handle, tuple[PrefixTree, Node]]()  # of those that wait
-        self._states = OrderedDict[int, tuple[PrefixTree, Node]]()  # with a state, the most recently used last
+        self._states = OrderedDict[
+            int, tuple[PrefixTree, Node]
+        ]()  # with a state, the most recently used last
         self._state_bytes, self._stepping = state_bytes, threading.RLock()
 
     # --- from outside -----------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ class Scheduler:
         ended = list[Handle]()
         while self._batch.free and (handle := self._queue.pop(self._can_join)):
             if handle.request.ending.max_tokens == 0:
-                handle.finish = "length"
+                handle.reached = "length"
                 self._end(handle, None)
                 ended.append(handle)
                 continue
@@ -174,7 +176,7 @@ class Scheduler:
         known = deepest_with_state(node) if node else None
         found = None
         if request.beginnings and not request.start and not known and not handle.usage.generated_tokens:
-            found = begun = request.beginnings.longest(request.tokens)
+            found = begun = request.beginnings.longest()
         base = handle.resume.n_tokens if handle.resume else 0
         state = known.state if known else begun.state if begun else None
         row = Row(handle, self._batch.join(state), base, base, tree, node)
@@ -189,7 +191,7 @@ class Scheduler:
                 if each.depth - row.position >= LEAST_SHARED:
                     row.add(each)
         if request.beginnings and not request.start and row.is_reading:
-            row.places = [each for each in request.beginnings.places(request.tokens) if each > row.position]
+            row.places = [each for each in request.beginnings.places if each > row.position]
         return row, None if known or begun is None else begun.logits
 
     @staticmethod
@@ -287,7 +289,7 @@ class Scheduler:
             place = row.places.pop(0)
             if place == row.position and request.beginnings:
                 at = self._snapshot(row)
-                request.beginnings.keep(request.tokens, Snapshot(at.state, at.logits, at.n_tokens))
+                request.beginnings.keep(Snapshot(at.state, at.logits, at.n_tokens))
 
     def _give(self, row: Row, choice: Choice) -> None:
         """Give a sequence its next token, and let it leave if that is the last one."""
@@ -302,7 +304,7 @@ class Scheduler:
         handle.give(choice)
         handle.unread = [choice.token]
         row.served += 1
-        if handle.finish:
+        if handle.reached:
             self._leave(row)
 
     # --- common beginnings ------------------------------------------------------------------------------------------
