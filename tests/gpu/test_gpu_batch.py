@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from helpers.actor import CONFIG as BYTES
 from helpers.emulated_gpu import COMPILER, few_threads, tiny_backend
