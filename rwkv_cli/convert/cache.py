@@ -11,11 +11,12 @@ from rwkv_cli.convert.conversion import convert_checkpoint
 from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint
 from rwkv_cli.files.model_file import is_usable
+from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.reporting import Reporter
 
 
-def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
-    """The int8 form of a checkpoint in the user's cache, converted now if it is missing.
+def cached_model_file(checkpoint: Checkpoint, reporter: Reporter, weight_type: WeightType = "int8") -> Path:
+    """The form of a checkpoint in a weight type in the user's cache, converted now if it is missing.
 
     Raises StorageError, CheckpointError, TokenizerError.
     """
@@ -30,13 +31,13 @@ def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
     identity.update(repr((vocabulary, checkpoint.chat_template, checkpoint.sampling)).encode())
     folder = paths.cache_folder() / "models"
     name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
-    target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"
+    target = folder / f"{name}-{weight_type}-{identity.hexdigest()[:16]}.safetensors"
     remove_leftovers(folder)
     if not is_usable(target):
-        reporter.note(f"quantizing {checkpoint.path.name} to int8, once, into {target}")
+        reporter.note(f"quantizing {checkpoint.path.name} to {weight_type}, once, into {target}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(target, error) from None
-        convert_checkpoint(checkpoint, target, "int8", reporter)
+        convert_checkpoint(checkpoint, target, weight_type, reporter)
     return target

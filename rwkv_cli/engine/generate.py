@@ -28,6 +28,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int = 0  # of the prompt, that came from a cache
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # proposed by a drafter
+    accepted_tokens: int = 0  # of those, that were right
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -155,6 +157,8 @@ class TokenLoop(Iterator[Choice]):
         if self.usage.generated_tokens:
             self.usage.decode_seconds += time.perf_counter() - start
         self.usage.generated_tokens += 1
+        if speculation := self.session.speculation:
+            self.usage.drafted_tokens, self.usage.accepted_tokens = speculation.counts
         self.finish = self._ending.after(choice.token, self.usage.generated_tokens)
         return choice
 
