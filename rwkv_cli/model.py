@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.convert.cache import cached_model_file
+from rwkv_cli.convert.cache import cached_draft, cached_model_file
 from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry as backends
 from rwkv_cli.engine.backends.base import Backend
@@ -279,12 +279,14 @@ def load(
         reporter.note(f"computing on the CPU: {failure}")
     model = Model(info, path, tokenizer, backend)
     if draft is not None:
-        model.new_drafter = _drafters(model, draft, device, threads, reporter)
+        if not isinstance(source, ModelFile):
+            raise UsageError("{draft} needs a model file: not {device=reference} on a checkpoint")
+        model.new_drafter = _drafters(model, source.path, draft, device, threads, reporter)
     return model
 
 
 def _drafters(
-    model: Model, draft: str | Path, device: str, threads: int | None, reporter: Reporter
+    model: Model, file: Path, draft: str | Path, device: str, threads: int | None, reporter: Reporter
 ) -> Callable[[], Drafter]:
     """What makes drafters for a model. Raises UsageError for a draft that cannot propose its tokens."""
     if draft == "lookup":
@@ -292,8 +294,7 @@ def _drafters(
     if draft == "self":
         if model.info.weight_type == "int4":
             raise UsageError("{draft} is self, which is int4, and the model is int4 itself: use lookup")
-        path = cached_model_file(open_checkpoint(model.path), reporter, "int4")
-        backend = load(path, device, threads=threads, reporter=reporter).backend
+        backend = load(cached_draft(file, reporter), device, threads=threads, reporter=reporter).backend
         return lambda: SelfDrafter(backend)
     other = load(draft, device, threads=threads, reporter=reporter)
     if (other.info.tokenizer, other.config.vocab_size) != (model.info.tokenizer, model.config.vocab_size):
