@@ -65,7 +65,7 @@ class Generation(Iterator[Step]):
         `splitter` tells thoughts from the answer; without one, all text is the answer. `unfinished` are the bytes of a
         character that was read half of before.
         """
-        self._source = source
+        self._source, self.stop = source, tuple(stop)
         self._stream = TextStream(tokenizer, stop, unfinished)
         self._splitter = splitter
         self._tokenizer = tokenizer
@@ -95,6 +95,11 @@ class Generation(Iterator[Step]):
             for _ in self:
                 pass
         return "".join(self._given)
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The tokens that it follows."""
+        return self._source.prompt
 
     @property
     def session(self) -> Session:

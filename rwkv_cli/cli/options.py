@@ -193,6 +193,16 @@ Threads = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL|lookup|self",
+        help="What proposes tokens, to be faster; the text stays the same.",
+        autocompletion=completion.drafts,
+        rich_help_panel=MODEL,
+    ),
+]
 WeightType = Annotated[
     Literal["int8", "int4", "fp16", "fp32"],
     typer.Option(

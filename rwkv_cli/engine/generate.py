@@ -28,6 +28,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int = 0  # of the prompt, that came from a cache
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # proposed by a drafter
+    accepted_tokens: int = 0  # of those, that were right
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -82,6 +84,11 @@ class TokenSource(Iterator[Choice], Protocol):
     progress: Progress | None  # of the prompt
 
     @property
+    def prompt(self) -> Sequence[int]:
+        """What they follow."""
+        ...
+
+    @property
     def finish(self) -> Finish | None:
         """Why the tokens ended; None while they have not."""
         ...
@@ -127,11 +134,11 @@ class TokenLoop(Iterator[Choice]):
         """`prompt` may be empty where the session has read something. Raises UsageError where it has not."""
         if not len(prompt) and not session.has_read:
             raise UsageError(NOTHING_READ)
-        self.session = session
+        self.session, self.prompt = session, prompt
         self.usage = Usage(prompt_tokens=len(prompt))
         self.finish: Finish | None = None
         self.progress: Progress | None = None
-        self._prompt: Sequence[int] | None = prompt  # None once it was read
+        self._is_read = False
         self._ending, self._reader = ending, reader
 
     keeps = True
@@ -150,17 +157,19 @@ class TokenLoop(Iterator[Choice]):
         if self.usage.generated_tokens:
             self.usage.decode_seconds += time.perf_counter() - start
         self.usage.generated_tokens += 1
+        if speculation := self.session.speculation:
+            self.usage.drafted_tokens, self.usage.accepted_tokens = speculation.counts
         self.finish = self._ending.after(choice.token, self.usage.generated_tokens)
         return choice
 
     def read_prompt(self) -> None:
         """Read the prompt, unless that was done."""
-        if self._prompt is None:
+        if self._is_read:
             return
         start = time.perf_counter()
-        if len(self._prompt):
-            self.usage.cached_tokens = self._reader(self.session, self._prompt, self.progress)
-        self._prompt = None
+        if len(self.prompt):
+            self.usage.cached_tokens = self._reader(self.session, self.prompt, self.progress)
+        self._is_read = True
         self.usage.prefill_seconds = time.perf_counter() - start
 
     def snapshot(self) -> Snapshot:

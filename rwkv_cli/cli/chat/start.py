@@ -28,6 +28,7 @@ class Request:
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
+    draft: str | None = None
     keep_text: bool = True
     markdown: bool = True
     show_thinking: bool = True
@@ -49,6 +50,7 @@ def run(request: Request) -> int:
                 request.threads,
                 reporter,
                 request.choices.settings.model,
+                request.draft,
             ),
             request.choices,
             request.name,

@@ -25,6 +25,7 @@ class Request(TextRequest):
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
+    draft: str | None = None
     state: str | None = None
     save_state: str | None = None
     compact: bool = False
@@ -102,7 +103,13 @@ def _opened(request: Request) -> Iterator[tuple[Continuation, Path | None, str]]
 def _continuation(request: Request, saved: SavedState | None) -> Continuation:
     with TerminalReporter(request.quiet) as reporter:
         model = resume.load_model(
-            request.model, saved, request.device, request.threads, reporter, request.settings.model
+            request.model,
+            saved,
+            request.device,
+            request.threads,
+            reporter,
+            request.settings.model,
+            request.draft,
         )
         reader = reader_for(model) if request.cache else read_directly
         continuation = Continuation(model, request, saved, reader)

@@ -140,6 +140,8 @@ def _summary(finish: str, generation: Generation) -> str:
         prompt = f"{cached:,} of {usage.prompt_tokens:,} prompt tokens came from the cache; "
     elif usage.prompt_tokens:
         prompt = f"prompt {usage.prompt_tokens} tokens, {usage.prefill_speed:.0f}/s; "
+    if usage.drafted_tokens:
+        prompt += f"{usage.accepted_tokens:,} of {usage.drafted_tokens:,} drafted tokens were right; "
     why = {"length": "; stopped at the limit (-n)", "interrupted": " (interrupted)"}.get(finish, "")
     if not usage.generated_tokens:
         return f"no tokens{why}"
@@ -178,6 +180,8 @@ class JsonOutput:
         counts = {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens}
         if usage.cached_tokens:
             counts["cached_tokens"] = usage.cached_tokens
+        if usage.drafted_tokens:
+            counts |= {"drafted_tokens": usage.drafted_tokens, "accepted_tokens": usage.accepted_tokens}
         self._line(
             {
                 "finish": finish,

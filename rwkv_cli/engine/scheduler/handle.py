@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -92,6 +92,11 @@ class Handle(Iterator[Choice]):
     def finish(self) -> Finish | None:
         """See `TokenSource`: None while tokens have not been taken."""
         return None if self.chosen else self.reached
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """See `TokenSource`."""
+        return self.request.tokens
 
     @property
     def keeps(self) -> bool:
