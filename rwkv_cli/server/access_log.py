@@ -32,6 +32,9 @@ class AccessLog:
 
         try:
             await self._app(scope, receive, sending)
+        except Exception:  # a defect, which is answered and logged outside
+            status = 500
+            raise
         finally:
             self._note(scope, status, time.perf_counter() - since)
 

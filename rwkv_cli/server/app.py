@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,15 +12,26 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from rwkv_cli.errors import RwkvError
 from rwkv_cli.reporting import Reporter
 from rwkv_cli.server.access_log import AccessLog
-from rwkv_cli.server.api import catalog, openai_chat
+from rwkv_cli.server.api import (
+    anthropic,
+    catalog,
+    ollama,
+    openai_chat,
+    openai_completions,
+    responses,
+    states,
+    tokens,
+)
 from rwkv_cli.server.guard import Guard
 from rwkv_cli.server.http import ApiError, api_error, error_response
 from rwkv_cli.server.loaded import Log
 from rwkv_cli.server.service import Service
 from rwkv_cli.server.settings import ServerSettings
-from rwkv_cli.server.worker import log
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(settings: ServerSettings, reporter: Reporter, report: Log) -> Starlette:
@@ -38,6 +49,7 @@ def make_app(settings: ServerSettings, reporter: Reporter, report: Log) -> Starl
         exception_handlers={
             HTTPException: _failed,
             ApiError: _failed,
+            RwkvError: _failed,
             Exception: _failed,
             ClientDisconnect: _gone,
         },
@@ -48,10 +60,37 @@ def make_app(settings: ServerSettings, reporter: Reporter, report: Log) -> Starl
 
 
 def _routes() -> list[BaseRoute]:
+    def post(path: str, endpoint: Endpoint) -> Route:
+        return Route(path, endpoint, methods=["POST"])
+
+    state = "/v1/states/{name}"
     return [
-        Route("/v1/chat/completions", openai_chat.chat_completions, methods=["POST"]),
+        post("/v1/chat/completions", openai_chat.chat_completions),
+        post("/v1/completions", openai_completions.completions),
         Route("/v1/models", catalog.list_models),
         Route("/v1/models/{name:path}", catalog.one_model),
+        post("/v1/responses", responses.responses),
+        Route("/v1/responses/{id}", responses.retrieve),
+        Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+        post("/v1/messages", anthropic.messages),
+        post("/v1/messages/count_tokens", anthropic.count_tokens),
+        post("/api/chat", ollama.chat),
+        post("/api/generate", ollama.generate),
+        post("/api/show", ollama.show),
+        Route("/api/tags", ollama.tags),
+        Route("/api/ps", ollama.ps),
+        Route("/api/version", ollama.version),
+        Route("/v1/states", states.list_states),
+        post("/v1/states", states.create),
+        Route(state, states.describe),
+        Route(state, states.rename, methods=["PATCH"]),
+        Route(state, states.delete, methods=["DELETE"]),
+        Route(state, states.take_in, methods=["PUT"]),
+        post(f"{state}/fork", states.fork),
+        Route(f"{state}/file", states.export),
+        post("/tokenize", tokens.tokenize),
+        post("/detokenize", tokens.detokenize),
+        Route("/tokenizer_info", tokens.tokenizer_info),
         Route("/health", catalog.health),
         Route("/metrics", catalog.metrics),
     ]
@@ -63,10 +102,7 @@ async def _failed(request: Request, error: Exception) -> Response:
         what = {404: "there is nothing at", 405: f"{request.method} is not possible at"}
         message = f"{what.get(error.status_code, error.detail)} {request.url.path[:100]}"
         return error_response(request.url.path, ApiError(error.status_code, message))
-    told = api_error(error)
-    if told.status == 500:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(request.url.path, told)
+    return error_response(request.url.path, api_error(error))
 
 
 async def _gone(_: Request, _error: Exception) -> Response:

@@ -12,7 +12,6 @@ from rwkv_cli import model as models
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.errors import MissingModelError, RwkvError
-from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
 from rwkv_cli.reporting import Reporter, did_you_mean
 from rwkv_cli.server.http import ApiError
 from rwkv_cli.server.settings import ServerSettings
@@ -178,8 +177,4 @@ def _name(chosen: str | None, path: Path) -> str:
         return registry.DEFAULT
     if chosen and chosen.lower() in registry.entries():
         return chosen.lower()
-    stem = path.name.removesuffix(".safetensors").removesuffix(".pth").removesuffix(".gguf")
-    return next(
-        (stem.removesuffix(f"-{kind}") for kind in WEIGHT_TYPES if chosen == stem.removesuffix(f"-{kind}")),
-        stem,
-    )
+    return path.name.removesuffix(".safetensors").removesuffix(".pth").removesuffix(".gguf")

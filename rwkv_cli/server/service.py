@@ -11,10 +11,13 @@ from starlette.requests import Request
 
 from rwkv_cli.errors import UsageError
 from rwkv_cli.reporting import Reporter
-from rwkv_cli.server.chat.answer import Answer, Counts, Piece, prepare
+from rwkv_cli.server.chat import completion
+from rwkv_cli.server.chat.answer import Answer, Counts, Piece, check_queue, prepare
+from rwkv_cli.server.chat.completion import Completion, CompletionRequest
 from rwkv_cli.server.chat.request import MOST_CHOICES, ChatRequest
 from rwkv_cli.server.loaded import Known, Loaded, Log, Models
 from rwkv_cli.server.metrics import Gauges, Metrics
+from rwkv_cli.server.response_store import ResponseStore
 from rwkv_cli.server.settings import ServerSettings
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
@@ -28,6 +31,7 @@ class Service:
         self.settings, self.log = settings, log
         self.models = Models(settings, reporter, log)
         self.metrics = Metrics()
+        self.responses = ResponseStore()
 
     async def answers(self, asked: ChatRequest, n: int = 1, template: str | None = None) -> Answers:
         """Begin `n` answers. Raises UsageError, StateError, ApiError before anything is read."""
@@ -39,11 +43,32 @@ class Service:
         known, loaded = await self.models.acquire(asked.model)
         answers = Answers(self, known, loaded)
         try:
+            check_queue(self.settings, loaded)
             prepared = await asyncio.to_thread(prepare, loaded, known, asked, layout)
             for index in range(n):
                 answer = Answer(self.settings, loaded, prepared, asked)
                 await answer.start(index)
                 answers.all.append(answer)
+        except BaseException:
+            await asyncio.shield(answers.close())
+            raise
+        return answers
+
+    async def completions(self, asked: CompletionRequest, n: int = 1) -> Answers:
+        """Begin `n` continuations of each prompt. Raises like `answers`."""
+        if not 1 <= n <= MOST_CHOICES:
+            raise UsageError(f"{{n}} is {n}: it must be between 1 and {MOST_CHOICES}")
+        if n * len(asked.prompts) > 1 and (asked.kept.session or asked.kept.save_as):
+            raise UsageError("one text can be saved as a state, not several: {n} must be 1, with one prompt")
+        known, loaded = await self.models.acquire(asked.model)
+        answers = Answers(self, known, loaded)
+        try:
+            check_queue(self.settings, loaded)
+            for source in await asyncio.to_thread(completion.prepare, loaded, asked):
+                for index in range(n):
+                    each = Completion(self.settings, loaded, source, asked)
+                    answers.all.append(each)
+                    await each.start(index)
         except BaseException:
             await asyncio.shield(answers.close())
             raise
@@ -68,7 +93,7 @@ class Answers:
 
     def __init__(self, service: Service, known: Known, loaded: Loaded) -> None:
         self._service, self.known, self.loaded = service, known, loaded
-        self.all = list[Answer]()
+        self.all = list[Answer | Completion]()
         self._is_closed = False
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece | None]]:
@@ -80,7 +105,7 @@ class Answers:
             return
         queue = asyncio.Queue[tuple[int, Piece | None]]()
 
-        async def take(index: int, answer: Answer) -> None:
+        async def take(index: int, answer: Answer | Completion) -> None:
             try:
                 async for piece in answer.pieces():
                     queue.put_nowait((index, piece))
@@ -112,11 +137,10 @@ class Answers:
     def counts(self) -> Counts:
         """Tokens of all answers together."""
         first = self.all[0].counts
-        generated = sum(each.counts.generated for each in self.all)
         return Counts(
             first.prompt,
             first.cached,
-            generated,
+            sum(each.counts.generated for each in self.all),
             first.first_after,
             first.seconds,
             first.prefill_seconds,

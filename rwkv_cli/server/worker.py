@@ -132,13 +132,11 @@ class Job(AsyncIterator[Sequence[Token]]):
             self.handle.close()
 
     def _token(self, step: Step) -> Token:
-        top = list[tuple[int, float]]()
-        logprob = step.logprob
-        if self.options.top and (logits := self.handle.logits()) is not None:
-            logprobs = log_softmax(logits)
-            top = most_likely(logprobs, self.options.top)
-            logprob = float(logprobs[step.token])
-        return Token(step.token, logprob, step.parts, top)
+        if not self.options.top or (logits := self.handle.logits()) is None:
+            return Token(step.token, step.logprob, step.parts)
+        logprobs = log_softmax(logits)
+        top = most_likely(logprobs, self.options.top)
+        return Token(step.token, float(logprobs[step.token]), step.parts, top)
 
 
 class Worker:
@@ -294,13 +292,16 @@ def log_softmax(logits: Array) -> Array:
     """The natural logarithms of the probabilities [..., V]."""
     peak = logits.max(axis=-1, keepdims=True)
     shifted = logits - peak
-    total = np.exp(shifted, dtype=np.float64).sum(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
     logprobs: Array = (shifted - np.log(total)).astype(np.float32)
     return logprobs
 
 
 def most_likely(logprobs: Array, n: int) -> list[tuple[int, float]]:
     """The `n` most likely tokens, the likeliest first, of equals the lower id."""
+    if n == 1:
+        token = int(logprobs.argmax())
+        return [(token, float(logprobs[token]))]
     n = min(n, logprobs.size)
     found = np.argpartition(-logprobs, n - 1)[:n] if n < logprobs.size else np.arange(logprobs.size)
     order = np.lexsort((found, -logprobs[found]))

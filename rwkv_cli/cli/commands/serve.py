@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Annotated
 
@@ -171,7 +170,6 @@ def serve(
     from rwkv_cli.server.run import serve as run
     from rwkv_cli.server.settings import ServerSettings
 
-    os.environ.pop("RWKV_API_KEY", None)  # processes that this one starts need not know it
     chosen = ServerSettings(
         model=model,
         device=device,

@@ -50,7 +50,7 @@ async def chat_completions(request: Request) -> Response:
     form = _Form(answers, asked)
     if fields.flag("stream"):
         usage = fields.object("stream_options").flag("include_usage")
-        return Stream(_guarded(form.events(request, usage), request), answers.close)
+        return Stream(guarded(form.events(request, usage), request), answers.close)
     try:
         found = await while_connected(request, answers.collect())
     finally:
@@ -76,7 +76,7 @@ def chat_request(fields: Fields, request: Request) -> ChatRequest:
     )
 
 
-async def _guarded(events: AsyncIterator[str], request: Request) -> AsyncIterator[str]:
+async def guarded(events: AsyncIterator[str], request: Request) -> AsyncIterator[str]:
     """Events whose failure is one more event: the status of the response was sent long ago."""
     try:
         async for each in events:

@@ -40,6 +40,13 @@ class Counts:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
+    def take(self, job: Job, known: int) -> None:
+        """Set what a job has done so far; `known` tokens of the prompt were not given to it."""
+        usage = job.generation.usage
+        self.cached, self.generated = known + usage.cached_tokens, usage.generated_tokens
+        self.first_after, self.seconds = job.first_after, job.seconds
+        self.prefill_seconds, self.decode_seconds = usage.prefill_seconds, usage.decode_seconds
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -108,14 +115,7 @@ class Answer:
         """Have it answered. Raises UsageError, ApiError before anything is read."""
         prepared, request, worker = self._prepared, self._request, self._loaded.worker
         read = prepared.tokens[prepared.known :]
-        if len(read) > self._settings.max_prompt:
-            raise ApiError(
-                400,
-                f"the prompt has {len(read):,} tokens to read; this server takes {self._settings.max_prompt:,}",
-                "context_length_exceeded",
-                param="messages",
-            )
-        check_queue(self._settings, self._loaded)
+        check_prompt(self._settings, len(read), "messages")
         sampling = combined(self._settings.sampling or {}, request.sampling)
         if index and sampling.get("seed") is not None:
             sampling["seed"] = (sampling["seed"] or 0) + index
@@ -160,11 +160,7 @@ class Answer:
 
     def _count(self) -> None:
         assert self._job
-        usage, counts = self._job.generation.usage, self.counts
-        counts.cached = self._prepared.known - self._mark + usage.cached_tokens
-        counts.generated = usage.generated_tokens
-        counts.first_after, counts.seconds = self._job.first_after, self._job.seconds
-        counts.prefill_seconds, counts.decode_seconds = usage.prefill_seconds, usage.decode_seconds
+        self.counts.take(self._job, self._prepared.known - self._mark)
 
     async def close(self) -> None:
         """End it where it stands, and keep that; nothing if it has ended."""
@@ -245,6 +241,17 @@ async def arriving(job: Job, seconds: float) -> AsyncIterator[Sequence[Token]]:
             return
         yield tokens
     raise ApiError(504, f"the answer took longer than {seconds:g} seconds, which is what this server allows")
+
+
+def check_prompt(settings: ServerSettings, length: int, field: str) -> None:
+    """Raise ApiError for a prompt with more tokens to read than the server takes."""
+    if length > settings.max_prompt:
+        raise ApiError(
+            400,
+            f"the prompt has {length:,} tokens to read; this server takes {settings.max_prompt:,}",
+            "context_length_exceeded",
+            param=field,
+        )
 
 
 def check_queue(settings: ServerSettings, loaded: Loaded) -> None:
