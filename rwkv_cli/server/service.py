@@ -14,7 +14,7 @@ from rwkv_cli.reporting import Reporter
 from rwkv_cli.server.chat import completion
 from rwkv_cli.server.chat.answer import Answer, Counts, Piece, check_queue, prepare
 from rwkv_cli.server.chat.completion import Completion, CompletionRequest
-from rwkv_cli.server.chat.request import MOST_CHOICES, ChatRequest
+from rwkv_cli.server.chat.request import ChatRequest
 from rwkv_cli.server.loaded import Known, Loaded, Log, Models
 from rwkv_cli.server.metrics import Gauges, Metrics
 from rwkv_cli.server.response_store import ResponseStore
@@ -35,8 +35,6 @@ class Service:
 
     async def answers(self, asked: ChatRequest, n: int = 1, template: str | None = None) -> Answers:
         """Begin `n` answers. Raises UsageError, StateError, ApiError before anything is read."""
-        if not 1 <= n <= MOST_CHOICES:
-            raise UsageError(f"{{n}} is {n}: it must be between 1 and {MOST_CHOICES}")
         if n > 1 and (asked.kept.session or asked.kept.save_as):
             raise UsageError("{n} must be 1 where the end is saved as a state")
         layout: Template | None = get_template(template) if template else None
@@ -56,8 +54,6 @@ class Service:
 
     async def completions(self, asked: CompletionRequest, n: int = 1) -> Answers:
         """Begin `n` continuations of each prompt. Raises like `answers`."""
-        if not 1 <= n <= MOST_CHOICES:
-            raise UsageError(f"{{n}} is {n}: it must be between 1 and {MOST_CHOICES}")
         if n * len(asked.prompts) > 1 and (asked.kept.session or asked.kept.save_as):
             raise UsageError("one text can be saved as a state, not several: {n} must be 1, with one prompt")
         known, loaded = await self.models.acquire(asked.model)

@@ -145,8 +145,8 @@ class Worker:
     def __init__(self, model: Model, slots: int | None = None) -> None:
         """Raises like `Scheduler`."""
         self.model = model
-        self._slots = slots
-        self._scheduler = Scheduler(model.backend, slots)
+        self.slots = slots or model.backend.batch_size
+        self._scheduler = Scheduler(model.backend, self.slots)
         self._jobs = dict[Handle, Job]()
         self._calls = deque[tuple[Callable[[], Any], Future[Any]]]()
         self._wake = threading.Event()
@@ -270,7 +270,7 @@ class Worker:
         for job in jobs.values():
             _post(job._loop, [(job, [], True, error)])
         if not self._is_stopped:
-            self._scheduler = Scheduler(self.model.backend, self._slots)
+            self._scheduler = Scheduler(self.model.backend, self.slots)
 
 
 def _post(

@@ -16,6 +16,7 @@ from rwkv_cli.server.chat.answer import Counts, Piece
 from rwkv_cli.server.chat.request import (
     MOST_LIKELY,
     ChatRequest,
+    count_of,
     kept_of,
     limit_of,
     sampling_of,
@@ -45,7 +46,7 @@ async def chat_completions(request: Request) -> Response:
     asked = chat_request(fields, request)
     answers = await while_connected(
         request,
-        service_of(request).answers(asked, fields.integer("n") or 1, fields.text("template")),
+        service_of(request).answers(asked, count_of(fields), fields.text("template")),
     )
     form = _Form(answers, asked)
     if fields.flag("stream"):

@@ -15,7 +15,7 @@ from rwkv_cli.errors import UsageError
 from rwkv_cli.server.api.openai_chat import DONE, finish_of, guarded, usage_of
 from rwkv_cli.server.chat.answer import Counts
 from rwkv_cli.server.chat.completion import Completion, CompletionRequest
-from rwkv_cli.server.chat.request import MOST_LIKELY, kept_of, limit_of, sampling_of, stops_of
+from rwkv_cli.server.chat.request import MOST_LIKELY, count_of, kept_of, limit_of, sampling_of, stops_of
 from rwkv_cli.server.http import Fields, Stream, dumps, read_fields, while_connected
 from rwkv_cli.server.service import Answers, note, service_of
 from rwkv_cli.server.worker import Token
@@ -42,7 +42,7 @@ async def completions(request: Request) -> Response:
         echo=fields.flag("echo"),
         kept=kept_of(fields, {}),
     )
-    n = 1 if (n := fields.integer("n")) is None else n
+    n = count_of(fields)
     answers = await while_connected(request, service_of(request).completions(asked, n))
     form = _Form(answers, asked, n)
     if fields.flag("stream"):

@@ -255,11 +255,12 @@ def check_prompt(settings: ServerSettings, length: int, field: str) -> None:
 
 
 def check_queue(settings: ServerSettings, loaded: Loaded) -> None:
-    """Raise ApiError 429 where too many requests wait for a model."""
-    if loaded.worker.waiting >= settings.max_queue:
+    """Raise ApiError 429 where more requests than the server lets wait want a model."""
+    waiting = loaded.users - loaded.worker.slots
+    if waiting > settings.max_queue:
         raise ApiError(
             429,
-            f"{loaded.worker.waiting} requests wait for {loaded.name}: try again later",
+            f"{settings.max_queue} requests wait for {loaded.name} already: try again later",
             "queue_full",
-            retry_after=max(1, min(60, loaded.worker.waiting // 8)),
+            retry_after=max(1, min(60, waiting // 8)),
         )

@@ -104,6 +104,12 @@ def limit_of(fields: Fields, *names: str, default: int) -> int:
     return default
 
 
+def count_of(fields: Fields) -> int:
+    """How many answers are wanted."""
+    n = fields.integer("n", 1, MOST_CHOICES)
+    return 1 if n is None else n
+
+
 def kept_of(fields: Fields, headers: Mapping[str, str]) -> Kept:
     """The states that a body, or the header of Open WebUI, names."""
     return Kept(
