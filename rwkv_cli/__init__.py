@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rwkv_cli.engine.constraints.grammar import Grammar
     from rwkv_cli.engine.session import Session, Snapshot
     from rwkv_cli.engine.state import State
     from rwkv_cli.errors import RwkvError
@@ -29,6 +30,7 @@ __all__ = [
     "Answer",
     "Conversation",
     "Generation",
+    "Grammar",
     "Model",
     "Prompt",
     "RwkvError",
@@ -48,6 +50,7 @@ _HOMES = {
     "Answer": "sessions.batch",
     "Conversation": "sessions.conversation",
     "Generation": "generation",
+    "Grammar": "engine.constraints.grammar",
     "Model": "model",
     "Prompt": "sessions.batch",
     "RwkvError": "errors",

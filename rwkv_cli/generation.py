@@ -15,7 +15,8 @@ from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
 from rwkv_cli.text.tokenizer import Tokenizer
 
 Finish = Literal["end", "stop", "length"]
-"""Why a generation ended: the model ended the document, a stop string or token came, or max_tokens were generated."""
+"""Why a generation ended: the model ended the document; a stop string or token came, or the constraint allows nothing
+more; or max_tokens were generated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ class Step(Shown):
     """One generated token."""
 
     token: int
-    logprob: float  # the natural logarithm of the probability that the model gave the token
+    logprob: (
+        float  # the natural logarithm of the probability that the model gave the token; 0 where it was forced
+    )
     finish: Finish | None = None  # set on the last step
 
 
@@ -158,7 +161,7 @@ class Generation(Iterator[Step]):
     @property
     def _is_ended_by_token(self) -> bool:
         """Whether the last token is one that ends the text: it has no text, and is not read."""
-        return self._loop.finish in ("end", "stop")
+        return self._loop.finish in ("end", "stop") and not self._loop.is_complete
 
     def commit(self, *, whole_characters: bool = False) -> Snapshot:
         """The place after the text as it stands; no more steps may follow.
@@ -171,7 +174,7 @@ class Generation(Iterator[Step]):
             self._loop.read_prompt()
         elif self._is_ended_by_token:
             self.session.drop_pending()
-        elif self.finish == "stop" or (
+        elif self._stream.is_stopped or (
             self.is_inside_character and (self.finish is None or whole_characters)
         ):
             self._take_back()
@@ -181,6 +184,7 @@ class Generation(Iterator[Step]):
         self.session.drop_pending()
         if self._mark:
             self.session.rewind(self._mark)
+        self.sampler.constraint = None  # what was cut off may be a part of what it demands
         self._left = b"" if self._shown else self._read_before
         if self._shown and self._tokenizer:
             self.session.feed(self._tokenizer.encode(self._unread()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,7 +67,8 @@ class TokenLoop(Iterator[Choice]):
     ) -> None:
         """`prompt` may be empty where the session has read something. Raises UsageError where it has not.
 
-        The text ends with the token `end_of_document` or one of `stop_tokens`, which is chosen but not read.
+        The text ends with the token `end_of_document` or one of `stop_tokens`, which is chosen but not read, or where
+        the constraint of the sampler allows nothing more.
         """
         if not len(prompt) and not session.has_read:
             raise UsageError(NOTHING_READ)
@@ -74,6 +76,8 @@ class TokenLoop(Iterator[Choice]):
         self.session = session
         self.usage = Usage(prompt_tokens=len(prompt))
         self.finish: Literal["end", "stop", "length"] | None = None
+        self.is_complete = False  # it ended since the constraint allows nothing more
+        self._forced = deque[int]()  # tokens that have to come next
         self.progress: Progress | None = None  # of the prompt
         self._prompt: Sequence[int] | None = prompt  # None once it was read
         self._end, self._stop_tokens = end_of_document, stop_tokens
@@ -84,7 +88,7 @@ class TokenLoop(Iterator[Choice]):
             raise StopIteration
         self.read_prompt()
         start = time.perf_counter()
-        choice = self.session.sample()
+        choice = self._choice()
         if self.usage.generated_tokens:
             self.usage.decode_seconds += time.perf_counter() - start
         self.usage.generated_tokens += 1
@@ -92,9 +96,21 @@ class TokenLoop(Iterator[Choice]):
             self.finish = "end"
         elif choice.token in self._stop_tokens:
             self.finish = "stop"
+        elif self.session.sampler.is_complete:
+            self.finish, self.is_complete = "stop", True
         elif self.usage.generated_tokens == self._max_tokens:
             self.finish = "length"
         return choice
+
+    def _choice(self) -> Choice:
+        """The next token: what is forced, of which the model is not asked, or what it chooses."""
+        if not self._forced:
+            self._forced.extend(self.session.sampler.forced())
+        if not self._forced:
+            return self.session.sample()
+        token = self._forced.popleft()
+        self.session.force(token)
+        return Choice(token, 0.0)
 
     def read_prompt(self) -> None:
         """Read the prompt, unless that was done."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.engine.constraint import Constraint, ConstraintMemory, Mask, allowed_tokens
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.lazy import lazy_property
 from rwkv_cli.sampling_settings import SamplingSettings
@@ -37,7 +38,7 @@ class Choice(NamedTuple):
     logprob: float
 
 
-NOT_A_NUMBER, NOTHING_LEFT = -1, -2
+NOT_A_NUMBER, NOTHING_LEFT, ALL_BANNED = -1, -2, -3
 """In place of a token: why none could be chosen."""
 
 
@@ -92,6 +93,7 @@ class SamplerMemory:
 
     counts: Mapping[int, float]  # of every token that is penalised
     generator: GeneratorState | None  # the state of NumPy's PCG64, {"state": ..., ...}; None for a new one
+    constraint: ConstraintMemory | None = None  # that the text follows, unless it is complete
 
     @property
     def nbytes(self) -> int:
@@ -111,12 +113,15 @@ class Sampler:
         settings: SamplingSettings,
         exempt: Callable[[int], bool] | Collection[int] = frozenset(),
         memory: SamplerMemory | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """`exempt` are the tokens that are never penalised; see `exempt_tokens`. `memory` is what to continue with.
 
-        Raises ValueError for a memory that no sampler ever had.
+        `constraint` is what the tokens have to follow; that of the memory has to be built again by the caller. Raises
+        ValueError for a memory that no sampler ever had.
         """
         self.settings = settings
+        self.constraint = constraint
         self.rng = np.random.Generator(np.random.PCG64(settings.seed))
         self._exempt = exempt if callable(exempt) else exempt.__contains__
         self._counts = _DecayingCounts(settings.penalty_decay, memory.counts if memory else {})
@@ -132,11 +137,22 @@ class Sampler:
     @property
     def memory(self) -> SamplerMemory:
         """What a sampler with the same settings needs to continue exactly as this one would."""
-        return SamplerMemory(self._counts.frozen(), self.rng.bit_generator.state)
+        constraint = None if self.constraint is None or self.is_complete else self.constraint.save()
+        return SamplerMemory(self._counts.frozen(), self.rng.bit_generator.state, constraint)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a constraint, and nothing but the end may follow."""
+        return self.constraint is not None and self.constraint.is_complete
+
+    def forced(self) -> list[int]:
+        """The tokens that have to come next, whatever the model says; `accept` is to follow for each."""
+        return [] if self.constraint is None else self.constraint.forced()
 
     def copy(self) -> Sampler:
         """An independent sampler that continues in the same way."""
-        return Sampler(self.settings, self._exempt, self.memory)
+        constraint = None if self.constraint is None else self.constraint.copy()
+        return Sampler(self.settings, self._exempt, self.memory, constraint)
 
     def sample(self, logits: Logits) -> Choice:
         """Choose from the logits, float32 [V], which stay as they are, and record the choice.
@@ -153,6 +169,8 @@ class Sampler:
         own = _Softmax(logits)
         if not math.isfinite(own.peak):
             return Choice(NOT_A_NUMBER, 0.0)
+        if self.constraint is not None and (mask := self.constraint.mask()) is not None:
+            return self._choose_allowed(logits, own, mask)
         adjusted = self._adjust(logits)
         softmax = own if adjusted is logits else _Softmax(adjusted)
         if not math.isfinite(softmax.peak):
@@ -160,12 +178,30 @@ class Sampler:
         token = int(adjusted.argmax()) if self.settings.greedy else self._draw(softmax)
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
-    def request(self, vocab_size: int) -> SampleRequest | None:
-        """What a device needs to choose in place of `choose`; `accept` is to follow. None if the settings need ranking.
+    def _choose_allowed(self, logits: Logits, own: _Softmax, mask: Mask) -> Choice:
+        """Choose among the tokens of a mask; only a ban makes one of them impossible, no penalty."""
+        tokens = allowed_tokens(mask, logits.size)
+        tokens = tokens[~np.isin(tokens, [*self.settings.banned])] if self.settings.banned else tokens
+        if not len(tokens):
+            return Choice(ALL_BANNED, 0.0)
+        adjusted = self._adjust(logits)[tokens]
+        if not np.isfinite(adjusted.max()):
+            adjusted = logits[tokens]
+        if len(tokens) == 1 or self.settings.greedy:
+            token = int(tokens[adjusted.argmax()])
+        else:
+            token = int(tokens[self._draw(_Softmax(adjusted))])
+        return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
-        Raises UsageError if the settings name a token outside the vocabulary.
+    def request(self, vocab_size: int) -> SampleRequest | None:
+        """What a device needs to choose in place of `choose`; `accept` is to follow.
+
+        None if the settings need ranking, or there is a constraint: then the host chooses. Raises UsageError if the
+        settings name a token outside the vocabulary.
         """
         settings = self.settings
+        if self.constraint is not None:  # its mask could be a field of the request
+            return None
         tokens, amounts = self._adjustments(vocab_size)
         if settings.greedy:  # the first of those as likely as the likeliest
             return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
@@ -177,6 +213,8 @@ class Sampler:
     def accept(self, token: int) -> None:
         """Record a token that was chosen. Raises like `sample` for a reason in its place."""
         _check_token(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self._counts.decay()
         if not self._exempt(token):
             self._counts.add(token)
@@ -261,6 +299,8 @@ def _check_token(token: int) -> None:
         raise RwkvError("the model's output is not a number: its weights or its state are damaged")
     if token == NOTHING_LEFT:
         raise UsageError("no token can be chosen: all are banned, or a penalty or bias is far too large")
+    if token == ALL_BANNED:
+        raise UsageError("no token can be chosen: all that the constraint allows here are banned")
 
 
 def _log(probability: float) -> float:

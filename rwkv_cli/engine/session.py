@@ -68,6 +68,7 @@ class Session:
         self.state = start.state.copy()
         self.n_tokens = start.n_tokens
         self.pending: int | None = None
+        self._unread: list[int] = []  # tokens before the pending one, that were forced and not read yet
         self._logits: Array | Callable[[], Array] | None = start.logits
 
     @property
@@ -93,12 +94,16 @@ class Session:
             check_tokens(np.asarray(tokens), self.backend.config.vocab_size)
         if self.pending is not None:
             tokens, self.pending = [self.pending, *tokens], None
+        if self._unread:
+            tokens, self._unread = [*self._unread, *tokens], []
         if len(tokens):
             self._logits = self.backend.forward(tokens, self.state, progress)
             self.n_tokens += len(tokens)
 
     def sample(self) -> Choice:
         """Choose the next token, after reading the pending one. Raises like `Sampler.sample`."""
+        if self._unread:  # several tokens in one pass
+            self.feed(())
         if self.pending is None:
             choice = self.sampler.sample(self.logits)
         else:
@@ -109,12 +114,23 @@ class Session:
         self.pending = choice.token
         return choice
 
+    def force(self, token: int) -> None:
+        """Take a token that has to come next, without asking the model; those in a row are read in one pass."""
+        if self.pending is not None:
+            self._unread.append(self.pending)
+        self.pending = token
+        self.sampler.accept(token)
+
     def drop_pending(self) -> None:
         """Forget the token that was chosen last, without reading it."""
         self.pending = None
 
     def snapshot(self) -> Snapshot:
         """A copy of where the session stands; a pending token is not part of it."""
+        if self._unread:
+            pending, self.pending = self.pending, None
+            self.feed(())
+            self.pending = pending
         logits = self.logits if self.has_read else None
         return Snapshot(self.state.copy(), logits, self.n_tokens, self.sampler.memory)
 
@@ -127,7 +143,7 @@ class Session:
     def rewind(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot that is not used elsewhere, such as an earlier one; the sampler is unchanged."""
         self.state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
-        self.pending = None
+        self.pending, self._unread = None, []
 
     def fork(self) -> Session:
         """An independent copy: a branch of the text."""

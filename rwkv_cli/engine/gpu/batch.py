@@ -86,8 +86,10 @@ class GpuBatch(Batch):
         return logits[:, : self.config.vocab_size]
 
     def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
-        """See `Batch.choose`: the logits stay on the device, unless settings need ranking, which only the host does."""
-        if any(sampler.settings.needs_ranking for sampler in samplers):
+        """See `Batch.choose`: the logits stay on the device, unless settings need ranking or there is a
+        constraint, which only the host does.
+        """
+        if any(sampler.settings.needs_ranking or sampler.constraint for sampler in samplers):
             return super().choose(parts, samplers)
         checked = self._checked(parts)
         requests = [request for sampler in samplers if (request := sampler.request(self.config.vocab_size))]

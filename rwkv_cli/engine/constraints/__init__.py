@@ -1,0 +1,7 @@
+"""Constraints on the choice of tokens, by grammars. The protocol that they implement is `engine.constraint`.
+
+- `schema`: JSON Schemas, checked and prepared
+- `grammar`: what an answer has to look like, as data
+- `vocabulary`: a tokenizer, as the library llguidance needs it
+- `guided`: the constraint that follows a grammar
+"""
