@@ -91,9 +91,14 @@ class Model:
         state.check_fits(self.config)
         return state.copy()
 
-    def sampler(self, settings: SamplingSettings, memory: SamplerMemory | None = None) -> Sampler:
+    def sampler(
+        self,
+        settings: SamplingSettings,
+        memory: SamplerMemory | None = None,
+        constraint: Constraint | None = None,
+    ) -> Sampler:
         """A sampler for this model's vocabulary, which continues from what another one remembers."""
-        return Sampler(settings, self._exempt, memory)
+        return Sampler(settings, self._exempt, memory, constraint)
 
     def session(
         self,
@@ -109,7 +114,7 @@ class Model:
         memory = start.memory if start else None
         if constraint is None and memory and memory.constraint:
             constraint = self._restored(memory.constraint)
-        return Session(self.backend, Sampler(settings, self._exempt, memory, constraint), start)
+        return Session(self.backend, self.sampler(settings, memory, constraint), start)
 
     def constraint(
         self, grammar: Grammar, template: Template, think: str | None = None, *, said: str | None = None

@@ -17,6 +17,12 @@ Mask = NDArray[np.uint32]
 
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
 
+GAP = r"[ \n]{0,2}"
+"""What may stand between the beginning of an answer, or a thought, and the text that is demanded."""
+
+LEADS = ("", GAP, ">", ">" + GAP)
+"""Regular expressions of what stands before that text; > ends a tag that the template began."""
+
 
 @dataclass(frozen=True)
 class ConstraintMemory:
@@ -25,7 +31,7 @@ class ConstraintMemory:
     kind: Kind  # of the source
     source: str  # see `engine.constraints.grammar.Grammar`
     ends: tuple[int, ...]  # the tokens that end the text
-    lead: str  # a regular expression of what may stand before it
+    lead: str  # one of LEADS
     thought: bytes | None  # the last bytes of the thought that comes first; None without one
     tokens: tuple[int, ...]  # accepted so far
 

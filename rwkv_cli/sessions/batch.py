@@ -9,6 +9,7 @@ from typing import Unpack
 import numpy as np
 
 from rwkv_cli.engine.batch import Batch
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import PromptReader, check_limit, read_directly
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.session import Session
@@ -29,6 +30,7 @@ class Prompt:
     system: str | None = None
     where: str = ""  # it comes from, such as a line of a file: errors begin with that
     think: str | None = None  # a mode of the template
+    constraint: Grammar | None = None  # what the answer has to look like
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ def answers(
         chosen = settings[mode]
         if chosen.seed is not None:
             chosen = replace(chosen, seed=chosen.seed + index)
-        text = _Text(model, layout, mode, stop, max_tokens)
-        return _Job(index, encoded[index].tolist(), model.sampler(chosen), text)
+        grammar = prompts[index].constraint
+        constraint = model.constraint(grammar, layout, mode) if grammar else None
+        sampler = model.sampler(chosen, constraint=constraint)
+        text = _Text(model, layout, mode, stop, max_tokens, is_constrained=grammar is not None)
+        return _Job(index, encoded[index].tolist(), sampler, text)
 
     jobs = map(job, range(len(prompts)))
     if not max_tokens:
@@ -96,10 +101,16 @@ class _Text:
     """The text of one answer, and why it ended: what `Generation` does with the tokens of a loop of its own."""
 
     def __init__(
-        self, model: Model, layout: Template, think: str | None, stop: Sequence[str], max_tokens: int
+        self,
+        model: Model,
+        layout: Template,
+        think: str | None,
+        stop: Sequence[str],
+        max_tokens: int,
+        is_constrained: bool,
     ) -> None:
-        self._stream = TextStream(model.tokenizer, (*layout.stop, *stop))
-        self._splitter = ThoughtSplitter(layout, think)
+        self._stream = TextStream(model.tokenizer, stop if is_constrained else (*layout.stop, *stop))
+        self._splitter = ThoughtSplitter(layout, think, trims=is_constrained)
         self._end = model.tokenizer.end_of_document if model.tokenizer else 0
         self._stop_tokens = model.stop_tokens(layout)
         self._max_tokens = max_tokens
@@ -107,7 +118,8 @@ class _Text:
         self.tokens = 0
         self.finish: Finish | None = None
 
-    def add(self, token: int) -> None:
+    def add(self, token: int, is_complete: bool) -> None:
+        """The next token; `is_complete` means that the constraint allows nothing after it."""
         self.tokens += 1
         if token == self._end:
             self.finish = "end"
@@ -115,7 +127,7 @@ class _Text:
             self.finish = "stop"
         else:
             self.parts += self._splitter.feed(self._stream.feed(token))
-        if self._stream.is_stopped:
+        if self._stream.is_stopped or (is_complete and not self.finish):
             self.finish = "stop"
         elif not self.finish and self.tokens == self._max_tokens:
             self.finish = "length"
@@ -129,24 +141,40 @@ class _Job:
     """A prompt and its answer so far."""
 
     index: int
-    unread: list[int]  # tokens to be read next
+    prompt: list[int]
     sampler: Sampler
     text: _Text
 
     def __post_init__(self) -> None:
-        self._prompt_tokens = len(self.unread)
+        self.unread = self.prompt.copy()  # tokens to be read next
+        self._take_forced()
 
     def accept(self, choice: Choice) -> Answer | None:
-        """Take the next token: the answer if it is complete, otherwise the token is to be read next."""
-        self.text.add(choice.token)
+        """Take the next token: the answer if it is complete, otherwise tokens are to be read next."""
         self.unread = [choice.token]
+        self.text.add(choice.token, self.sampler.is_complete)
+        self._take_forced()
+        return self.finished()
+
+    def _take_forced(self) -> None:
+        """Take what has to come next."""
+        while not self.text.finish and (forced := self.sampler.forced()):
+            for token in forced:
+                self.sampler.accept(token)
+                self.unread.append(token)
+                self.text.add(token, self.sampler.is_complete)
+                if self.text.finish:
+                    break
+
+    def finished(self) -> Answer | None:
+        """The answer if it is complete."""
         return self.answer() if self.text.finish else None
 
     def answer(self) -> Answer:
         """The answer as it stands."""
         finish = self.text.finish or "length"  # without one, no tokens were wanted
         text, thought = (joined(self.text.parts, thought=kind) for kind in (False, True))
-        return Answer(self.index, text, finish, self._prompt_tokens, self.text.tokens, thought)
+        return Answer(self.index, text, finish, len(self.prompt), self.text.tokens, thought)
 
 
 def _together(model: Model, waiting: Iterator[_Job], slots: int, reader: PromptReader) -> Iterator[Answer]:
@@ -157,7 +185,9 @@ def _together(model: Model, waiting: Iterator[_Job], slots: int, reader: PromptR
     running = dict[int, _Job]()  # by slot
     while True:
         while len(running) < slots and (job := next(waiting, None)):
-            if reader is read_directly:
+            if answer := job.finished():
+                yield answer
+            elif reader is read_directly:
                 running[batch.join()] = job
             elif answer := _read_alone(model, job, reader, batch, running):
                 yield answer
@@ -177,7 +207,8 @@ def _read_alone(
 ) -> Answer | None:
     """Have a prompt read and its first token chosen, and let it join; the answer if that was the only one."""
     session = Session(model.backend, job.sampler)
-    reader(session, job.unread, None)
+    reader(session, job.prompt, None)
+    session.feed(job.unread[len(job.prompt) :])
     if answer := job.accept(session.sample()):
         return answer
     running[batch.join(session.state)] = job

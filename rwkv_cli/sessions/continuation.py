@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import PromptReader
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.generation import Generation
@@ -30,6 +31,7 @@ class TextRequest:
     system: str | None = None
     think: str | None = None  # a mode of the template
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # what was chosen
+    constraint: Grammar | None = None  # what the text has to look like
     keep_text: bool = True  # in a state that is saved
     settings: Settings = field(default_factory=Settings)  # the user's, which come after those of a state
     reads_only: bool = False  # nothing is generated: without a template, the text is a document
@@ -63,6 +65,7 @@ class Continuation:
             system=self.request.system,
             think=self.request.think,
             stop=self.request.stops,
+            constraint=self._constraint(),
             start=self._start(),
             after_document=self.saved is not None and self.saved.template is None,
             said=None if self.request.text else self.before,
@@ -70,6 +73,14 @@ class Continuation:
             reader=reader,
             **sampling,
         )
+
+    def _constraint(self) -> Grammar | None:
+        """The one of the request; None also where the state is in the middle of a text of the same one."""
+        wanted = self.request.constraint
+        memory = self.saved.snapshot.memory if self.saved and not self.request.text else None
+        if wanted and memory and (begun := memory.constraint):
+            return None if (begun.kind, begun.source) == (wanted.kind, wanted.source) else wanted
+        return wanted
 
     def _start(self) -> Snapshot | None:
         """The saved snapshot. With a new seed, only the counts of its sampler remain."""
@@ -103,6 +114,8 @@ class Continuation:
             if before and before.unfinished and read:
                 read = "\ufffd" + read  # it stays unfinished
             text = self.before + read + generated
+        elif snapshot.memory:  # it would tell what was generated
+            snapshot = replace(snapshot, memory=replace(snapshot.memory, constraint=None))
         if self.request.reads_only:
             snapshot = replace(snapshot, memory=before.snapshot.memory if before else None)
             settings = before.settings if before else {}

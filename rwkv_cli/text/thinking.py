@@ -90,6 +90,8 @@ class ThoughtSplitter:
     def flush(self) -> list[Part]:
         """What was held back, at the end of the text."""
         held, self._held = self._held, ""
+        if self._trims and self._where != "thought":
+            held = held.lstrip()
         return [Part(held, self._where == "thought")] if held else []
 
 

@@ -12,6 +12,7 @@ from typing import cast
 
 from rwkv_cli import paths
 from rwkv_cli.cli import completion
+from rwkv_cli.cli.chat import forms
 from rwkv_cli.cli.chat.loop import Chat, speeds
 from rwkv_cli.cli.terminal.progress import TerminalReporter
 from rwkv_cli.errors import UsageError
@@ -184,9 +185,13 @@ def _set(chat: Chat, argument: str) -> None:
         hint = f" (did you mean {near[0].replace('_', '-')}?)" if near else ""
         raise UsageError(f"unknown setting {name!r}{hint}: /set lists them")
     if not value:
-        raise UsageError(f"give it a value: /set {name} {'|'.join(_values(chat, name)) or 'NUMBER'}")
+        raise UsageError(
+            f"give it a value: /set {name} {'|'.join(_values(chat, name)) or forms.WANTED.get(key, 'NUMBER')}"
+        )
     if key in _SWITCHES:
         chat.switch(key, _choice(name, value, _SWITCHES[key]))
+    elif key in forms.WANTED:
+        chat.conversation.constraint = forms.parsed(key, value)
     else:
         _choose(chat.conversation, key, None if value == "default" else value)
     if chat.conversation.turns:
@@ -257,7 +262,7 @@ _SETTINGS: dict[str, type] = {
     },
     "max_tokens": int,
     "think": str,
-    **dict.fromkeys(_SWITCHES, str),
+    **dict.fromkeys((*forms.WANTED, *_SWITCHES), str),
 }
 
 
@@ -273,6 +278,8 @@ def _settings(chat: Chat) -> dict[str, str]:
             text += " (set)" if name in conversation.chosen else ""
         elif name in _SWITCHES:
             text = chat.switched(name)
+        elif name in forms.WANTED:
+            text = forms.shown(conversation.constraint, name)
         elif name == "think":
             own = conversation.template.default_thinking or "default"
             text = conversation.think or (own if conversation.template.thinking else "not in this template")
@@ -283,6 +290,8 @@ def _settings(chat: Chat) -> dict[str, str]:
 
 
 def _values(chat: Chat, name: str) -> Sequence[str]:
+    if name == "json-object":
+        return ("on", "off")
     if name == "think":
         return (*chat.conversation.template.thinking, "default")
     return _SWITCHES.get(name.replace("-", "_"), ())

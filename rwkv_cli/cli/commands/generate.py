@@ -5,11 +5,13 @@ from __future__ import annotations
 import typer
 
 from rwkv_cli.cli import options
+from rwkv_cli.cli.constraint_options import Constraint, with_constraint
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import SamplingOverrides
 
 
+@with_constraint
 @with_sampling
 def generate(
     words: options.PromptWords = None,
@@ -26,6 +28,7 @@ def generate(
     device: options.Device = "auto",
     threads: options.Threads = None,
     sampling: SamplingOverrides,
+    constraint: Constraint = None,
     state: options.State = None,
     save_state: options.SaveState = None,
     no_text: options.NoText = False,
@@ -59,6 +62,8 @@ def generate(
         rwkv generate --state book "Who is the hero?"
         # Answer every line of a file
         rwkv generate --batch questions.txt > answers.jsonl
+        # Have an answer that a program can use
+        rwkv generate -m g1-0.1b "Is the sea blue?" --choice yes --choice no
     """
     from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, run
@@ -91,6 +96,7 @@ def generate(
         device=device,
         threads=threads,
         sampling=sampling,
+        constraint=constraint,
         state=state,
         save_state=save_state,
         keep_text=not no_text,

@@ -2,6 +2,7 @@
 
 - `schema`: JSON Schemas, checked and prepared
 - `grammar`: what an answer has to look like, as data
+- `requests`: grammars as requests in JSON name them
 - `vocabulary`: a tokenizer, as the library llguidance needs it
 - `guided`: the constraint that follows a grammar
 """

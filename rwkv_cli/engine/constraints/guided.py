@@ -8,14 +8,11 @@ from typing import Self
 
 import numpy as np
 
-from rwkv_cli.engine.constraint import ConstraintMemory, Mask, allowed_tokens, mask_of
+from rwkv_cli.engine.constraint import GAP, ConstraintMemory, Mask, allowed_tokens, mask_of
 from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.constraints.vocabulary import TAG, WHITE, Vocabulary
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.text.thinking import CLOSE, OPEN
-
-GAP = r"[ \n]{0,2}"
-"""What may stand between the beginning of an answer, or a thought, and the text of the grammar."""
 
 
 def following(grammar: Grammar, vocabulary: Vocabulary, begun: str | None = None) -> GrammarConstraint:
@@ -45,7 +42,7 @@ class GrammarConstraint:
     def __init__(
         self, grammar: Grammar, vocabulary: Vocabulary, lead: str = "", thought: bytes | None = None
     ) -> None:
-        """`lead` is a regular expression of what may stand before the text. `thought` is where a thought comes first:
+        """`lead` is one of LEADS. `thought` is where a thought comes first:
         the end of what is in it already.
 
         Raises UsageError for a grammar that cannot be followed.
@@ -63,8 +60,8 @@ class GrammarConstraint:
     @classmethod
     def restored(cls, memory: ConstraintMemory, vocabulary: Vocabulary) -> Self:
         """The inverse of `save`. Raises StateError for what was never saved."""
-        self = cls(Grammar(memory.kind, memory.source), vocabulary, memory.lead, memory.thought)
         try:
+            self = cls(Grammar(memory.kind, memory.source), vocabulary, memory.lead, memory.thought)
             for token in memory.tokens:
                 self.accept(token)
         except (UsageError, IndexError, OverflowError, ValueError):
