@@ -18,6 +18,8 @@ from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.settings import Settings
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
+from rwkv_cli.text.tool_calls import layout as tool_layout
+from rwkv_cli.text.tool_calls.tools import Tool
 
 
 @dataclass
@@ -32,6 +34,8 @@ class TextRequest:
     think: str | None = None  # a mode of the template
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # what was chosen
     constraint: Grammar | None = None  # what the text has to look like
+    tools: Sequence[Tool] = ()  # that are offered
+    tool_choice: str = "auto"  # or "none", "required", the name of one
     keep_text: bool = True  # in a state that is saved
     settings: Settings = field(default_factory=Settings)  # the user's, which come after those of a state
     reads_only: bool = False  # nothing is generated: without a template, the text is a document
@@ -47,6 +51,7 @@ class Continuation:
         self.model, self.request, self.saved = model, request, saved
         self.is_document = request.reads_only and request.template is None
         self.layout = self._layout()
+        self.system = self._system()
         self.chosen = combined(request.settings.sampling, saved.settings if saved else {}, request.sampling)
         self.generation = self._generation(reader)
 
@@ -56,13 +61,19 @@ class Continuation:
             return own if own.is_plain else get_template("raw")
         return resume.layout_for(self.request.template, self.saved, own)
 
+    def _system(self) -> str | None:
+        """The system prompt, with the tools that are offered."""
+        if not self.request.tools or self.request.tool_choice == "none":
+            return self.request.system
+        return tool_layout.format_for(self.layout).system(self.request.tools, self.request.system)
+
     def _generation(self, reader: PromptReader) -> Generation:
         sampling: SamplingOverrides = {"seed": secrets.randbits(32), **self.chosen}  # a seed that can be told
         return self.model.generate(
             self.request.text,
             max_tokens=self.request.max_tokens,
             template=self.layout,
-            system=self.request.system,
+            system=self.system,
             think=self.request.think,
             stop=self.request.stops,
             constraint=self._constraint(),
@@ -77,6 +88,8 @@ class Continuation:
     def _constraint(self) -> Grammar | None:
         """The one of the request; None also where the state is in the middle of a text of the same one."""
         wanted = self.request.constraint
+        if tools := tool_layout.chosen(self.request.tools, self.request.tool_choice):
+            return Grammar.tool_call(tool_layout.format_for(self.layout), tools)
         memory = self.saved.snapshot.memory if self.saved and not self.request.text else None
         if wanted and memory and (begun := memory.constraint):
             return None if (begun.kind, begun.source) == (wanted.kind, wanted.source) else wanted
@@ -108,9 +121,7 @@ class Continuation:
         before, snapshot = self.saved, self.generation.commit()
         text = None
         if self.request.keep_text and (before is None or before.text is not None):
-            read = resume.text_of(
-                self.layout, self.request.text, self.request.system, self.request.think, before
-            )
+            read = resume.text_of(self.layout, self.request.text, self.system, self.request.think, before)
             if before and before.unfinished and read:
                 read = "\ufffd" + read  # it stays unfinished
             text = self.before + read + generated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rwkv_cli.cli import options
+from rwkv_cli.cli import options, tool_options
 from rwkv_cli.cli.constraint_options import Constraint, with_constraint
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
@@ -29,6 +29,8 @@ def generate(
     threads: options.Threads = None,
     sampling: SamplingOverrides,
     constraint: Constraint = None,
+    tools: tool_options.Tools = None,
+    tool_choice: tool_options.ToolChoice = None,
     state: options.State = None,
     save_state: options.SaveState = None,
     no_text: options.NoText = False,
@@ -80,12 +82,16 @@ def generate(
             "--prompt-file": prompt_file,
             "--state": state,
             "--save-state": save_state,
+            "--tools": tools,
         }
         options.refuse_with("--batch", others)
         if echo:
             raise UsageError("--batch has the prompt in every line anyway: leave out --echo")
     elif batch_size is not None:
         raise UsageError("--batch-size needs --batch")
+    offered = tool_options.parse(tools, tool_choice)
+    if constraint and tool_choice not in (None, "auto", "none"):
+        raise UsageError("give either --tool-choice or a form of the answer, not both")
     request = Request(
         template=options.parse_template("raw" if raw else template),
         system=options.parse_system(system),
@@ -97,6 +103,8 @@ def generate(
         threads=threads,
         sampling=sampling,
         constraint=constraint,
+        tools=offered,
+        tool_choice=tool_choice or "auto",
         state=state,
         save_state=save_state,
         keep_text=not no_text,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rwkv_cli.engine.constraint import Kind
 from rwkv_cli.engine.constraints import schema
 from rwkv_cli.errors import UsageError, literal
+from rwkv_cli.text.tool_calls.layout import ToolFormat, call_schema
+from rwkv_cli.text.tool_calls.tools import Tool
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -67,6 +69,13 @@ class Grammar:
         if not texts or not all(texts):
             raise UsageError("{choice} must be texts that are not empty")
         return cls("choice", json.dumps(list(dict.fromkeys(texts)), ensure_ascii=False))._checked()
+
+    @classmethod
+    def tool_call(cls, form: ToolFormat, tools: Sequence[Tool]) -> Grammar:
+        """A call of one of some tools, in a form that models write."""
+        for tool in tools:
+            cls.json_schema(call_schema(tool))  # whose errors tell what is wrong with it
+        return cls.lark(form.grammar(tools, schema.for_llguidance))
 
     def compiled(self, lead: str = "") -> str:
         """The input of llguidance; `lead` is a regular expression of what may stand before the text."""
