@@ -41,6 +41,10 @@ class TextRequest:
     reads_only: bool = False  # nothing is generated: without a template, the text is a document
 
 
+_WITH_TOOLS: SamplingOverrides = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Penalties would keep a model from writing what it read in a schema."""
+
+
 class Continuation:
     """A request, with its generation ready to run."""
 
@@ -52,7 +56,9 @@ class Continuation:
         self.is_document = request.reads_only and request.template is None
         self.layout = self._layout()
         self.system = self._system()
-        self.chosen = combined(request.settings.sampling, saved.settings if saved else {}, request.sampling)
+        of_tools = _WITH_TOOLS if request.tools else {}
+        of_state = saved.settings if saved else {}
+        self.chosen = combined(of_tools, request.settings.sampling, of_state, request.sampling)
         self.generation = self._generation(reader)
 
     def _layout(self) -> Template:

@@ -170,7 +170,7 @@ def _system(chat: Chat, text: str) -> None:
     if not text:
         chat.view.say(chat.conversation.system or "no system prompt: set one with /system TEXT")
         return
-    chat.session.reset(text)
+    chat.session.reset(chat.toolbox.system(text) if chat.toolbox else text)
     chat.view.say("new conversation with this system prompt; /undo restores the previous one")
 
 
@@ -197,6 +197,15 @@ def _set(chat: Chat, argument: str) -> None:
     if chat.conversation.turns:
         chat.keep()
     chat.view.say(f"{name}: {_settings(chat)[key.replace('_', '-')]}")
+
+
+def _tool(chat: Chat, result: str) -> None:
+    if chat.toolbox is None:
+        raise UsageError("no tools are offered: start with rwkv chat --tools FILE")
+    if not result:
+        raise UsageError("give the result of the call: /tool RESULT")
+    message = chat.toolbox.form.answer(result)
+    chat.answer(lambda progress: chat.conversation.ask(message, progress))
 
 
 def _show(chat: Chat, _: str) -> None:
@@ -377,6 +386,7 @@ COMMANDS: dict[str, Command] = {
             _set,
             lambda _: [name.replace("_", "-") for name in _SETTINGS],
         ),
+        Command("tool", "RESULT", "give the model the result of its call", _tool),
         Command("show", "", "show the model, the conversation and the settings", _show),
         Command("stats", "", "show tokens and speeds", _stats),
         Command("export", "FILE.md|FILE.json", "export the conversation as Markdown or JSON", _export),
