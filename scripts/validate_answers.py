@@ -32,6 +32,7 @@ PROMPTS = (
     "User: Book a table for two.\n\nAssistant: ",
 )
 LIMITS = (120, 400)
+FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"temperature": 1.0, "top_p": 0.9},
     {"temperature": 1.6, "top_p": 1.0},
@@ -70,7 +71,10 @@ def answer(model: rwkv_cli.Model, grammars: Mapping[str, rwkv_cli.Grammar], numb
 
 def report(answers: list[dict[str, Any]], known: Mapping[str, Schema]) -> int:
     """Print what there is, and every answer that is wrong; gives the exit code."""
-    checks = {name: jsonschema.Draft202012Validator(schema) for name, schema in known.items()}
+    checks = {
+        name: jsonschema.Draft202012Validator(schema, format_checker=FORMATS)
+        for name, schema in known.items()
+    }
     complete = [each for each in answers if each["finish"] != "length"]
     problems = [(each, problem_of(each["text"], checks[each["schema"]])) for each in complete]
     wrong = [(each, problem) for each, problem in problems if problem]

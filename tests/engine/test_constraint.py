@@ -19,6 +19,7 @@ from rwkv_cli.engine.constraints.vocabulary import vocabulary
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.text.tokenizer import WorldTokenizer
 
+FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 WORLD = WorldTokenizer()
 BYTES = ByteTokenizer()
 PERSON = {
@@ -206,7 +207,7 @@ def test_what_it_allows_is_valid(name):
     for seed in range(3):
         said = walk(of_world(Grammar.json_schema(schema)), WORLD, 65536, random.Random(seed), most=200)
         if said is not None:  # a random text may not end
-            jsonschema.Draft202012Validator(schema).validate(json.loads(said))
+            jsonschema.Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(said))
             assert said == said.strip()
 
 
@@ -299,6 +300,49 @@ def test_recursion_that_can_end_is_allowed():
     may_lack_it = {"type": "object", "properties": {"a": {"$ref": "#"}}}
     for schema in (SCHEMAS["linked list"], may_be_empty, may_lack_it):
         assert texts(of_bytes(Grammar.json_schema(schema)))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "password"},
+        {"$schema": "https://example.org/mine", "type": "null"},
+        {"uniqueItems": False},
+        {"type": "array", "uniqueItems": True, "maxItems": 1},
+        {"type": "string", "uniqueItems": True},
+        {"dependencies": {}},
+        {
+            "properties": {
+                "a": {"anyOf": [{"type": "string", "format": "int32"}, {"items": [{"uniqueItems": False}]}]}
+            }
+        },
+        {"$defs": {"a": {"$anchor": "q", "type": "null"}}, "properties": {"b": {"$ref": "#/$defs/a"}}},
+    ],
+)
+def test_remarks_that_mean_nothing_are_no_hindrance(schema):
+    kept = json.dumps(schema)
+    Grammar.json_schema(schema)
+    assert json.dumps(schema) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ("2024-02-29", True), ("2023-02-29", False), ("1900-02-29", False), ("2000-02-29", True),
+        ("0000-01-01", False), ("0001-12-31", True), ("2023-04-31", False), ("9999-11-30", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["date", "date-time"])
+def test_dates_are_days_of_the_calendar(kind, text, is_allowed):
+    constraint = of_bytes(Grammar.json_schema({"type": "string", "format": kind}))
+    text = f'"{text}"' if kind == "date" else f'"{text}T23:59:59Z"'
+    said = ""
+    for character in text:
+        if character.encode() not in texts(constraint):
+            break
+        accept_all(constraint, character)
+        said += character
+    assert (said == text and constraint.is_complete) is is_allowed
 
 
 @given(st.recursive(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rwkv_cli.engine.constraints.keywords import followed
 from rwkv_cli.errors import UsageError, literal
 
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
@@ -36,7 +37,7 @@ def normalized(source: str | bool | Mapping[str, Any]) -> str:
 
 def for_llguidance(schema: dict[str, Any] | bool) -> dict[str, Any]:
     """A schema with the options of the compiler in it."""
-    return {**(schema if isinstance(schema, dict) else {}), "x-guidance": _FORM}
+    return {**(followed(schema) if isinstance(schema, dict) else {}), "x-guidance": _FORM}
 
 
 class _Ends:
@@ -94,7 +95,7 @@ class _Ends:
 
     def _resolved(self, reference: object) -> object:
         """What a local reference refers to; True, which ends, for any other one."""
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             return True
         found: Any = self._root
         for part in reference[1:].split("/")[1:]:

@@ -1,0 +1,70 @@
+"""What JSON Schemas say in a way that llguidance refuses or takes too lightly, said so that it follows it exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("prefixItems", "anyOf", "allOf", "oneOf")
+_SINGLE = ("items", "additionalProperties", "additionalItems")
+
+_YEAR = r"(000[1-9]|00[1-9]\d|0[1-9]\d{2}|[1-9]\d{3})"  # Python has no year 0
+_LEAP_YEAR = r"(\d{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_DAY = r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
+_DATE = f"({_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
+_HOUR = r"([01]\d|2[0-3]):[0-5]\d"
+
+_FORMATS = {
+    "date": f"^{_DATE}$",
+    "date-time": rf"^{_DATE}T{_HOUR}:[0-5]\d(\.\d{{1,6}})?(Z|[+-]{_HOUR})$",
+}
+"""As patterns: llguidance allows February 29 in every year."""
+
+_KNOWN_FORMATS = {*_FORMATS, "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+"""Others are remarks, as in the specification."""
+
+_SCHEMAS = ("json-schema.org/draft-0", "json-schema.org/draft/20")
+
+
+def followed(schema: Any) -> Any:
+    """A schema that means the same, without what means nothing. It stays as it is."""
+    if not isinstance(schema, dict):
+        return schema
+    made: Schema = {key: value for key, value in schema.items() if not _means_nothing(key, schema)}
+    for keys, inner in ((_MAPS, _values), (_LISTS, _items), (_SINGLE, _single)):
+        for key in keys:
+            if key in made:
+                made[key] = inner(made[key])
+    pattern = _FORMATS.get(str(made.get("format")))
+    if pattern and made.get("type") == "string" and "pattern" not in made:
+        del made["format"]
+        made["pattern"] = pattern
+    return made
+
+
+def _means_nothing(key: str, schema: Schema) -> bool:
+    value = schema[key]
+    if key == "uniqueItems":
+        most, kinds = schema.get("maxItems"), schema.get("type")
+        is_short = isinstance(most, int) and most <= 1
+        has_no_items = isinstance(kinds, str) and kinds != "array"
+        return value is False or is_short or has_no_items
+    if key == "$schema":
+        return not any(known in str(value) for known in _SCHEMAS)
+    if key == "format":
+        return not isinstance(value, str) or value not in _KNOWN_FORMATS
+    return key in ("dependencies", "dependentRequired", "dependentSchemas") and value == {}
+
+
+def _values(value: Any) -> Any:
+    return {key: followed(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _items(value: Any) -> Any:
+    return [followed(each) for each in value] if isinstance(value, list) else value
+
+
+def _single(value: Any) -> Any:
+    return _items(value) if isinstance(value, list) else followed(value)
