@@ -84,6 +84,7 @@ class Generation(Iterator[Step]):
         # To take back what must not be read: where the session last stood with no text held back, if tokens were read
         # since; and what was shown of their text.
         self._mark: Snapshot | None = None
+        self._marked = 0  # tokens that the mark has read of those generated
         self._shown = ""
         self._read_before = unfinished  # of the first character of what was shown
         self._left: bytes | None = None  # of a character, once the session was taken back to before its end
@@ -117,6 +118,7 @@ class Generation(Iterator[Step]):
             raise StopIteration
         if self._stream.is_holding and self._mark is None:
             self._mark = self.session.snapshot()
+            self._marked = self.usage.generated_tokens - 1  # without the pending one
         choice = next(self._loop)
         text = "" if self._is_ended_by_token else self._stream.feed(choice.token)
         if self._stream.is_holding:
@@ -181,13 +183,19 @@ class Generation(Iterator[Step]):
         return self.session.freeze()
 
     def _take_back(self) -> None:
+        taken = self.usage.generated_tokens - self._marked if self._mark else 1
         self.session.drop_pending()
         if self._mark:
             self.session.rewind(self._mark)
-        self.sampler.constraint = None  # what was cut off may be a part of what it demands
         self._left = b"" if self._shown else self._read_before
-        if self._shown and self._tokenizer:
-            self.session.feed(self._tokenizer.encode(self._unread()))
+        shown = self._tokenizer.encode(self._unread()) if self._shown and self._tokenizer else []
+        self.session.feed(shown)
+        if self._stream.is_stopped:
+            self.sampler.constraint = None  # what was cut off may be a part of what it demands
+        elif self.sampler.constraint:
+            self.sampler.constraint.rollback(taken)
+            for token in shown:
+                self.sampler.constraint.accept(token)
         self._forget_mark()
 
     def _unread(self) -> str:

@@ -182,6 +182,19 @@ def test_a_stop_string_of_the_user_stops_and_one_of_the_template_does_not():
     assert cut.commit().memory.constraint is None
 
 
+@pytest.mark.parametrize("taken", range(1, 7))
+def test_an_interruption_in_a_character_goes_on_within_the_grammar(taken):
+    grammar = Grammar.choices(["aé✿b", "aé✿c"])
+    model = talking({"go": "aé✿b"})
+    first = model.generate("go", constraint=grammar)
+    shown = "".join(next(first).text for _ in range(taken)) + first.rest().text
+    snapshot = first.commit(whole_characters=True)
+    assert snapshot.n_tokens == len("go") + len(shown.encode())
+    second = model.generate("", start=snapshot, max_tokens=20)
+    assert shown + "".join(step.text for step in second) in ("aé✿b", "aé✿c")
+    assert second.finish == "stop"
+
+
 def test_thoughts_come_first():
     model = talking({"Assistant: <think": "> hm </think>\n\nyes"}, template="g1")
     generation = model.generate("hi", template=None, think="on", constraint=Grammar.choices(["yes", "no"]))
