@@ -71,8 +71,13 @@ class Constraint(Protocol):
 
 def allowed_tokens(mask: Mask, vocab_size: int) -> NDArray[np.int64]:
     """The ids, ascending, that a mask allows."""
+    return np.flatnonzero(unpacked(mask, vocab_size))
+
+
+def unpacked(mask: Mask, vocab_size: int) -> NDArray[np.bool_]:
+    """Whether a mask allows each token, [V]; an array of its own."""
     bits = np.unpackbits(mask.astype("<u4", copy=False).view(np.uint8), count=vocab_size, bitorder="little")
-    return np.flatnonzero(bits.view(np.bool_))
+    return bits.view(np.bool_)
 
 
 def mask_of(tokens: NDArray[np.int64], vocab_size: int) -> Mask:

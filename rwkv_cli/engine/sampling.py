@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.constraint import Constraint, ConstraintMemory, Mask, allowed_tokens
+from rwkv_cli.engine.constraint import Constraint, ConstraintMemory, Mask, unpacked
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.lazy import lazy_property
 from rwkv_cli.sampling_settings import SamplingSettings
@@ -180,17 +180,19 @@ class Sampler:
 
     def _choose_allowed(self, logits: Logits, own: _Softmax, mask: Mask) -> Choice:
         """Choose among the tokens of a mask; only a ban makes one of them impossible, no penalty."""
-        tokens = allowed_tokens(mask, logits.size)
-        tokens = tokens[~np.isin(tokens, [*self.settings.banned])] if self.settings.banned else tokens
-        if not len(tokens):
+        adjusted = self._adjust(logits)
+        allowed = unpacked(mask, logits.size)
+        allowed[[*self.settings.banned]] = False
+        count = np.count_nonzero(allowed)
+        if not count:
             return Choice(ALL_BANNED, 0.0)
-        adjusted = self._adjust(logits)[tokens]
-        if not np.isfinite(adjusted.max()):
-            adjusted = logits[tokens]
-        if len(tokens) == 1 or self.settings.greedy:
-            token = int(tokens[adjusted.argmax()])
-        else:
-            token = int(tokens[self._draw(_Softmax(adjusted))])
+        tokens = np.flatnonzero(allowed) if count < logits.size // 4 else None  # few are faster on their own
+        values = _of_allowed(adjusted, allowed, tokens)
+        if not math.isfinite(values.max()):
+            values = _of_allowed(logits, allowed, tokens)
+        is_certain = count == 1 or self.settings.greedy
+        place = int(values.argmax()) if is_certain else self._draw(_Softmax(values))
+        token = place if tokens is None else int(tokens[place])
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
     def request(self, vocab_size: int) -> SampleRequest | None:
@@ -291,6 +293,13 @@ class Sampler:
                 return tokens, gaps
         tokens = np.flatnonzero(softmax.logits > -np.inf)
         return tokens, softmax.gaps(tokens)
+
+
+def _of_allowed(logits: Logits, allowed: NDArray[np.bool_], tokens: NDArray[np.int64] | None) -> Logits:
+    """The logits of `tokens`; without them those of all, minus infinity where they are not allowed."""
+    if tokens is not None:
+        return logits[tokens]
+    return np.where(allowed, logits, np.float32(-np.inf))
 
 
 def _check_token(token: int) -> None:
