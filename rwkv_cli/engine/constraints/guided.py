@@ -31,6 +31,8 @@ def following(grammar: Grammar, vocabulary: Vocabulary, begun: str | None = None
 
 def begins_with_white(grammar: Grammar, vocabulary: Vocabulary) -> bool:
     """Whether a text of the grammar may begin with white space, so that there must be no other before it."""
+    if grammar.kind == "json_schema":
+        return False
     matcher = grammar.matcher(vocabulary.library)
     white = (vocabulary.library.tokenize_bytes(character) for character in (b" ", b"\n", b"\t", b"\r"))
     return any(matcher.validate_tokens(tokens) == len(tokens) for tokens in white)
