@@ -9,7 +9,7 @@ from typing import Literal
 from rwkv_cli.engine.generate import UNLIMITED, PromptReader, TokenLoop, Usage, read_directly
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session, Snapshot
-from rwkv_cli.reporting import Progress
+from rwkv_cli.reporting import Progress, pluralize
 from rwkv_cli.text.text_stream import TextStream
 from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
 from rwkv_cli.text.tokenizer import Tokenizer
@@ -17,6 +17,8 @@ from rwkv_cli.text.tokenizer import Tokenizer
 Finish = Literal["end", "stop", "length"]
 """Why a generation ended: the model ended the document; a stop string or token came, or the constraint allows nothing
 more; or max_tokens were generated."""
+
+_LAST = 60  # characters of the text that are shown where a person looks at a generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,26 @@ class Generation(Iterator[Step]):
         self._shown = ""
         self._read_before = unfinished  # of the first character of what was shown
         self._left: bytes | None = None  # of a character, once the session was taken back to before its end
+        self._given: list[str] = []  # the text of all steps, and what was held back
+        self._has_begun = False
+
+    def __repr__(self) -> str:
+        if not self._has_begun:
+            return f"<Generation: not begun, {pluralize(self.usage.prompt_tokens, 'token')} of prompt>"
+        text, count = "".join(self._given), pluralize(self.usage.generated_tokens, "token")
+        shown = f"…{text[-_LAST:]}" if len(text) > _LAST else text
+        return f"<Generation: {count}, {self.finish or 'not ended'}: {shown!r}>"
+
+    @property
+    def text(self) -> str:
+        """The text so far; of a generation that nobody has iterated over, all of it, which is generated now.
+
+        It is what the model wrote, thoughts and their tags included.
+        """
+        if not self._has_begun:
+            for _ in self:
+                pass
+        return "".join(self._given)
 
     @property
     def usage(self) -> Usage:
@@ -114,6 +136,7 @@ class Generation(Iterator[Step]):
         self._loop.progress = progress
 
     def __next__(self) -> Step:
+        self._has_begun = True
         if self.finish:
             raise StopIteration
         if self._stream.is_holding and self._mark is None:
@@ -129,15 +152,20 @@ class Generation(Iterator[Step]):
         if self.finish:
             rest = self._rest(self._stream.rest() if self.finish == "length" else self._stream.flush())
             text, parts = text + rest.text, (*parts, *rest.parts)
+        self._given.append(text)
         return Step(text=text, parts=parts, token=choice.token, logprob=choice.logprob, finish=self.finish)
 
     def flush(self) -> str:
         """The text held back so far, once no more will come."""
-        return self._rest(self._stream.flush()).text
+        rest = self._rest(self._stream.flush()).text
+        self._given.append(rest)
+        return rest
 
     def rest(self) -> Shown:
         """The text held back so far, where it ends early: without half a character, which `commit` takes back."""
-        return self._rest("" if self.is_inside_character else self._stream.flush())
+        rest = self._rest("" if self.is_inside_character else self._stream.flush())
+        self._given.append(rest.text)
+        return rest
 
     def _rest(self, rest: str) -> Shown:
         self._shown += rest
@@ -172,6 +200,7 @@ class Generation(Iterator[Step]):
         character, the session is taken back to what was shown: the model never sees the stop string. At the limit of
         tokens it has read what is `unfinished` too, unless `whole_characters` are wanted.
         """
+        self._has_begun = True
         if not self.usage.generated_tokens:
             self._loop.read_prompt()
         elif self._is_ended_by_token:

@@ -18,6 +18,7 @@ from rwkv_cli.engine.backends import registry as backends
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.constraint import Constraint, ConstraintMemory
 from rwkv_cli.engine.generate import UNLIMITED, PromptReader, read_directly
+from rwkv_cli.engine.perplexity import negative_log_likelihoods
 from rwkv_cli.engine.sampling import Sampler, SamplerMemory, exempt_tokens
 from rwkv_cli.engine.session import NOTHING_READ, Session, Snapshot
 from rwkv_cli.engine.state import State
@@ -27,8 +28,8 @@ from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
 from rwkv_cli.generation import Generation
 from rwkv_cli.lazy import lazy_property
-from rwkv_cli.reporting import Progress, Reporter
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, combined
+from rwkv_cli.reporting import Progress, Reporter, default_reporter, format_count
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, check_names, combined
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.thinking import ThoughtSplitter
@@ -38,14 +39,14 @@ if TYPE_CHECKING:
     from rwkv_cli.engine.constraints.grammar import Grammar
     from rwkv_cli.engine.constraints.vocabulary import Vocabulary
 
-__all__ = ["UNLIMITED", "Model", "load"]
+__all__ = ["UNLIMITED", "Model", "load", "perplexity"]
 
 Array = NDArray[np.float32]
 
 MOST_THREADS = 256
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A model, ready to run."""
 
@@ -53,6 +54,13 @@ class Model:
     path: Path  # of the file that it was loaded from
     tokenizer: Tokenizer | None  # None if the checkpoint has none
     backend: Backend
+
+    def __repr__(self) -> str:
+        info, size = self.info, format_count(self.config.n_params)
+        return (
+            f"<Model {self.path.stem!r}: {size} parameters in {info.weight_type}, {self.config.n_layer} layers, "
+            f"template {info.template.name}, on {self.backend.name}>"
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -220,6 +228,7 @@ class Model:
 
         The template may have others for each mode of thinking.
         """
+        check_names(overrides)
         own = self.info.sampling if template == self.template else {}
         defaults = {**template.sampling_for(think), **own, **combined(overrides)}
         settings = SamplingSettings(**defaults)  # type: ignore[arg-type]
@@ -281,7 +290,7 @@ def load(
     checkpoint is read as it is, in float32; on the others it is quantized to int8 once, into the user's cache.
     `threads` is for the CPU; None takes one per core. Raises an RwkvError, in one sentence, if that fails.
     """
-    reporter = reporter or Reporter()
+    reporter = reporter or default_reporter()
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"{{threads}} is {threads}: it must be between 1 and {MOST_THREADS}")
     backends.check(device)
@@ -307,3 +316,18 @@ def _opened(path: Path, device: str, reporter: Reporter) -> tuple[ModelFile | Ch
         path = cached_model_file(checkpoint, reporter)
     model = ModelFile(path)
     return model, model.info
+
+
+def perplexity(model: Model, text: str | Sequence[int]) -> float:
+    """How badly a model predicts a text, or tokens: exp of the mean of -ln p over all tokens but the first.
+
+    The text is read as it is, from an empty state. Raises UsageError for fewer than two tokens, and for a token outside
+    the vocabulary.
+    """
+    if isinstance(text, str):
+        tokenizer = model.check_prompt(model.template, None, None, continued=False)
+        text = tokenizer.encode(text)
+    if len(text) < 2:
+        raise UsageError("the text is too short: it must have at least two tokens")
+    check_tokens(np.asarray(text), model.config.vocab_size)
+    return float(np.exp(negative_log_likelihoods(model.backend, text).mean()))

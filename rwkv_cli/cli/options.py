@@ -114,6 +114,20 @@ Name = Annotated[
         rich_help_panel=CONVERSATION,
     ),
 ]
+Continue = Annotated[
+    bool,
+    typer.Option(
+        "--continue", "-c", help="Continue the last chat that has no name.", rich_help_panel=CONVERSATION
+    ),
+]
+NoHistory = Annotated[
+    bool,
+    typer.Option(
+        "--no-history",
+        help="Keep neither this chat, if it has no name, nor the lines that are typed.",
+        rich_help_panel=CONVERSATION,
+    ),
+]
 
 
 def _think(panel: str) -> Any:

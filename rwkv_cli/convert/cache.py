@@ -25,7 +25,9 @@ def cached_model_file(checkpoint: Checkpoint, reporter: Reporter) -> Path:
         # A path may have bytes that are not UTF-8.
         identity.update(os.fsencode(file.resolve()) + f" {status.st_size} {status.st_mtime_ns}\n".encode())
     # What is beside the weights may have been added or changed since.
-    identity.update(repr((checkpoint.tokenizer, checkpoint.chat_template, checkpoint.sampling)).encode())
+    spec = checkpoint.tokenizer
+    vocabulary = spec and (spec.kind, spec.data, spec.ends)
+    identity.update(repr((vocabulary, checkpoint.chat_template, checkpoint.sampling)).encode())
     folder = paths.cache_folder() / "models"
     name = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
     target = folder / f"{name}-int8-{identity.hexdigest()[:16]}.safetensors"

@@ -77,12 +77,16 @@ class Batch(ABC):
         sequence, no tokens, or a token outside the vocabulary.
         """
 
-    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
-        """Read like `read`, and choose the next token of each sequence as its sampler would, which records it.
+    def choose(
+        self, parts: Mapping[int, Sequence[int]], samplers: Mapping[int, Sampler]
+    ) -> dict[int, Choice]:
+        """Read like `read`, and choose the next token of each sequence in `samplers`, by slot, as its sampler would.
 
-        Raises like `read` and `Sampler.sample`.
+        A sequence that only reads needs no sampler. `Sampler.accept` is to follow, which raises if there is a reason in
+        place of a token: so one sequence that fails stops no other. Raises like `read`.
         """
-        return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
+        logits = dict(zip(parts, self.read(parts), strict=True))
+        return {slot: sampler.choose(logits[slot]) for slot, sampler in samplers.items()}
 
     @abstractmethod
     def _store(self, slot: int, state: State | None) -> None:

@@ -51,6 +51,7 @@ class SampleRequest(NamedTuple):
     temperature: float
     top_p: float
     min_p: float
+    top_k: int  # 0 for all
 
 
 class TokenCounts(Mapping[int, float]):
@@ -195,22 +196,30 @@ class Sampler:
         token = place if tokens is None else int(tokens[place])
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
-    def request(self, vocab_size: int) -> SampleRequest | None:
-        """What a device needs to choose in place of `choose`; `accept` is to follow.
+    @property
+    def needs_host(self) -> bool:
+        """Whether only `choose` can choose, and not a device by the `request`: to rank, or to apply a mask."""
+        return self.settings.needs_ranking or self.constraint is not None
 
-        None if the settings need ranking, or there is a constraint: then the host chooses. Raises UsageError if the
-        settings name a token outside the vocabulary.
+    def request(self, vocab_size: int) -> SampleRequest:
+        """What it takes to choose in place of `choose`; `accept` is to follow. It draws the random number.
+
+        A constraint is not a part of it; see `needs_host`. Raises UsageError if the settings name a token outside the
+        vocabulary.
         """
         settings = self.settings
-        if self.constraint is not None:  # its mask could be a field of the request
-            return None
         tokens, amounts = self._adjustments(vocab_size)
         if settings.greedy:  # the first of those as likely as the likeliest
-            return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
-        if settings.needs_ranking:
-            return None
-        number = self.rng.random()
-        return SampleRequest(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)
+            return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
+        return SampleRequest(
+            tokens,
+            amounts,
+            self.rng.random(),
+            settings.temperature,
+            settings.top_p,
+            settings.min_p,
+            settings.top_k,
+        )
 
     def accept(self, token: int) -> None:
         """Record a token that was chosen. Raises like `sample` for a reason in its place."""

@@ -37,6 +37,9 @@ class Snapshot:
     n_tokens: int = 0  # read so far
     memory: SamplerMemory | None = None  # of the sampler; None where nothing was sampled
 
+    def __repr__(self) -> str:
+        return f"<Snapshot: {self.n_tokens:,} tokens read, {self.state!r}>"
+
     @classmethod
     def empty(cls, config: ModelConfig) -> Snapshot:
         """Where nothing was read yet."""
@@ -84,6 +87,9 @@ class Session:
     def has_read(self) -> bool:
         """Whether anything was read, so that there are logits."""
         return self._logits is not None
+
+    def __repr__(self) -> str:
+        return f"<Session: {self.n_tokens:,} tokens read, {self.state!r}>"
 
     def feed(self, tokens: Sequence[int], progress: Progress | None = None) -> None:
         """Read the pending token, if there is one, and then `tokens`, which may be empty.

@@ -18,6 +18,7 @@ from rwkv_cli.generation import Finish
 from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
 from rwkv_cli.text.template import Template
+from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.text_stream import TextStream
 from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
 
@@ -45,13 +46,30 @@ class Answer:
     thought: str = ""  # before the answer
 
 
-def answers(
+def batch(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[str | Prompt],
     *,
     batch_size: int | None = None,
     max_tokens: int = MAX_TOKENS,
-    template: Template | None = None,
+    template: str | Template | None = None,
+    stop: Sequence[str] = (),
+    **sampling: Unpack[SamplingOverrides],
+) -> list[Answer]:
+    """All answers to prompts, in the order of these; the rest is as for `answers`."""
+    found = answers(
+        model, prompts, batch_size=batch_size, max_tokens=max_tokens, template=template, stop=stop, **sampling
+    )
+    return sorted(found, key=lambda answer: answer.index)
+
+
+def answers(
+    model: Model,
+    prompts: Sequence[str | Prompt],
+    *,
+    batch_size: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+    template: str | Template | None = None,
     stop: Sequence[str] = (),
     reader: PromptReader = read_directly,
     **sampling: Unpack[SamplingOverrides],
@@ -60,34 +78,35 @@ def answers(
 
     None takes the backend's own batch size. Each answer is what `Model.generate` gives for the prompt alone; in a batch
     on a GPU, up to rounding. A `seed` is that of the first prompt, and each prompt has one more than the one before.
-    `template` is None for the model's own. `reader` reads each prompt on its own before it joins the batch, perhaps
-    from a cache; `read_directly` leaves that to the batch. Raises UsageError, before anything is read, for prompts and
-    settings that are invalid.
+    `template` is a name or a `Template`, None for the model's own. `reader` reads each prompt on its own before it
+    joins the batch, perhaps from a cache; `read_directly` leaves that to the batch. Raises UsageError, before anything
+    is read, for prompts and settings that are invalid.
     """
-    layout = template or model.template
+    layout = get_template(template) if isinstance(template, str) else template or model.template
+    asked = [Prompt(each) if isinstance(each, str) else each for each in prompts]
     check_limit(max_tokens)
     TextStream(model.tokenizer, (*layout.stop, *stop))  # which refuses what cannot be
-    encoded = [np.array(_encoded(model, prompt, layout), np.int32) for prompt in prompts]
+    encoded = [np.array(_encoded(model, prompt, layout), np.int32) for prompt in asked]
     settings = {
-        mode: model.sampling_settings(layout, mode, **sampling) for mode in {each.think for each in prompts}
+        mode: model.sampling_settings(layout, mode, **sampling) for mode in {each.think for each in asked}
     }
 
     def job(index: int) -> _Job:  # only once its turn comes: it takes more memory than its prompt
-        mode = prompts[index].think
+        mode = asked[index].think
         chosen = settings[mode]
         if chosen.seed is not None:
             chosen = replace(chosen, seed=chosen.seed + index)
-        grammar = prompts[index].constraint
+        grammar = asked[index].constraint
         constraint = model.constraint(grammar, layout, mode) if grammar else None
         sampler = model.sampler(chosen, constraint=constraint)
         text = _Text(model, layout, mode, stop, max_tokens, is_constrained=grammar is not None)
         return _Job(index, encoded[index].tolist(), sampler, text)
 
-    jobs = map(job, range(len(prompts)))
+    jobs = map(job, range(len(asked)))
     if not max_tokens:
         return (job.answer() for job in jobs)
     slots = 1 if model.backend.batch_size == 1 else batch_size or model.backend.batch_size
-    return _together(model, jobs, min(slots, len(prompts)), reader)
+    return _together(model, jobs, min(slots, len(asked)), reader)
 
 
 def _encoded(model: Model, prompt: Prompt, layout: Template) -> list[int]:
@@ -147,7 +166,11 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.unread = self.prompt.copy()  # tokens to be read next
+
+    def begin(self) -> Answer | None:
+        """Take what has to follow the prompt: the answer if that is all of it."""
         self._take_forced()
+        return self.finished()
 
     def accept(self, choice: Choice) -> Answer | None:
         """Take the next token: the answer if it is complete, otherwise tokens are to be read next."""
@@ -185,7 +208,7 @@ def _together(model: Model, waiting: Iterator[_Job], slots: int, reader: PromptR
     running = dict[int, _Job]()  # by slot
     while True:
         while len(running) < slots and (job := next(waiting, None)):
-            if answer := job.finished():
+            if answer := job.begin():
                 yield answer
             elif reader is read_directly:
                 running[batch.join()] = job
@@ -194,9 +217,10 @@ def _together(model: Model, waiting: Iterator[_Job], slots: int, reader: PromptR
         if not running:
             return
         parts = {slot: job.unread for slot, job in running.items()}
-        choices = batch.choose(parts, [job.sampler for job in running.values()])
-        for (slot, job), choice in zip([*running.items()], choices, strict=True):
-            if answer := job.accept(choice):
+        choices = batch.choose(parts, {slot: job.sampler for slot, job in running.items()})
+        for slot, job in [*running.items()]:
+            job.sampler.accept(choices[slot].token)
+            if answer := job.accept(choices[slot]):
                 batch.drop(slot)
                 del running[slot]
                 yield answer

@@ -8,6 +8,7 @@ after the nearest earlier one are read again.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Unpack
 
 from rwkv_cli.engine.constraint import Constraint
@@ -18,8 +19,9 @@ from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import UsageError
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
-from rwkv_cli.reporting import Progress, pluralize
+from rwkv_cli.reporting import Progress, log, pluralize
 from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS, SamplingOverrides, combined
+from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.model_identity import identify
 from rwkv_cli.sessions.snapshots import BUDGET, Snapshots
@@ -69,6 +71,10 @@ class Conversation:
         self._generator: GeneratorState | None = None
         self.settings = model.sampling_settings(self.template, think, **self.chosen)  # of the next answer
         self._check(system, think)
+
+    def __repr__(self) -> str:
+        model, turns = self.model.path.stem, pluralize(len(self.turns), "turn")
+        return f"<Conversation with {model!r}: {turns}, template {self.template.name}>"
 
     # ------------------------------------------------------------------------------------------- talking
 
@@ -313,6 +319,21 @@ class Conversation:
         self.model.check_prompt(self.template, system, think, continued=self.start.kind == "document")
 
     # ------------------------------------------------------------------------------------------- keeping
+
+    def save(self, path: str | Path) -> None:
+        """Write a state file, all or nothing. Raises StorageError, StateError: see `state_file.save`."""
+        state_file.save(Path(path), self.to_saved())
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model) -> Conversation:
+        """The conversation in a state file, or one about the document in it; it continues as if it had never ended.
+
+        Raises StateError for a damaged file, and for the state of another model.
+        """
+        saved = state_file.load(Path(path))
+        if warning := state_file.fit(saved, model):
+            log.warning(warning)
+        return cls.from_saved(model, saved)
 
     def record(self) -> Record:
         """All but the state."""

@@ -102,6 +102,24 @@ def test_lines_of_a_batch_have_their_own_or_that_of_the_command(rwkv, tmp_path):
     assert answers[3]["text"] == answer(rwkv(*alone)).strip()
 
 
+def test_a_batch_may_want_no_tokens(rwkv, tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("One\n")
+    (line,) = answer(rwkv("generate", "--batch", path, "--regex", "abc", "-n", 0, "-q")).splitlines()
+    assert json.loads(line)["generated_tokens"] == 0
+
+
+@pytest.mark.parametrize("text", ["yes", "a longer answer that is one alone"])
+def test_an_answer_that_is_forced_as_a_whole(rwkv, tmp_path, text):
+    path = tmp_path / "p.txt"
+    path.write_text("One\nTwo\n")
+    options = ("--choice", text, "-q", "--template", "story")
+    for cache in ([], ["--no-cache"]):
+        found = answer(rwkv("generate", "--batch", path, *options, *cache)).splitlines()
+        assert [json.loads(line)["text"] for line in found] == [text, text]
+    assert answer(rwkv("generate", "One", *options)) == text + "\n"
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [

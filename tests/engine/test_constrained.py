@@ -84,8 +84,9 @@ def test_a_ban_may_leave_nothing():
         sampler(Grammar.regex("[xy]"), banned=banned).sample(logits())
 
 
-def test_a_device_is_not_asked():
-    assert sampler(Grammar.regex("x")).request(257) is None
+def test_the_host_has_to_choose():
+    assert sampler(Grammar.regex("x")).needs_host
+    assert not Sampler(SamplingSettings()).needs_host
 
 
 def test_a_copy_chooses_what_the_first_one_would():

@@ -17,6 +17,7 @@ from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.progress import TerminalReporter
 from rwkv_cli.sessions import resume
 from rwkv_cli.sessions.autosave import AutosavedConversation, Choices, open_conversation
+from rwkv_cli.sessions.kept_chats import KeptChat
 from rwkv_cli.text.tool_calls.tools import Tool
 
 
@@ -27,6 +28,8 @@ class Request:
     choices: Choices = field(default_factory=Choices)
     name: str | None = None
     state: str | None = None
+    continues: bool = False  # the last chat without a name
+    history: bool = True  # keep this one, and the lines that are typed
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
@@ -51,6 +54,8 @@ def run(request: Request) -> int:
 
 
 def _opened(request: Request) -> AutosavedConversation:
+    # What a script says must not take the place of what its user has said.
+    is_kept = request.history and (request.continues or ui.is_terminal(sys.stdin))
     with TerminalReporter(request.quiet) as reporter:
         return open_conversation(
             lambda saved: resume.load_model(
@@ -65,6 +70,8 @@ def _opened(request: Request) -> AutosavedConversation:
             request.name,
             request.state,
             request.keep_text,
+            kept=KeptChat() if is_kept else None,
+            last=request.continues,
         )
 
 
@@ -76,6 +83,6 @@ def _chat(request: Request, session: AutosavedConversation, toolbox: Toolbox | N
     view = TerminalView(request.show_thinking, request.markdown) if is_shown else PlainView()
     reader: Reader = LineReader()
     if not ui.is_dumb():
-        reader = TerminalReader(lambda line: commands.words(chat, line), request.vi)
+        reader = TerminalReader(lambda line: commands.words(chat, line), request.vi, request.history)
     chat = Chat(session, reader, view, commands.dispatch, request.quiet, toolbox)
     return chat

@@ -63,6 +63,9 @@ class Backend(ABC):
         """A function that reads memory once, as fast as the backend could, and gives the number of bytes."""
         return None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.description}>"
+
     @abstractmethod
     def forward(self, tokens: Sequence[int], state: State, progress: Progress | None = None) -> Array:
         """The logits [V] after the last token."""

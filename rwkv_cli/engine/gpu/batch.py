@@ -85,22 +85,20 @@ class GpuBatch(Batch):
             self._gpu.download(self._out.address, logits)
         return logits[:, : self.config.vocab_size]
 
-    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
-        """See `Batch.choose`: the logits stay on the device, unless settings need ranking or there is a
-        constraint, which only the host does.
-        """
-        if any(sampler.settings.needs_ranking or sampler.constraint for sampler in samplers):
+    def choose(
+        self, parts: Mapping[int, Sequence[int]], samplers: Mapping[int, Sampler]
+    ) -> dict[int, Choice]:
+        """See `Batch.choose`: the logits stay on the device, unless a sampler needs the host."""
+        if parts.keys() != samplers.keys() or any(sampler.needs_host for sampler in samplers.values()):
             return super().choose(parts, samplers)
         checked = self._checked(parts)
-        requests = [request for sampler in samplers if (request := sampler.request(self.config.vocab_size))]
+        requests = [samplers[slot].request(self.config.vocab_size) for slot in parts]
         with self._on_device():
             self._sampler.submit(requests)
             self._read(checked)
             self._gpu.run([self._sampler.step(len(requests))])
             choices = self._sampler.collect(len(requests))
-        for sampler, choice in zip(samplers, choices, strict=True):
-            sampler.accept(choice.token)
-        return choices
+        return dict(zip(parts, choices, strict=True))
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
