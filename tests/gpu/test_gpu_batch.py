@@ -197,14 +197,18 @@ class Odd:
 def test_a_sequence_with_a_constraint_and_one_without_in_one_batch(backend):
     batch, logits = batch_of(backend, 2), batch_of(backend, 2)
     here, there = (
-        [Sampler(SamplingSettings(seed=1), constraint=each) for each in (Odd(), None)] for _ in range(2)
+        {slot: Sampler(SamplingSettings(seed=1), constraint=each) for slot, each in enumerate((Odd(), None))}
+        for _ in range(2)
     )
     for each in (batch, logits):
         each.join(), each.join()
     for _ in range(4):
         found = batch.choose({0: [1], 1: [2]}, there)
-        expected = [s.sample(row) for s, row in zip(here, logits.read({0: [1], 1: [2]}), strict=True)]
-        assert found == expected
+        rows = logits.read({0: [1], 1: [2]})
+        assert found == {slot: here[slot].choose(rows[slot]) for slot in here}
+        for slot in here:
+            here[slot].accept(found[slot].token)
+            there[slot].accept(found[slot].token)
 
 
 @needs_compiler
