@@ -146,6 +146,7 @@ def test_the_command_line(rwkv, command, tmp_path):
     assert result.code == 0
     for tool in ("- now()", "- add(a: integer, b: integer)", "- fail()"):
         assert tool in result.err
+    assert "--yes needs --mcp" in rwkv("chat", "--yes", stdin=b"").sentence
     failed = rwkv("chat", "--mcp", "/no/such/program", stdin=b"")
     assert failed.code == 2
     assert "/no/such/program" in failed.sentence

@@ -197,7 +197,7 @@ class Chat:
     def _is_wanted(self, name: str) -> bool:
         """Ask whether a tool is to be called."""
         if not self.is_interactive:
-            ui.note("(nobody can be asked: --yes calls tools without asking)")
+            ui.note("(no terminal to ask on: pass --yes to call tools without asking)")
             return False
         ui.note(f"call {name}? y/n")
         try:

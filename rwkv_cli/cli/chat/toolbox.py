@@ -39,19 +39,24 @@ class Toolbox:
 
     def results(self, calls: Sequence[ToolCall], is_wanted: Callable[[str], bool]) -> str | None:
         """What to tell the model of its calls, all of which are shown; None if one was not made."""
-        outputs = []
+        servers = [self._server_of(call.name) for call in calls]
         for call in calls:
             ui.note(f"call {call.name} {json.dumps(call.arguments, ensure_ascii=False)}")
-            server = next((each for each in self.servers if call.name in _names(each.tools)), None)
-            if server is None:
-                ui.note("(give the model the result of this call: /tool RESULT)")
-                return None
+        if not all(servers):
+            ui.note("(give the model the result of this call: /tool RESULT)")
+            return None
+        outputs = []
+        for call, server in zip(calls, servers, strict=True):
             if self.confirms and not is_wanted(call.name):
                 ui.note("(not called)")
                 return None
+            assert server
             outputs.append(_output(server, call))
             ui.note(ui.printable(outputs[-1][:_MOST_SHOWN]))
         return self.form.answer("\n".join(outputs))
+
+    def _server_of(self, name: str) -> McpServer | None:
+        return next((each for each in self.servers if name in _names(each.tools)), None)
 
 
 def _names(tools: Sequence[Tool]) -> list[str]:

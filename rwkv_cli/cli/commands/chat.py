@@ -66,6 +66,8 @@ def chat(
 
     if no_text and name is None:
         raise UsageError("--no-text needs --name")
+    if yes and not mcp:
+        raise UsageError("--yes needs --mcp")
     if continues:
         options.refuse_with("--continue", {"--name": name, "--state": state})
     model = options.model_of(model_name, model)

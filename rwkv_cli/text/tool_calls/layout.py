@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkv_cli.errors import UsageError
+from rwkv_cli.text.chat_template import JinjaTemplate
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.tool_calls.tools import Tool
 
@@ -85,7 +86,7 @@ def format_for(template: Template) -> ToolFormat:
         raise UsageError(
             f"the template {template.name} has no place for tools: choose one with a system prompt, such as g1 or g1h"
         )
-    if hasattr(template, "jinja"):
+    if isinstance(template, JinjaTemplate):
         return FORMATS["headings"]
     return FORMATS["tag"] if "✿" in template.system else FORMATS["short"]
 
