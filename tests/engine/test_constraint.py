@@ -8,7 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 from helpers.actor import ByteTokenizer
-from helpers.schemas import schemas
+from helpers.schemas import random_schema, schemas
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -253,6 +253,8 @@ def test_grammars_in_both_notations(source):
         ({"enum": []}, "nothing satisfies it"),
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "nothing satisfies it"),
         ({"type": "object", "required": ["a"], "properties": {"a": False}}, "nothing satisfies it"),
+        ({"type": "number", "multipleOf": 0.1}, "programs differ on what is a multiple of 0.1"),
+        ({"type": "object", "minProperties": 2}, "minProperties is only supported up to one more"),
         ({"not": {}}, 'it uses "not", which is not supported'),
         ({"type": "array", "uniqueItems": True}, 'it uses "uniqueItems", which is not supported'),
         ({"$ref": "https://example.org/x"}, "refers to https://example.org/x"),
@@ -323,6 +325,46 @@ def test_remarks_that_mean_nothing_are_no_hindrance(schema):
     kept = json.dumps(schema)
     Grammar.json_schema(schema)
     assert json.dumps(schema) == kept
+
+
+@pytest.mark.parametrize("first", range(0, 600, 100))
+def test_what_it_allows_is_valid_under_any_schema(first):
+    valid = 0
+    for seed in range(first, first + 100):
+        chooser = random.Random(seed)
+        schema = random_schema(chooser)
+        try:
+            constraint = of_bytes(Grammar.json_schema(schema))
+        except UsageError:  # it is not supported, or allows nothing
+            continue
+        said = walk(constraint, BYTES, 257, chooser, most=150)
+        if said is not None:
+            jsonschema.Draft202012Validator(schema).validate(json.loads(said))
+            valid += 1
+    assert valid > 40
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "is_allowed"),
+    [
+        ({"exclusiveMinimum": 3, "maximum": 3.5}, "3", False),
+        ({"exclusiveMinimum": 3, "maximum": 3.5}, "3.25", True),
+        ({"minimum": -1.5, "exclusiveMaximum": -1.0}, "-1", False),
+        ({"minimum": 3, "exclusiveMinimum": True}, "3", False),
+        ({"minimum": 3, "exclusiveMinimum": False}, "3", True),
+        ({"minimum": 5, "exclusiveMinimum": 3}, "4", False),
+        ({"multipleOf": 0.25}, "1.75", True),
+        ({"multipleOf": 0.25}, "1.8", False),
+    ],
+)
+def test_bounds_and_steps_of_numbers(schema, text, is_allowed):
+    constraint = of_bytes(Grammar.json_schema({"type": "number", **schema}))
+    try:
+        accept_all(constraint, text)
+    except UsageError:
+        assert not is_allowed
+    else:
+        assert (b"" in texts(constraint)) is is_allowed
 
 
 @pytest.mark.parametrize(

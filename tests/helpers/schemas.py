@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -184,3 +185,76 @@ def _tools() -> dict[str, Schema]:
     )  # fmt: skip
     call = closed({"name": {"const": "weather"}, "arguments": weather})
     return {"weather": weather, "event": event, "call": call, "events": array(event, 1, 2)}
+
+
+def random_schema(chooser: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A schema of any keywords that go together, nested up to three times; not all have valid texts."""
+    leaves = (_random_number, _random_string, _random_enum)
+    branches = (_random_object, _random_array, _random_alternatives)
+    make = chooser.choice(leaves if depth == 3 else leaves + branches)
+    return make(chooser, depth + 1)
+
+
+def _some(chooser: random.Random, **keywords: Any) -> dict[str, Any]:
+    """About half of the keywords."""
+    return {name: value for name, value in keywords.items() if chooser.random() < 0.5}
+
+
+def _random_number(chooser: random.Random, _: int) -> dict[str, Any]:
+    low = chooser.choice([-41, -1.5, -1, 0, 0.1, 3, 100])
+    high = low + chooser.choice([0.5, 1, 10.25, 200])
+    lower, upper = (
+        chooser.choice(["minimum", "exclusiveMinimum"]),
+        chooser.choice(["maximum", "exclusiveMaximum"]),
+    )
+    kind = chooser.choice(["integer", "number", ["number", "null"]])
+    return {
+        "type": kind,
+        **_some(chooser, **{lower: low, upper: high}, multipleOf=chooser.choice([1, 3, 0.5, 0.25])),
+    }
+
+
+def _random_string(chooser: random.Random, _: int) -> dict[str, Any]:
+    pattern = chooser.choice(["^a", "[0-9]", "^[a-c]+$", "b$", "^(x|yy)*$", r"\d{2}"])
+    return {
+        "type": "string",
+        **_some(chooser, minLength=chooser.randint(0, 3), maxLength=chooser.randint(3, 8), pattern=pattern),
+    }
+
+
+def _random_enum(chooser: random.Random, _: int) -> dict[str, Any]:
+    values = [1, "a", None, True, 1.5, "é", [1], {"a": 1}, "b c", 0, -1]
+    return {"enum": chooser.sample(values, chooser.randint(1, 4))}
+
+
+def _random_object(chooser: random.Random, depth: int) -> dict[str, Any]:
+    names = chooser.sample(["a", "b", "c d", "é", "x1"], chooser.randint(0, 3))
+    return {
+        "type": "object",
+        "properties": {name: random_schema(chooser, depth) for name in names},
+        "required": chooser.sample([*names, "z"], chooser.randint(0, len(names))),
+        **_some(
+            chooser,
+            additionalProperties=chooser.choice([False, random_schema(chooser, depth)]),
+            patternProperties={chooser.choice(["^x", "[0-9]$", "^a"]): random_schema(chooser, depth)},
+            minProperties=chooser.randint(0, 3),
+        ),
+    }
+
+
+def _random_array(chooser: random.Random, depth: int) -> dict[str, Any]:
+    return {
+        "type": "array",
+        **_some(
+            chooser,
+            items=chooser.choice([False, random_schema(chooser, depth), random_schema(chooser, depth)]),
+            prefixItems=[random_schema(chooser, depth)],
+            minItems=chooser.randint(0, 2),
+            maxItems=chooser.randint(2, 3),
+        ),
+    }
+
+
+def _random_alternatives(chooser: random.Random, depth: int) -> dict[str, Any]:
+    keyword = chooser.choice(["anyOf", "allOf", "oneOf"])
+    return {keyword: [random_schema(chooser, depth) for _ in range(chooser.randint(1, 3))]}

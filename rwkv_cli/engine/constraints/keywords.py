@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rwkv_cli.errors import UsageError
+
 Schema = dict[str, Any]
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
@@ -41,7 +43,58 @@ def followed(schema: Any) -> Any:
     if pattern and made.get("type") == "string" and "pattern" not in made:
         del made["format"]
         made["pattern"] = pattern
+    _bound(made)
+    _check_steps(made)
+    _count(made)
     return made
+
+
+_EXCLUSIVE = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
+_LEAST = 1e-6  # between a bound that is excluded and the next number
+_MOST_BOUND = 1e9  # below it, floating point tells numbers apart that differ by _LEAST
+
+
+def _bound(schema: Schema) -> None:
+    """Make exclusive bounds inclusive ones, a little further in: of some, llguidance allows the bound itself."""
+    if schema.get("type") == "integer":
+        return
+    for exclusive, inclusive, sign in _EXCLUSIVE:
+        bound = schema.get(exclusive)
+        if bound is True:  # draft 4: it says something of the other keyword
+            bound = schema.get(inclusive)
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or abs(bound) > _MOST_BOUND:
+            continue
+        del schema[exclusive]
+        bound += sign * _LEAST
+        other = schema.get(inclusive, bound)
+        if isinstance(other, int | float):
+            schema[inclusive] = max(bound, other) if sign > 0 else min(bound, other)
+
+
+def _check_steps(schema: Schema) -> None:
+    """Raise UsageError for steps that are not exact in binary: programs differ on what is a multiple of 0.1."""
+    step = schema.get("multipleOf")
+    if isinstance(step, float) and not (step * 1024).is_integer():
+        raise UsageError(
+            f"{{json_schema}} cannot be used: programs differ on what is a multiple of {step:g}; use a step such as "
+            "0.5, or a string with a pattern"
+        )
+
+
+def _count(schema: Schema) -> None:
+    """Drop a least number of properties that others demand anyway. Raises UsageError for one that needs distinct names.
+
+    A name may come twice in an object, and counts once.
+    """
+    least, required = schema.get("minProperties"), schema.get("required")
+    named = len(set(map(str, required))) if isinstance(required, list) else 0
+    if not isinstance(least, int) or least > named + 1:
+        if "minProperties" in schema:
+            raise UsageError(
+                "{json_schema} cannot be used: minProperties is only supported up to one more than are required"
+            )
+    elif least <= named:
+        del schema["minProperties"]
 
 
 def _means_nothing(key: str, schema: Schema) -> bool:
