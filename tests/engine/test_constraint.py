@@ -255,6 +255,7 @@ def test_grammars_in_both_notations(source):
         ({"type": "object", "required": ["a"], "properties": {"a": False}}, "nothing satisfies it"),
         ({"type": "number", "multipleOf": 0.1}, "programs differ on what is a multiple of 0.1"),
         ({"type": "object", "minProperties": 2}, "minProperties is only supported up to one more"),
+        ({"enum": ["a\x01"]}, "it demands control characters"),
         ({"not": {}}, 'it uses "not", which is not supported'),
         ({"type": "array", "uniqueItems": True}, 'it uses "uniqueItems", which is not supported'),
         ({"$ref": "https://example.org/x"}, "refers to https://example.org/x"),
@@ -399,3 +400,17 @@ def test_any_json_is_a_schema_or_one_sentence(value):
     except UsageError:
         return
     assert not grammar.matcher(vocabulary(BYTES, 257, (0,)).library).is_error()
+
+
+def test_the_name_of_a_property_is_written_in_one_way():
+    schema = {
+        "properties": {"a": {"type": "integer"}},
+        "additionalProperties": {"type": "string"},
+        "type": "object",
+    }
+    constraint = of_bytes(Grammar.json_schema(schema))
+    with pytest.raises(UsageError):
+        accept_all(constraint, r'{"\u0061": "x"')
+    constraint = of_bytes(Grammar.json_schema(schema))
+    accept_all(constraint, r'{"\b\n\"": "\t\\"}')
+    assert constraint.is_complete

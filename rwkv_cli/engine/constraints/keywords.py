@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rwkv_cli.errors import UsageError
@@ -43,10 +44,32 @@ def followed(schema: Any) -> Any:
     if pattern and made.get("type") == "string" and "pattern" not in made:
         del made["format"]
         made["pattern"] = pattern
+    _check_texts(made)
     _bound(made)
     _check_steps(made)
     _count(made)
     return made
+
+
+_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")  # without those that have an escape of a letter
+
+
+def _check_texts(schema: Schema) -> None:
+    """Raise UsageError for control characters in texts that are demanded: llguidance would leave them out."""
+    names = [*schema["properties"]] if isinstance(schema.get("properties"), dict) else []
+    texts = [schema.get("enum"), schema.get("const"), schema.get("required"), names]
+    if any(_has_control(each) for each in texts):
+        raise UsageError(
+            "{json_schema} cannot be used: it demands control characters, which is not supported"
+        )
+
+
+def _has_control(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_control(name) or _has_control(each) for name, each in value.items())
+    if isinstance(value, list):
+        return any(map(_has_control, value))
+    return isinstance(value, str) and _CONTROL.search(value) is not None
 
 
 _EXCLUSIVE = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))

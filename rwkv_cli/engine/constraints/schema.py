@@ -9,8 +9,15 @@ from typing import Any
 from rwkv_cli.engine.constraints.keywords import followed
 from rwkv_cli.errors import UsageError, literal
 
-_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
-"""White space as json.dumps has it, and none where it could go on for ever: weak models would write nothing else."""
+_FORM = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+    "json_allowed_escapes": 'nrtbf\\"',
+}
+"""White space as json.dumps has it, and none where it could go on for ever: weak models would write nothing else. No
+escapes of characters that need none, or the name of a property could be written in another way."""
 
 _MOST_STEPS = 200_000  # of the search for recursion
 
