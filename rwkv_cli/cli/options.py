@@ -341,7 +341,12 @@ def with_verbose(command: Callable[..., None]) -> Callable[..., None]:
 _FLAGS: Mapping[str, str] = {"banned": "--ban", "weight_type": "--type", "keep_text": "--text"}
 """Fields whose option is not called like them."""
 
-_CHAT_SETTINGS = frozenset({*NUMERIC_FIELDS, "seed", "max_tokens", "think", "show_thinking", "markdown"})
+FORMS = ("json_schema", "json_object", "regex", "grammar", "choice")
+"""Fields that say what an answer has to look like."""
+
+_CHAT_SETTINGS = frozenset(
+    {*NUMERIC_FIELDS, "seed", "max_tokens", "think", "show_thinking", "markdown", *FORMS}
+)
 
 
 def as_flag(field: str, value: str | None = None) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.engine.constraint import Constraint, ConstraintMemory, Mask, unpacked
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.lazy import lazy_property
 from rwkv_cli.sampling_settings import SamplingSettings
@@ -37,7 +38,7 @@ class Choice(NamedTuple):
     logprob: float
 
 
-NOT_A_NUMBER, NOTHING_LEFT = -1, -2
+NOT_A_NUMBER, NOTHING_LEFT, ALL_BANNED = -1, -2, -3
 """In place of a token: why none could be chosen."""
 
 
@@ -52,6 +53,7 @@ class SampleRequest(NamedTuple):
     top_p: float
     min_p: float
     top_k: int  # 0 for all
+    mask: Mask | None = None  # the tokens that may be chosen; None for all
 
 
 class TokenCounts(Mapping[int, float]):
@@ -94,6 +96,7 @@ class SamplerMemory:
 
     counts: Mapping[int, float]  # of every token that is penalised
     generator: GeneratorState | None  # the state of NumPy's PCG64, {"state": ..., ...}; None for a new one
+    constraint: ConstraintMemory | None = None  # that the text follows, unless it is complete
 
     @property
     def nbytes(self) -> int:
@@ -113,12 +116,15 @@ class Sampler:
         settings: SamplingSettings,
         exempt: Callable[[int], bool] | Collection[int] = frozenset(),
         memory: SamplerMemory | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """`exempt` are the tokens that are never penalised; see `exempt_tokens`. `memory` is what to continue with.
 
-        Raises ValueError for a memory that no sampler ever had.
+        `constraint` is what the tokens have to follow; that of the memory has to be built again by the caller. Raises
+        ValueError for a memory that no sampler ever had.
         """
         self.settings = settings
+        self.constraint = constraint
         self.rng = np.random.Generator(np.random.PCG64(settings.seed))
         self._exempt = exempt if callable(exempt) else exempt.__contains__
         self._counts = _DecayingCounts(settings.penalty_decay, memory.counts if memory else {})
@@ -134,11 +140,22 @@ class Sampler:
     @property
     def memory(self) -> SamplerMemory:
         """What a sampler with the same settings needs to continue exactly as this one would."""
-        return SamplerMemory(self._counts.frozen(), self.rng.bit_generator.state)
+        constraint = None if self.constraint is None or self.is_complete else self.constraint.save()
+        return SamplerMemory(self._counts.frozen(), self.rng.bit_generator.state, constraint)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a constraint, and nothing but the end may follow."""
+        return self.constraint is not None and self.constraint.is_complete
+
+    def forced(self) -> list[int]:
+        """The tokens that have to come next, whatever the model says; `accept` is to follow for each."""
+        return [] if self.constraint is None else self.constraint.forced()
 
     def copy(self) -> Sampler:
         """An independent sampler that continues in the same way."""
-        return Sampler(self.settings, self._exempt, self.memory)
+        constraint = None if self.constraint is None else self.constraint.copy()
+        return Sampler(self.settings, self._exempt, self.memory, constraint)
 
     def sample(self, logits: Logits) -> Choice:
         """Choose from the logits, float32 [V], which stay as they are, and record the choice.
@@ -155,6 +172,8 @@ class Sampler:
         own = _Softmax(logits)
         if not math.isfinite(own.peak):
             return Choice(NOT_A_NUMBER, 0.0)
+        if self.constraint is not None and (mask := self.constraint.mask()) is not None:
+            return self._choose_allowed(logits, own, mask)
         adjusted = self._adjust(logits)
         softmax = own if adjusted is logits else _Softmax(adjusted)
         if not math.isfinite(softmax.peak):
@@ -167,15 +186,39 @@ class Sampler:
         if self._named.size and self._named.max() >= vocab_size:
             raise UsageError(f"there is no token {self._named.max()}: the model has {vocab_size:,}")
 
+    def _choose_allowed(self, logits: Logits, own: _Softmax, mask: Mask) -> Choice:
+        """Choose among the tokens of a mask; only a ban makes one of them impossible, no penalty."""
+        adjusted = self._adjust(logits)
+        allowed = unpacked(mask, logits.size)
+        allowed[[*self.settings.banned]] = False
+        count = np.count_nonzero(allowed)
+        if not count:
+            return Choice(ALL_BANNED, 0.0)
+        tokens = np.flatnonzero(allowed) if count < logits.size // 4 else None  # few are faster on their own
+        values = _of_allowed(adjusted, allowed, tokens)
+        if not math.isfinite(values.max()):
+            values = _of_allowed(logits, allowed, tokens)
+        is_certain = count == 1 or self.settings.greedy
+        place = int(values.argmax()) if is_certain else self._draw(_Softmax(values))
+        token = place if tokens is None else int(tokens[place])
+        return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether only `choose` can choose, and not a GPU by the `request`: to rank, or to apply a mask."""
+        return self.settings.needs_ranking or self.constraint is not None
+
     def request(self, vocab_size: int) -> SampleRequest:
         """What it takes to choose in place of `choose`; `accept` is to follow. It draws the random number.
 
-        Raises UsageError if the settings name a token outside the vocabulary.
+        Where it gives NOTHING_LEFT under a constraint, `choose` is to choose: it knows what to do. Raises UsageError if
+        the settings name a token outside the vocabulary, or the constraint is too complex.
         """
         settings = self.settings
         tokens, amounts = self._adjustments(vocab_size)
+        mask = None if self.constraint is None else self.constraint.mask()
         if settings.greedy:  # the first of those as likely as the likeliest
-            return SampleRequest(tokens, amounts, True, 0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
+            return SampleRequest(tokens, amounts, True, 0.0, 1.0, top_p=1.0, min_p=1.0, top_k=0, mask=mask)
         return SampleRequest(
             tokens,
             amounts,
@@ -185,11 +228,14 @@ class Sampler:
             settings.top_p,
             settings.min_p,
             settings.top_k,
+            mask,
         )
 
     def accept(self, token: int) -> None:
         """Record a token that was chosen. Raises like `sample` for a reason in its place."""
         _check_token(token)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self._counts.decay()
         if not self._exempt(token):
             self._counts.add(token)
@@ -268,12 +314,21 @@ class Sampler:
         return tokens, softmax.gaps(tokens)
 
 
+def _of_allowed(logits: Logits, allowed: NDArray[np.bool_], tokens: NDArray[np.int64] | None) -> Logits:
+    """The logits of `tokens`; without them those of all, minus infinity where they are not allowed."""
+    if tokens is not None:
+        return logits[tokens]
+    return np.where(allowed, logits, np.float32(-np.inf))
+
+
 def _check_token(token: int) -> None:
     """Raise the error for a reason in place of a token."""
     if token == NOT_A_NUMBER:
         raise RwkvError("the model's output is not a number: its weights or its state are damaged")
     if token == NOTHING_LEFT:
         raise UsageError("no token can be chosen: all are banned, or a penalty or bias is far too large")
+    if token == ALL_BANNED:
+        raise UsageError("no token can be chosen: all that the constraint allows here are banned")
 
 
 def _log(probability: float) -> float:

@@ -10,6 +10,7 @@ from helpers.gpu import FOUND
 from helpers.models import assert_same_state, difference, some_tokens, state_difference
 from helpers.writers import TINY
 
+from rwkv_cli.engine.constraint import mask_of
 from rwkv_cli.engine.gpu import batch as gpu_batch
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.engine.gpu.batch import GpuBatch
@@ -166,6 +167,43 @@ def test_a_sequence_without_a_sampler_only_reads(backend):
     np.testing.assert_array_equal(batch.logits(1), logits[1])
     for slot in range(2):
         assert_same_state(batch.leave(slot), alone.leave(slot))
+
+
+class Odd:
+    """A constraint that allows the tokens with odd ids."""
+
+    is_complete = False
+
+    def mask(self):
+        return mask_of(np.arange(1, TINY.vocab_size, 2), TINY.vocab_size)
+
+    def accept(self, token):
+        assert token % 2
+
+
+@needs_compiler
+def test_a_sequence_with_a_constraint_and_one_without_in_one_batch(backend):
+    batch, logits = batch_of(backend, 2), batch_of(backend, 2)
+    here, there = (
+        {slot: Sampler(SamplingSettings(seed=1), constraint=each) for slot, each in enumerate((Odd(), None))}
+        for _ in range(2)
+    )
+    for each in (batch, logits):
+        each.join(), each.join()
+    for _ in range(4):
+        found = batch.choose({0: [1], 1: [2]}, there)
+        rows = logits.read({0: [1], 1: [2]})
+        assert found == {slot: here[slot].choose(rows[slot]) for slot in here}
+        for slot in here:
+            here[slot].accept(found[slot].token)
+            there[slot].accept(found[slot].token)
+
+
+@needs_compiler
+def test_one_sequence_with_a_constraint(backend):
+    sampler, state = Sampler(SamplingSettings(seed=1), constraint=Odd()), State.zeros(TINY)
+    for token in range(4):
+        sampler.accept(backend.choose(token, state, sampler).choice.token)
 
 
 @needs_compiler

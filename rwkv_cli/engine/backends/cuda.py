@@ -167,7 +167,7 @@ class CudaBackend(Backend):
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`: the logits stay on the GPU until they are asked for."""
-        if sampler.settings.needs_ranking:  # which only the host can
+        if sampler.needs_host:
             return super().choose(token, state, sampler)
         request = sampler.request(self.config.vocab_size)
         with self._advancing(state):

@@ -101,9 +101,9 @@ class GpuBatch(Batch):
         samplers: Mapping[int, Sampler],
         wanted: Collection[int] = (),
     ) -> dict[int, Choice]:
-        """See `Batch.choose`: the logits stay on the device, unless settings need ranking, which only the host does."""
+        """See `Batch.choose`: the logits stay on the device, unless a sampler needs the host."""
         self._row_of = dict[int, int]()
-        if any(sampler.settings.needs_ranking for sampler in samplers.values()):
+        if any(sampler.needs_host for sampler in samplers.values()):
             return super().choose(parts, samplers, wanted)
         checked = self._checked(parts)
         requests = [
