@@ -30,6 +30,10 @@ Logits = NDArray[np.float32]
 _DEPTHS = (3.0, 5.0, 7.0, 9.0, 11.0, 14.0)
 
 
+_MOST_WAITING = 4096
+"""Tokens that have not been counted yet, which is memory."""
+
+
 class Choice(NamedTuple):
     """A chosen token and the natural logarithm of the probability that the model itself gave it."""
 
@@ -51,6 +55,9 @@ class SampleRequest(NamedTuple):
     top_p: float
     min_p: float
     top_k: int  # 0 for all
+    mask: NDArray[np.uint32] | None = (
+        None  # [ceil(V / 32)] a bit for each token that may be chosen; None for all
+    )
 
 
 class TokenCounts(Mapping[int, float]):
@@ -129,6 +136,14 @@ class Sampler:
         named = {**settings.logit_bias, **dict.fromkeys(settings.banned, -math.inf)}
         self._named = np.array(list(named), np.int64)
         self._bias = np.array(list(named.values()), np.float64)
+        self._penalises = bool(settings.presence_penalty or settings.frequency_penalty)
+        counted = memory.counts if memory and self._penalises else {}
+        self._highest = max((*named, *counted), default=-1)  # of the tokens whose logits may change
+        # Temperature, top-p, min-p and top-k of a request. The greedy choice is the first of those as likely as the
+        # likeliest, and takes no random number.
+        self._cuts = (1.0, 1.0, 1.0, 0)
+        if not settings.greedy:
+            self._cuts = settings.temperature, settings.top_p, settings.min_p, settings.top_k
 
     @property
     def memory(self) -> SamplerMemory:
@@ -166,30 +181,25 @@ class Sampler:
 
         Raises UsageError if the settings name a token outside the vocabulary.
         """
-        settings = self.settings
-        tokens, amounts = self._adjustments(vocab_size)
-        if settings.greedy:  # the first of those as likely as the likeliest
-            return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
-        return SampleRequest(
-            tokens,
-            amounts,
-            self.rng.random(),
-            settings.temperature,
-            settings.top_p,
-            settings.min_p,
-            settings.top_k,
-        )
+        self.check(vocab_size)
+        tokens, amounts = self._adjustments() if self._penalises else (self._named, self._bias)
+        return SampleRequest(tokens, amounts, 0.0 if self.settings.greedy else self.rng.random(), *self._cuts)
+
+    def check(self, vocab_size: int) -> None:
+        """Raise UsageError if the settings, or counts that are penalised, name a token outside the vocabulary."""
+        if self._highest >= vocab_size:
+            raise UsageError(f"there is no token {self._highest}: the model has {vocab_size:,}")
 
     def accept(self, token: int) -> None:
         """Record a token that was chosen. Raises like `sample` for a reason in its place."""
-        _check_token(token)
-        self._counts.decay()
-        if not self._exempt(token):
-            self._counts.add(token)
+        if token < 0:
+            _raise_reason(token)
+        self._counts.append(-1 if self._exempt(token) else token)
 
     def _adjust(self, logits: Logits) -> Logits:
         """The logits after penalties, bias and bans; the very same array if there are none."""
-        tokens, amounts = self._adjustments(logits.size)
+        self.check(logits.size)
+        tokens, amounts = self._adjustments()
         if not tokens.size:
             return logits
         adjusted = logits.copy()
@@ -197,21 +207,19 @@ class Sampler:
             adjusted[tokens] += amounts
         return adjusted
 
-    def _adjustments(self, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _adjustments(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Tokens, each once, and what penalties, bias and bans add to their logits."""
         settings, tokens, amounts = self.settings, self._named, self._bias
-        if settings.presence_penalty or settings.frequency_penalty:
-            counted, counts = self._counts.arrays()
-            penalties = -settings.presence_penalty - counts * settings.frequency_penalty
-            if tokens.size:
-                tokens, places = np.unique(np.concatenate([counted, tokens]), return_inverse=True)
-                each = np.concatenate([penalties, amounts])
-                amounts = np.zeros(len(tokens))
-                np.add.at(amounts, places, each)
-            else:
-                tokens, amounts = counted, penalties
-        if tokens.size and tokens.max() >= vocab_size:
-            raise UsageError(f"there is no token {tokens.max()}: the model has {vocab_size:,}")
+        if not self._penalises:
+            return tokens, amounts
+        counted, counts = self._counts.arrays()
+        penalties = -settings.presence_penalty - counts * settings.frequency_penalty
+        if not tokens.size:
+            return counted, penalties
+        tokens, places = np.unique(np.concatenate([counted, tokens]), return_inverse=True)
+        each = np.concatenate([penalties, amounts])
+        amounts = np.zeros(len(tokens))
+        np.add.at(amounts, places, each)
         return tokens, amounts
 
     def _draw(self, softmax: _Softmax) -> int:
@@ -261,7 +269,7 @@ class Sampler:
         return tokens, softmax.gaps(tokens)
 
 
-def _check_token(token: int) -> None:
+def _raise_reason(token: int) -> None:
     """Raise the error for a reason in place of a token."""
     if token == NOT_A_NUMBER:
         raise RwkvError("the model's output is not a number: its weights or its state are damaged")
@@ -291,38 +299,55 @@ class _Softmax:
 
 
 class _DecayingCounts:
-    """How often each token came; every count shrinks by a factor with each token. Arrays, to be fast."""
+    """How often each token came; every count shrinks by a factor with each token. Arrays, to be fast.
+
+    Tokens are counted when someone asks, in their order and so with the same result as at once: where nothing is
+    penalised, generating a text asks for no count.
+    """
 
     def __init__(self, factor: float, counts: Mapping[int, float]) -> None:
         self._factor = factor
         self._row = {token: row for row, token in enumerate(counts)}
-        self._tokens = np.array(list(counts), np.int64)  # [capacity], used up to len(self)
+        self._tokens = np.array(list(counts), np.int64)  # [capacity], used up to the number of rows
         self._values = np.array(list(counts.values()), np.float64)  # [capacity]
+        self._waiting: list[int] = []  # to be counted; -1 for a token that only lets the counts shrink
 
-    def __len__(self) -> int:
-        return len(self._row)
+    def append(self, token: int) -> None:
+        """Let the counts shrink, and count a token once more unless it is -1."""
+        self._waiting.append(token)
+        if len(self._waiting) == _MOST_WAITING:
+            self._count()
 
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The tokens and their counts: views."""
-        return self._tokens[: len(self)], self._values[: len(self)]
+        """The tokens and their counts: views, up to the next `append`."""
+        self._count()
+        return self._tokens[: len(self._row)], self._values[: len(self._row)]
 
     def frozen(self) -> TokenCounts:
         """A copy that does not change."""
         tokens, values = self.arrays()
         return TokenCounts(tokens.astype(np.int32), values.copy())
 
-    def decay(self) -> None:
-        self.arrays()[1][:] *= self._factor
+    def _count(self) -> None:
+        used = self._values[: len(self._row)]
+        for token in self._waiting:
+            np.multiply(used, self._factor, used)
+            if token < 0:
+                continue
+            row = self._row.setdefault(token, len(self._row))
+            if row == len(used):
+                self._grow(row)
+                self._tokens[row] = token
+                used = self._values[: row + 1]
+            self._values[row] += 1
+        self._waiting.clear()
 
-    def add(self, token: int) -> None:
-        """Count a token once more."""
-        row = self._row.setdefault(token, len(self._row))
+    def _grow(self, row: int) -> None:
+        """Make sure that there is room for a row."""
         if row == len(self._tokens):
             room = np.zeros(row + 64, np.int64)
             self._tokens = np.concatenate([self._tokens, room])
             self._values = np.concatenate([self._values, room.astype(np.float64)])
-        self._tokens[row] = token
-        self._values[row] += 1
 
 
 def exempt_tokens(tokenizer: Tokenizer) -> Callable[[int], bool]:

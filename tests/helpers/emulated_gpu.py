@@ -42,7 +42,8 @@ def few_threads() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "_COPY_BLOCKS", 4)
         patch.setattr(batched_pass, "MANY_BLOCKS", 4)
-        patch.setattr(device_sampler, "THREADS", 64)
+        patch.setattr(device_sampler, "SURVEY_THREADS", 64)
+        patch.setattr(device_sampler, "SAMPLE_THREADS", 64)
         yield
 
 

@@ -91,7 +91,7 @@ class CudaBackend(Backend):
         self._decoder = Decoder(gpu, self._weights, self._states)
         self._decode = gpu.graph(self._decoder.steps())
         self._sampler = DeviceSampler(gpu, self._decoder.logits, model.config.vocab_size)
-        steps = [*self._decoder.steps(self._sampler.token), self._sampler.step()]
+        steps = [*self._decoder.steps(self._sampler.token), *self._sampler.steps()]
         self._decode_and_sample = gpu.graph(steps)
         self._pass: BatchedPass | None = None
         self._all_logits: DeviceMemory | None = None
@@ -167,8 +167,6 @@ class CudaBackend(Backend):
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`: the logits stay on the GPU until they are asked for."""
-        if sampler.settings.needs_ranking:  # which only the host can
-            return super().choose(token, state, sampler)
         request = sampler.request(self.config.vocab_size)
         with self._advancing(state):
             self._sampler.submit([request], token)

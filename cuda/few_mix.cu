@@ -1,0 +1,61 @@
+// One token each of 2 to 16 sequences: layer norm, and the token shift of every matrix that follows; a block for each token.
+//
+//     u = LN(x);  mixed[m] = u + (u of the token before - u) * mixes[m]
+//
+// The token before is in the state. All that does not depend on the previous kernel is read before that has ended.
+#include "mix.cuh"
+
+template <int n_mixes>
+__device__ __forceinline__ void mix_token(const float* x, const int* slots, const float* shift, const float* weight,
+                                          const float* bias, const float* mixes, u16* mixed, float* u, int T, int C,
+                                          long long state_size) {
+    __shared__ float sums[2 * LANES];
+    const int t = blockIdx.x;
+    Row w, b, before, shares[n_mixes ? n_mixes : 1], now;
+    w.read(weight, C);
+    b.read(bias, C);
+    if (n_mixes) before.read(shift + slots[t] * state_size, C);
+#pragma unroll
+    for (int m = 0; m < n_mixes; m++) shares[m].read(mixes + m * C, C);
+    wait_for_previous();
+    let_next_begin();
+    now.read(x + (size_t)t * C, C);
+    now.normalise(w, b, C, sums);
+#pragma unroll
+    for (int j = 0; j < FOURS; j++) {
+        const int c = Row::channel(j);
+        if (c >= C) break;
+        if (n_mixes == 0) store(mixed + (size_t)t * C + c, now.v[j]);
+        else store(u + (size_t)t * C + c, now.v[j]);
+#pragma unroll
+        for (int m = 0; m < n_mixes; m++)
+            store(mixed + ((size_t)m * T + t) * C + c, now.v[j] + (before.v[j] - now.v[j]) * shares[m].v[j]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+few_time_mix(const float* x,       // [T, C]
+             const int* slots,     // [T] the slot of each token's state
+             const float* shift,   // [C] of the state in slot 0
+             const float* weight,  // [C] of the layer norm
+             const float* bias,    // [C]
+             const float* mixes,   // [6, C]
+             u16* mixed,           // [6, T, C] float16
+             float* u,             // [T, C] the next token shift
+             int T, int C, long long state_size) {
+    mix_token<6>(x, slots, shift, weight, bias, mixes, mixed, u, T, C, state_size);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+few_channel_mix(const float* x, const int* slots, const float* shift, const float* weight, const float* bias,
+                const float* mixes,  // [C]
+                u16* mixed,          // [T, C] float16
+                float* u, int T, int C, long long state_size) {
+    mix_token<1>(x, slots, shift, weight, bias, mixes, mixed, u, T, C, state_size);
+}
+
+// The layer norm alone.
+extern "C" __global__ void __launch_bounds__(THREADS)
+few_norm(const float* x, const float* weight, const float* bias, u16* mixed, int T, int C) {
+    mix_token<0>(x, 0, 0, weight, bias, 0, mixed, 0, T, C, 0);
+}
