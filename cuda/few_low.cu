@@ -2,7 +2,7 @@
 #include "few.cuh"
 
 #define LOW_THREADS 128
-#define LOW_AHEAD 4  // chunks that are requested together: all of most maps
+#define LOW_AHEAD 12  // chunks that are requested together: all of most maps
 
 enum { W2, A2, V2, G2, MAPS };
 
@@ -44,13 +44,14 @@ few_low(const u16* hidden,  // [T, the sum of ranks] float16
 #pragma unroll
         for (int i = 0; i < LOW_AHEAD; i++) {
             const int column = begin + i * CHUNK;
-            if (column >= rank) break;
+            if (column >= rank) continue;
             // Columns beyond the rank are read from what follows in `hidden`, and their weights are zeros.
             const int at = part(column) ? column : 0;
             Inputs(hidden, stride, T, first + at).multiply(sum, w[i]);
         }
 #pragma unroll
-        for (int i = 0; i < LOW_AHEAD; i++) w[i] = read(begin + (LOW_AHEAD + i) * CHUNK);
+        for (int i = 0; i < LOW_AHEAD; i++)
+            if (begin + (LOW_AHEAD + i) * CHUNK < rank) w[i] = read(begin + (LOW_AHEAD + i) * CHUNK);
     }
     each_sum(sum, T, [&](int token, int r, float v) { second[((size_t)map * T + token) * C + row + r] = v; });
 }

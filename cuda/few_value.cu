@@ -93,14 +93,19 @@ few_value(const u16* h,        // [T, F] float16
     for (int i = 0; i < 8; i++)  // column n of product i is channel 8 n + i
         each_sum(sums[i], T, [&](int token, int n, float v) { slice[token * CHANNELS + 8 * n + i] = v; });
     __syncthreads();
-    auto place = [&](int i) { return i / channels * C + (int)blockIdx.x * CHANNELS + i % channels; };
-    for (int i = t; i < T * channels; i += THREADS) {
-        float total = 0;
+    // Four channels of a token each: so few steps that all reads of one are under way at the same time.
+    const int fours = channels / 4;
+    for (int i = t; i < T * fours; i += THREADS) {
+        const int token = i / fours, c = i % fours * 4;
+        float4 total = zeros4();
 #pragma unroll
-        for (int s = 0; s < SLICES; s++) total += memory[(s * T + i / channels) * CHANNELS + i % channels];
-        parts[(size_t)part * T * C + place(i)] = total;
+        for (int s = 0; s < SLICES; s++) total = total + load4(memory + (s * T + token) * CHANNELS + c);
+        store(parts + ((size_t)part * T + token) * C + blockIdx.x * CHANNELS + c, total);
     }
     if (!is_last_of(n_parts, &arrived[blockIdx.x], &is_last)) return;
-    for (int i = t; i < T * channels; i += THREADS) x[place(i)] = sum_of_parts(parts, T * C, n_parts, place(i), x[place(i)]);
+    for (int i = t; i < T * fours; i += THREADS) {
+        const size_t place = (size_t)(i / fours) * C + blockIdx.x * CHANNELS + i % fours * 4;
+        store(x + place, sum_of_parts((const float4*)(parts + place), T * C / 4, n_parts, load4(x + place)));
+    }
     if (t == 0) arrived[blockIdx.x] = 0;
 }

@@ -16,15 +16,17 @@ __device__ __forceinline__ bool is_last_of(int n, int* arrived, bool* is_last) {
     return *is_last;
 }
 
-// `total` plus channel c of parts [n, C], added up in this order.
-__device__ __forceinline__ float sum_of_parts(const float* parts, int C, int n, int c, float total) {
+// `total` plus the first of each of n parts, which are `stride` apart, added up in this order.
+template <class Floats> __device__ __forceinline__ Floats sum_of_parts(const Floats* parts, int stride, int n, Floats total) {
     const int AT_ONCE = 16;
     for (int first = 0; first < n; first += AT_ONCE) {
-        float v[AT_ONCE];
+        Floats v[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) v[i] = first + i < n ? __ldcg(parts + (size_t)(first + i) * C + c) : 0.f;
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + i < n) v[i] = __ldcg(parts + (size_t)(first + i) * stride);
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) total += v[i];
+        for (int i = 0; i < AT_ONCE; i++)
+            if (first + i < n) total = total + v[i];
     }
     return total;
 }

@@ -1,10 +1,10 @@
 // The choice of the next token, last of three kernels: see sampling.cuh. A block has a sequence.
 #include "sampling.cuh"
 
-#define THREADS 512
+#define THREADS 1024     // at most
 #define AHEAD 8          // values that a lane requests together
 #define BINS 1024        // of a histogram of values
-#define BINS_PER_NAT 64  // of the first one: it reaches 16 below the peak, and the last bin has all that is further
+#define REACH 16.f       // of the first one, below the peak, at most: the last bin has all that is further
 #define FEW 512          // values whose order is found by comparing all with all
 #define NO_TOKEN 0x7fffffff
 
@@ -81,10 +81,11 @@ struct Histogram {
 // The rules that count from the likeliest token on: top-p and top-k.
 struct Rank {
     double wanted;  // weight, for top-p
-    float peak;
+    float peak, bins_per_unit;
     int top_k;
     __device__ __forceinline__ Rank(const Request& r, const Softmax& softmax)
-        : wanted(r.top_p < 1 ? (double)r.top_p * softmax.total * UNIT : 1e300), peak(softmax.peak), top_k(r.top_k) {}
+        : wanted(r.top_p < 1 ? (double)r.top_p * softmax.total * UNIT : 1e300), peak(softmax.peak),
+          bins_per_unit((BINS - 1) / fmaxf(fminf(softmax.peak - softmax.lowest, REACH), 1e-30f)), top_k(r.top_k) {}
     __device__ __forceinline__ bool is_reached(const Amount& a) const {
         return (double)a.weight >= wanted || (top_k && a.count >= top_k);
     }
@@ -128,7 +129,8 @@ __device__ __forceinline__ void find_bin(Search& s, const Rank& rank) {
 // The highest value such that `rank` is reached by the tokens that are not below it, or `lowest` if it never is.
 //
 // A histogram says in which bin the value is. If there are few values, they are compared; otherwise there is a finer histogram
-// of what is in the bin. The first one has bins of equal widths, and the others divide the bits of floats.
+// of what is in the bin. The first one has bins of equal widths down to the lowest logit, and the others divide the bits of
+// floats.
 __device__ __forceinline__ float cutoff_of(const Source& source, const Rank& rank, float lowest, Search& s) {
     u32 low = to_ordered(lowest), high = to_ordered(rank.peak);
     if (threadIdx.x == 0) s.above = {0, 0};
@@ -136,7 +138,7 @@ __device__ __forceinline__ float cutoff_of(const Source& source, const Rank& ran
         int shift = 0;
         while ((high - low) >> shift >= BINS) shift++;
         auto bin_of = [&](float v) {
-            if (first) return v >= lowest ? (int)fminf((rank.peak - v) * BINS_PER_NAT, BINS - 1) : -1;
+            if (first) return v >= lowest ? (int)fminf((rank.peak - v) * rank.bins_per_unit, BINS - 1) : -1;
             const u32 ordered = to_ordered(v);
             return low <= ordered && ordered <= high ? (int)((high - ordered) >> shift) : -1;
         };
@@ -298,9 +300,9 @@ __device__ __forceinline__ Source source_of(const Request& r, const Rank& rank, 
     return rank.is_reached(sum) ? listed : all;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS)
 sample(const float* logits, const float* adjusted, const Request* requests,  // as in survey.cu
-       const float2* own, const float2* changed, const float* values, const int* tokens, const int* counts,
+       const Survey* own, const Survey* changed, const float* values, const int* tokens, const int* counts,
        Choice* choices,  // [sequences]
        int V, int stride) {
     __shared__ union { Search search; Sums sums; } shared;

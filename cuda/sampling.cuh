@@ -37,15 +37,23 @@ struct Choice {
     float logprob;  // under the logits as the model gave them
 };
 
+// Of a part of the logits.
+struct Survey {
+    float peak, total;  // the highest, and the sum of exp(logit - peak)
+    float lowest;       // of those that are not minus infinity
+    float unused;
+};
+
 // softmax(logits) = exp(logits - peak) / total
 struct Softmax {
-    float peak, total;
+    float peak, total, lowest;
 
     // Of all parts, from that of each [PARTS]; every lane gets it.
-    __device__ __forceinline__ Softmax(const float2* parts) {
-        const float2 mine = parts[threadIdx.x % LANES];
-        peak = max_of_neighbours<LANES>(mine.x);
-        total = warp_sum(mine.y * expf(mine.x - peak));
+    __device__ __forceinline__ Softmax(const Survey* parts) {
+        const Survey mine = parts[threadIdx.x % LANES];
+        peak = max_of_neighbours<LANES>(mine.peak);
+        total = warp_sum(mine.total * expf(mine.peak - peak));
+        lowest = -max_of_neighbours<LANES>(-mine.lowest);
     }
     // False if a logit is NaN or +inf, or all are -inf; a valid total is >= 1, since the peak adds 1.
     __device__ __forceinline__ bool is_valid() const { return total >= 1; }

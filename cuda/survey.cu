@@ -13,13 +13,17 @@ __device__ __forceinline__ float block_max(float v, float* shared) {
     return v;
 }
 
-// The peak and the total of n values in shared memory; `shared` [LANES] is for this alone.
-__device__ __forceinline__ float2 softmax_of(const float* values, int n, float* shared) {
-    float peak = LOWEST, total = 0;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) peak = fmaxf(peak, values[i]);
+// Of n values in shared memory; `shared` [LANES] is for this alone.
+__device__ __forceinline__ Survey survey_of(const float* values, int n, float* shared) {
+    float peak = LOWEST, total = 0, depth = LOWEST;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        peak = fmaxf(peak, values[i]);
+        if (values[i] > -INFINITE) depth = fmaxf(depth, -values[i]);
+    }
     peak = block_max(peak, shared);
     for (int i = threadIdx.x; i < n; i += blockDim.x) total += expf(values[i] - peak);
-    return make_float2(peak, block_sum(total, shared));
+    total = block_sum(total, shared);
+    return {peak, total, -block_max(depth, shared), 0};
 }
 
 extern __shared__ __align__(16) float memory[];  // a part of the logits
@@ -28,8 +32,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 survey(const float* logits,      // [rows, stride], of which V are used
        const Request* requests,  // [sequences]
        float* adjusted,          // [sequences, V] logits after all changes, of sequences that have any
-       float2* own,              // [sequences, PARTS] peak and total of the model's logits
-       float2* changed,          // [sequences, PARTS] those after all changes
+       Survey* own,              // [sequences, PARTS] of the model's logits
+       Survey* changed,          // [sequences, PARTS] after all changes
        int V, int stride) {
     __shared__ float shared[LANES];
     wait_for_previous();
@@ -40,8 +44,8 @@ survey(const float* logits,      // [rows, stride], of which V are used
     const float* row = logits + (size_t)r.row * stride + begin;
 #pragma unroll 8
     for (int i = t; i < n; i += blockDim.x) memory[i] = row[i];  // which the same thread reads next
-    const float2 before = softmax_of(memory, n, shared);
-    float2 after = before;
+    const Survey before = survey_of(memory, n, shared);
+    Survey after = before;
     if (is_adjusted(r)) {
         __syncthreads();
         for (int i = t; i < r.n; i += blockDim.x) {
@@ -53,7 +57,7 @@ survey(const float* logits,      // [rows, stride], of which V are used
             if (r.mask && !(r.mask[(begin + i) / 32] >> (begin + i) % 32 & 1)) memory[i] = -INFINITE;
             adjusted[(size_t)sequence * V + begin + i] = memory[i];
         }
-        after = softmax_of(memory, n, shared);
+        after = survey_of(memory, n, shared);
     }
     if (t == 0) {
         own[sequence * PARTS + blockIdx.x] = before;
@@ -63,7 +67,7 @@ survey(const float* logits,      // [rows, stride], of which V are used
 
 // Lists the tokens that are not below `lowest_candidate`, by ascending id.
 extern "C" __global__ void __launch_bounds__(THREADS)
-candidates(const float* logits, const float* adjusted, const Request* requests, const float2* changed,  // as above
+candidates(const float* logits, const float* adjusted, const Request* requests, const Survey* changed,  // as above
            float* values,  // [sequences, PARTS, LIST] their logits
            int* tokens,    // [sequences, PARTS, LIST]
            int* counts,    // [sequences, PARTS] how many; -1 where there are more than LIST

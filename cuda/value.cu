@@ -247,6 +247,6 @@ value(const float* h,       // [F]
         parts[(size_t)part * C + c] = total;
     }
     if (!is_last_of(n_parts, &arrived[blockIdx.x], &is_last)) return;
-    if (t < channels) x[c] = sum_of_parts(parts, C, n_parts, c, x[c]);
+    if (t < channels) x[c] = sum_of_parts(parts + c, C, n_parts, x[c]);
     if (t == 0) arrived[blockIdx.x] = 0;
 }

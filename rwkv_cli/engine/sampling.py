@@ -142,7 +142,8 @@ class Sampler:
         # Temperature, top-p, min-p and top-k of a request. The greedy choice is the first of those as likely as the
         # likeliest, and takes no random number.
         self._cuts = (1.0, 1.0, 1.0, 0)
-        if not settings.greedy:
+        self._greedy = settings.greedy
+        if not self._greedy:
             self._cuts = settings.temperature, settings.top_p, settings.min_p, settings.top_k
 
     @property
@@ -181,9 +182,11 @@ class Sampler:
 
         Raises UsageError if the settings name a token outside the vocabulary.
         """
-        self.check(vocab_size)
+        if self._highest >= vocab_size:
+            self.check(vocab_size)
         tokens, amounts = self._adjustments() if self._penalises else (self._named, self._bias)
-        return SampleRequest(tokens, amounts, 0.0 if self.settings.greedy else self.rng.random(), *self._cuts)
+        number = 0.0 if self._greedy else self.rng.random()
+        return SampleRequest._make((tokens, amounts, number, *self._cuts, None))
 
     def check(self, vocab_size: int) -> None:
         """Raise UsageError if the settings, or counts that are penalised, name a token outside the vocabulary."""

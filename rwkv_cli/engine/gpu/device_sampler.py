@@ -19,7 +19,9 @@ from rwkv_cli.engine.sampling import Choice, SampleRequest
 SURVEY_THREADS, SAMPLE_THREADS = (constants(file)["THREADS"] for file in ("survey.cu", "sample.cu"))
 PARTS, LIST = (constants("sampling.cuh")[name] for name in ("PARTS", "LIST"))
 
-REQUEST, CHANGE, CHOICE = (structure("sampling.cuh", name) for name in ("Request", "Change", "Choice"))
+REQUEST, CHANGE, SURVEY, CHOICE = (
+    structure("sampling.cuh", name) for name in ("Request", "Change", "Survey", "Choice")
+)
 
 _LOWEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 """In float32: in place of 0, by which nothing can be divided."""
@@ -62,8 +64,8 @@ class DeviceSampler:
         sizes = {
             "requests": REQUEST.itemsize * sequences,
             "adjusted": 4 * V * sequences,
-            "own": 8 * lists,
-            "changed": 8 * lists,
+            "own": SURVEY.itemsize * lists,
+            "changed": SURVEY.itemsize * lists,
             "values": 4 * LIST * lists,
             "tokens": 4 * LIST * lists,
             "counts": 4 * lists,
@@ -98,8 +100,12 @@ class DeviceSampler:
         return [
             Launch("survey", parts, SURVEY_THREADS, {**shared, **own}, part_bytes, overlaps=True),
             Launch("candidates", parts, SURVEY_THREADS, {**shared, **lists}, overlaps=True),
-            Launch("sample", (sequences,), SAMPLE_THREADS, choose, overlaps=True),
+            Launch("sample", (sequences,), self._threads(sequences), choose, overlaps=True),
         ]
+
+    def _threads(self, sequences: int) -> int:
+        """Of a block of `sample`: fewer where a multiprocessor has several."""
+        return SAMPLE_THREADS if sequences <= self._gpu.multiprocessors else SAMPLE_THREADS // 2
 
     def submit(self, requests: Sequence[SampleRequest], token: int = 0, rows: Sequence[int] = ()) -> None:
         """Upload how to choose the next token of each sequence, and the `token` to read first, if there is one.
@@ -110,8 +116,8 @@ class DeviceSampler:
         changes = self._submit_changes(requests)
         masks = self._submit_masks(requests)
         self._requests[: len(requests)] = [
-            (token, len(r.tokens), change, mask, r.random, *_cuts(*r[3:7]), row)
-            for r, change, mask, row in zip(
+            (token, len(tokens), change, bits, random, *_cuts(temperature, top_p, min_p, top_k), row)
+            for (tokens, _, random, temperature, top_p, min_p, top_k, _), change, bits, row in zip(
                 requests, changes, masks, rows or range(len(requests)), strict=True
             )
         ]
