@@ -2,6 +2,7 @@
 #include "few.cuh"
 
 #define LOW_THREADS 128
+#define COLUMNS Chunk<FP16>::COLUMNS
 #define LOW_AHEAD 12  // chunks that are requested together: all of most maps
 
 enum { W2, A2, V2, G2, MAPS };
@@ -34,24 +35,24 @@ few_low(const u16* hidden,  // [T, the sum of ranks] float16
     };
     uint4 w[LOW_AHEAD];
 #pragma unroll
-    for (int i = 0; i < LOW_AHEAD; i++) w[i] = read(i * CHUNK);
+    for (int i = 0; i < LOW_AHEAD; i++) w[i] = read(i * COLUMNS);
     wait_for_previous();
     let_next_begin();
     if (!active) return;
     const int stride = rank_w + rank_a + rank_v + rank_g;
     float4 sum = zeros4();
-    for (int begin = 0; begin < rank; begin += LOW_AHEAD * CHUNK) {
+    for (int begin = 0; begin < rank; begin += LOW_AHEAD * COLUMNS) {
 #pragma unroll
         for (int i = 0; i < LOW_AHEAD; i++) {
-            const int column = begin + i * CHUNK;
+            const int column = begin + i * COLUMNS;
             if (column >= rank) continue;
             // Columns beyond the rank are read from what follows in `hidden`, and their weights are zeros.
             const int at = part(column) ? column : 0;
-            Inputs(hidden, stride, T, first + at).multiply(sum, w[i]);
+            Inputs(hidden, stride, T, first + at + lane % 4 * 8).multiply(sum, w[i].x, w[i].y, w[i].z, w[i].w);
         }
 #pragma unroll
         for (int i = 0; i < LOW_AHEAD; i++)
-            if (begin + (LOW_AHEAD + i) * CHUNK < rank) w[i] = read(begin + (LOW_AHEAD + i) * CHUNK);
+            if (begin + (LOW_AHEAD + i) * COLUMNS < rank) w[i] = read(begin + (LOW_AHEAD + i) * COLUMNS);
     }
     each_sum(sum, T, [&](int token, int r, float v) { second[((size_t)map * T + token) * C + row + r] = v; });
 }

@@ -21,6 +21,18 @@ __device__ __forceinline__ u32 to_halves(float first, float second) {
     return v;
 }
 
+// Differences and products of two float16 each.
+__device__ __forceinline__ u32 subtract_halves(u32 a, u32 b) {
+    u32 v;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+__device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
+    u32 v;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+
 // c + the dot product of four signed bytes and four signed bytes.
 __device__ __forceinline__ int dot4(u32 a, u32 b, int c) {
     int d;
@@ -90,6 +102,17 @@ __device__ __forceinline__ void copy_in_background(void* to, const void* from) {
                  : "memory");
 #else
     *(uint4*)to = *(const uint4*)from;
+#endif
+}
+
+// The same of 4 or 8 bytes.
+template <int bytes> __device__ __forceinline__ void copy_little_in_background(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "n"(bytes)
+                 : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < bytes / 4; i++) ((u32*)to)[i] = ((const u32*)from)[i];
 #endif
 }
 

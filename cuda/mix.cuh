@@ -3,8 +3,10 @@
 #include "common.cuh"
 #include "layer_norm.cuh"
 
+#ifndef THREADS
 #define THREADS 256
-#define FOURS 4                           // groups of four channels of a thread
+#endif
+#define FOURS (1024 / THREADS)            // groups of four channels of a thread
 #define MOST_CHANNELS (THREADS * FOURS * 4)
 
 struct Row {

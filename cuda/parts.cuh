@@ -18,7 +18,7 @@ __device__ __forceinline__ bool is_last_of(int n, int* arrived, bool* is_last) {
 
 // `total` plus the first of each of n parts, which are `stride` apart, added up in this order.
 template <class Floats> __device__ __forceinline__ Floats sum_of_parts(const Floats* parts, int stride, int n, Floats total) {
-    const int AT_ONCE = 16;
+    const int AT_ONCE = sizeof(Floats) == 4 ? 16 : 8;
     for (int first = 0; first < n; first += AT_ONCE) {
         Floats v[AT_ONCE];
 #pragma unroll

@@ -104,13 +104,34 @@ def test_one_token_each_of_few_and_of_many(backend, n):
 
 
 @needs_compiler
-def test_few_tokens_need_shared_memory_and_floats(backend):
+@pytest.mark.parametrize("weight_type", ["int8", "int4"])
+def test_few_tokens_with_integer_weights(weight_type, tmp_path):
+    """Which are converted to float16 in registers: as where whole matrices are converted, up to their rounding."""
+    with few_threads():
+        backend = tiny_backend(tmp_path, weight_type)
+        backend._gpu.shared_memory = 227 << 10
+        few, many = batch_of(backend, 11), batch_of(backend, 11)
+        many._most_few = 0
+        for batch in (few, many):
+            for _ in range(11):
+                batch.join()
+        for i in range(3):
+            parts = {slot: some_tokens(TINY, 1, slot + 11 * i) for slot in range(11)}
+            assert difference(few.read(parts), many.read(parts)) <= 5 * HALF
+    for slot in range(11):
+        assert state_difference(few.leave(slot), many.leave(slot)) <= 5 * HALF
+
+
+@needs_compiler
+def test_few_tokens_need_shared_memory(backend):
     gpu, weights = backend._gpu, backend._weights
     assert FewPass.most_tokens(gpu, weights) == 16
     small = SimpleNamespace(shared_memory=48 << 10, multiprocessors=3)
     assert FewPass.most_tokens(small, weights) == 0
-    integers = SimpleNamespace(type="int8", config=weights.config)
-    assert FewPass.most_tokens(gpu, integers) == 0
+    odd = SimpleNamespace(type="int8", config=replace(weights.config, n_embd=192))
+    assert FewPass.most_tokens(gpu, odd) == 0
+    wide = SimpleNamespace(type="fp16", config=replace(weights.config, n_embd=4096))
+    assert FewPass.most_tokens(gpu, wide) == 0
 
 
 @needs_compiler

@@ -7,20 +7,22 @@ before the previous one has ended, and request their first weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from rwkv_cli.engine.gpu.decode import RESERVED, projected_blocks
 from rwkv_cli.engine.gpu.device_protocol import Buffers, Device
 from rwkv_cli.engine.gpu.kernel_sources import constants
 from rwkv_cli.engine.gpu.launch_plan import Launch, Step
 from rwkv_cli.engine.gpu.state_slots import StateSlots
-from rwkv_cli.engine.gpu.weights import LOW_RANK, Layer, Matrix, Weights
+from rwkv_cli.engine.gpu.weights import LOW_RANK, WIDTHS, Layer, Matrix, Weights
+from rwkv_cli.files.weight_layouts import GROUP
 
-_ROWS, _VALUE, _LOW, _MIX, _HEADS = (
-    constants(f"few_{name}.cu") for name in ("rows", "value", "low", "mix", "heads")
-)
+_ROWS, _LOW, _MIX, _HEADS = (constants(f"few_{name}.cu") for name in ("rows", "low", "mix", "heads"))
 MOST_TOKENS = _ROWS["MOST_TOKENS"]
 THREADS = _ROWS["THREADS"]
 EMBED_THREADS = 256
+WIDEST_FLOATS = 2560
+"""Channels of float16 models: with more, cuBLAS is faster (7.2b, 8 sequences: 6.3 ms and not 6.6)."""
 
 
 class FewPass:
@@ -36,9 +38,9 @@ class FewPass:
         self._C, self._F, self._H = config.n_embd, config.n_ffn, config.n_head
         # A multiprocessor must not have the memory for two blocks of a kernel: see `Decoder`.
         self._blocks, self._least_shared = gpu.multiprocessors, gpu.shared_memory // 2 + 1
-        rows = [self._C] * 3 + [weights.ranks[name] for name in LOW_RANK]
-        self._ends = projected_blocks([2 * n for n in rows], self._blocks)
-        self._value_grid = pieces, parts = _value_blocks(gpu, weights)
+        width, ranks = WIDTHS[weights.type], [weights.ranks[name] for name in LOW_RANK]
+        self._ends = projected_blocks([width * self._C] * 3 + [2.0 * rank for rank in ranks], self._blocks)
+        self._value_grid = _, parts = _value_blocks(gpu, weights)
         T, C = MOST_TOKENS, self._C
         self._at = Buffers(
             gpu,
@@ -53,21 +55,20 @@ class FewPass:
                 "v_first": 4 * T * C,
                 "h": 2 * T * self._F,
                 "parts": 4 * T * parts * C,
-                "arrived": 4 * pieces,
             },
         )
 
     @staticmethod
     def most_tokens(gpu: Device, weights: Weights) -> int:
-        """For how many sequences there are kernels: fewer where shared memory is small, 0 for integer weights."""
-        if weights.type != "fp16":
-            return 0
+        """For how many sequences these kernels are to be used: fewer where shared memory is small, perhaps 0."""
         C, F = weights.config.n_embd, weights.config.n_ffn
+        if C > WIDEST_FLOATS if weights.type == "fp16" else C % (2 * GROUP):  # scales are read two at a time
+            return 0
         left = gpu.shared_memory - RESERVED
         _, parts = _value_blocks(gpu, weights)
         most = min(
-            (left - _ROWS["FIXED_BYTES"]) // _row_bytes(C),
-            (left - _VALUE["FIXED_BYTES"]) // _value_bytes(F, parts),
+            (left - _rows(weights)["FIXED_BYTES"]) // _row_bytes(C),
+            (left - _value(weights)["FIXED_BYTES"]) // _value_bytes(F, parts),
         )
         return min(MOST_TOKENS, most) if most >= 2 else 0
 
@@ -88,13 +89,15 @@ class FewPass:
             steps += self._time_mix(i, layer, T) + self._channel_mix(i, layer, T)
         norm = {
             "x": at["x"],
+            "parts": at["parts"],
+            "n_parts": self._value_grid[1],
             "weight": w.norm("ln_out.weight"),
             "bias": w.norm("ln_out.bias"),
             "mixed": at["mixed"],
             "T": T,
             "C": self._C,
         }
-        head = {"mixed": at["mixed"], "weights": w.head.weights, "logits": out, "V": w.head.R}
+        head = {"mixed": at["mixed"], "logits": out, "V": w.head.R}
         return [
             *steps,
             Launch("few_norm", (T,), _MIX["THREADS"], norm, overlaps=True),
@@ -107,6 +110,7 @@ class FewPass:
         project = {
             "mixed": at["mixed"],
             "main": layer.main.weights,
+            "scales": layer.main.scales,
             "low": layer.low_rank_half.first.weights,
             "rkv": at["rkv"],
             "hidden": at["hidden"],
@@ -138,7 +142,7 @@ class FewPass:
             "is_first": int(i == 0),
             "state_size": self._states.size,
         }
-        output = {"gated": at["mixed"], "weights": layer.output.weights, "x": at["x"]}
+        output = {"gated": at["mixed"], "x": at["x"]}
         tasks, of_a_block = len(LOW_RANK) * self._C // _LOW["TILE"], _LOW["LOW_THREADS"] // _LOW["LANES"]
         return [
             self._mix("few_time_mix", "att", i, layer, T),
@@ -150,23 +154,22 @@ class FewPass:
 
     def _channel_mix(self, i: int, layer: Layer, T: int) -> list[Step]:
         at = self._at
-        hidden = {"mixed": at["mixed"], "weights": layer.key.weights, "h": at["h"], "F": self._F}
+        hidden = {"mixed": at["mixed"], "h": at["h"], "F": self._F}
         value = {
             "h": at["h"],
             "weights": layer.value.weights,
+            "scales": layer.value.scales,
             "slots": self._slots,
             "u": at["u_ffn"],
             "shift": self._states.shift_ffn(i),
             "parts": at["parts"],
-            "arrived": at["arrived"],
-            "x": at["x"],
             "T": T,
             "C": self._C,
             "F": self._F,
             "state_size": self._states.size,
         }
         inputs = T * _value_bytes(self._F, self._value_grid[1])
-        shared = max(_VALUE["FIXED_BYTES"] + inputs, self._least_shared)
+        shared = max(_value(self._weights)["FIXED_BYTES"] + inputs, self._least_shared)
         return [
             self._mix("few_channel_mix", "ffn", i, layer, T),
             self._rows("few_hidden", layer.key, T, hidden),
@@ -190,22 +193,33 @@ class FewPass:
             "C": self._C,
             "state_size": self._states.size,
         }
+        if is_time:
+            arguments |= {"parts": self._at["parts"], "n_parts": self._value_grid[1] if i else 0}
         return Launch(kernel, (T,), _MIX["THREADS"], arguments, overlaps=True)
 
     def _rows(self, kernel: str, matrix: Matrix, T: int, arguments: dict[str, int]) -> Launch:
         """A kernel whose blocks share the rows of a matrix."""
         blocks = min(self._blocks, math.ceil(matrix.R / _ROWS["TILE"]))
-        arguments = {**arguments, "T": T, "C": self._C}
+        arguments = {**arguments, "weights": matrix.weights, "scales": matrix.scales, "T": T, "C": self._C}
         return Launch(kernel, (blocks,), THREADS, arguments, self._row_shared(T), overlaps=True)
 
     def _row_shared(self, T: int) -> int:
-        return max(_ROWS["FIXED_BYTES"] + T * _row_bytes(self._C), self._least_shared)
+        return max(_rows(self._weights)["FIXED_BYTES"] + T * _row_bytes(self._C), self._least_shared)
+
+
+def _rows(weights: Weights) -> Mapping[str, int]:
+    return constants("few_rows.cu", weights.type)
+
+
+def _value(weights: Weights) -> Mapping[str, int]:
+    return constants("few_value.cu", weights.type)
 
 
 def _value_blocks(gpu: Device, weights: Weights) -> tuple[int, int]:
     """The grid of cuda/few_value.cu: of channels and of hidden units."""
-    pieces = math.ceil(weights.config.n_embd / _VALUE["CHANNELS"])
-    return pieces, max(1, min(gpu.multiprocessors // pieces, weights.config.n_ffn // _VALUE["UNITS"]))
+    value, config = _value(weights), weights.config
+    pieces = math.ceil(config.n_embd / value["CHANNELS"])
+    return pieces, max(1, min(gpu.multiprocessors // pieces, config.n_ffn // value["UNITS"]))
 
 
 def _row_bytes(C: int) -> int:
@@ -215,5 +229,6 @@ def _row_bytes(C: int) -> int:
 
 def _value_bytes(F: int, parts: int) -> int:
     """Shared memory of cuda/few_value.cu for the input of a token."""
-    units = math.ceil(F // _VALUE["UNITS"] / parts)
-    return 2 * (units * _VALUE["UNITS"] + _VALUE["UNIT_PAD"])
+    value = constants("few_value.cu")
+    units = math.ceil(F // value["UNITS"] / parts)
+    return 2 * (units * value["UNITS"] + value["UNIT_PAD"])

@@ -17,6 +17,14 @@ inline u32 to_halves(float first, float second) {
     memcpy(&v, h, 4);
     return v;
 }
+inline u32 subtract_halves(u32 a, u32 b) {
+    const float2 x = halves(a), y = halves(b);
+    return to_halves(x.x - y.x, x.y - y.y);
+}
+inline u32 multiply_halves(u32 a, u32 b) {
+    const float2 x = halves(a), y = halves(b);
+    return to_halves(x.x * y.x, x.y * y.y);
+}
 inline int dot4(u32 a, u32 b, int c) {
     for (int i = 0; i < 4; i++) c += (signed char)(a >> 8 * i) * (signed char)(b >> 8 * i);
     return c;
@@ -47,5 +55,6 @@ template <class Words> Words read_once(const void* p, bool wanted) {
 inline void wait_for_previous() {}
 inline void let_next_begin() {}
 inline void copy_in_background(void* to, const void* from) { *(uint4*)to = *(const uint4*)from; }
+template <int bytes> void copy_little_in_background(void* to, const void* from) { memcpy(to, from, bytes); }
 inline void end_of_copies() {}
 template <int n> void wait_for_copies() {}
