@@ -31,6 +31,10 @@ Logits = NDArray[np.float32]
 _DEPTHS = (3.0, 5.0, 7.0, 9.0, 11.0, 14.0)
 
 
+_MOST_WAITING = 4096
+"""Tokens that have not been counted yet, which is memory."""
+
+
 class Choice(NamedTuple):
     """A chosen token and the natural logarithm of the probability that the model itself gave it."""
 
@@ -136,6 +140,15 @@ class Sampler:
         named = {**settings.logit_bias, **dict.fromkeys(settings.banned, -math.inf)}
         self._named = np.array(list(named), np.int64)
         self._bias = np.array(list(named.values()), np.float64)
+        self._penalises = bool(settings.presence_penalty or settings.frequency_penalty)
+        counted = memory.counts if memory and self._penalises else {}
+        self._highest = max((*named, *counted), default=-1)  # of the tokens whose logits may change
+        # Temperature, top-p, min-p and top-k of a request. The greedy choice is the first of those as likely as the
+        # likeliest, and takes no random number.
+        self._cuts = (1.0, 1.0, 1.0, 0)
+        self._greedy = settings.greedy
+        if not self._greedy:
+            self._cuts = settings.temperature, settings.top_p, settings.min_p, settings.top_k
 
     @property
     def memory(self) -> SamplerMemory:
@@ -182,9 +195,9 @@ class Sampler:
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
     def check(self, vocab_size: int) -> None:
-        """Raise UsageError if the settings name a token outside the vocabulary."""
-        if self._named.size and self._named.max() >= vocab_size:
-            raise UsageError(f"there is no token {self._named.max()}: the model has {vocab_size:,}")
+        """Raise UsageError if the settings, or counts that are penalised, name a token outside the vocabulary."""
+        if self._highest >= vocab_size:
+            raise UsageError(f"there is no token {self._highest}: the model has {vocab_size:,}")
 
     def _choose_allowed(self, logits: Logits, own: _Softmax, mask: Mask) -> Choice:
         """Choose among the tokens of a mask; only a ban makes one of them impossible, no penalty."""
@@ -203,46 +216,31 @@ class Sampler:
         token = place if tokens is None else int(tokens[place])
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
-    @property
-    def needs_host(self) -> bool:
-        """Whether only `choose` can choose, and not a GPU by the `request`: to rank, or to apply a mask."""
-        return self.settings.needs_ranking or self.constraint is not None
-
     def request(self, vocab_size: int) -> SampleRequest:
         """What it takes to choose in place of `choose`; `accept` is to follow. It draws the random number.
 
         Where it gives NOTHING_LEFT under a constraint, `choose` is to choose: it knows what to do. Raises UsageError if
         the settings name a token outside the vocabulary, or the constraint is too complex.
         """
-        settings = self.settings
-        tokens, amounts = self._adjustments(vocab_size)
+        if self._highest >= vocab_size:
+            self.check(vocab_size)
+        tokens, amounts = self._adjustments() if self._penalises else (self._named, self._bias)
+        number = 0.0 if self._greedy else self.rng.random()
         mask = None if self.constraint is None else self.constraint.mask()
-        if settings.greedy:  # the first of those as likely as the likeliest
-            return SampleRequest(tokens, amounts, True, 0.0, 1.0, top_p=1.0, min_p=1.0, top_k=0, mask=mask)
-        return SampleRequest(
-            tokens,
-            amounts,
-            False,
-            self.rng.random(),
-            settings.temperature,
-            settings.top_p,
-            settings.min_p,
-            settings.top_k,
-            mask,
-        )
+        return SampleRequest._make((tokens, amounts, self._greedy, number, *self._cuts, mask))
 
     def accept(self, token: int) -> None:
         """Record a token that was chosen. Raises like `sample` for a reason in its place."""
-        _check_token(token)
+        if token < 0:
+            _raise_reason(token)
         if self.constraint is not None:
             self.constraint.accept(token)
-        self._counts.decay()
-        if not self._exempt(token):
-            self._counts.add(token)
+        self._counts.append(-1 if self._exempt(token) else token)
 
     def _adjust(self, logits: Logits) -> Logits:
         """The logits after penalties, bias and bans; the very same array if there are none."""
-        tokens, amounts = self._adjustments(logits.size)
+        self.check(logits.size)
+        tokens, amounts = self._adjustments()
         if not tokens.size:
             return logits
         adjusted = logits.copy()
@@ -250,21 +248,19 @@ class Sampler:
             adjusted[tokens] += amounts
         return adjusted
 
-    def _adjustments(self, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _adjustments(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Tokens, each once, and what penalties, bias and bans add to their logits."""
         settings, tokens, amounts = self.settings, self._named, self._bias
-        if settings.presence_penalty or settings.frequency_penalty:
-            counted, counts = self._counts.arrays()
-            penalties = -settings.presence_penalty - counts * settings.frequency_penalty
-            if tokens.size:
-                tokens, places = np.unique(np.concatenate([counted, tokens]), return_inverse=True)
-                each = np.concatenate([penalties, amounts])
-                amounts = np.zeros(len(tokens))
-                np.add.at(amounts, places, each)
-            else:
-                tokens, amounts = counted, penalties
-        if tokens.size and tokens.max() >= vocab_size:
-            raise UsageError(f"there is no token {tokens.max()}: the model has {vocab_size:,}")
+        if not self._penalises:
+            return tokens, amounts
+        counted, counts = self._counts.arrays()
+        penalties = -settings.presence_penalty - counts * settings.frequency_penalty
+        if not tokens.size:
+            return counted, penalties
+        tokens, places = np.unique(np.concatenate([counted, tokens]), return_inverse=True)
+        each = np.concatenate([penalties, amounts])
+        amounts = np.zeros(len(tokens))
+        np.add.at(amounts, places, each)
         return tokens, amounts
 
     def _draw(self, softmax: _Softmax) -> int:
@@ -321,7 +317,7 @@ def _of_allowed(logits: Logits, allowed: NDArray[np.bool_], tokens: NDArray[np.i
     return np.where(allowed, logits, np.float32(-np.inf))
 
 
-def _check_token(token: int) -> None:
+def _raise_reason(token: int) -> None:
     """Raise the error for a reason in place of a token."""
     if token == NOT_A_NUMBER:
         raise RwkvError("the model's output is not a number: its weights or its state are damaged")
@@ -353,38 +349,55 @@ class _Softmax:
 
 
 class _DecayingCounts:
-    """How often each token came; every count shrinks by a factor with each token. Arrays, to be fast."""
+    """How often each token came; every count shrinks by a factor with each token. Arrays, to be fast.
+
+    Tokens are counted when someone asks, in their order and so with the same result as at once: where nothing is
+    penalised, generating a text asks for no count.
+    """
 
     def __init__(self, factor: float, counts: Mapping[int, float]) -> None:
         self._factor = factor
         self._row = {token: row for row, token in enumerate(counts)}
-        self._tokens = np.array(list(counts), np.int64)  # [capacity], used up to len(self)
+        self._tokens = np.array(list(counts), np.int64)  # [capacity], used up to the number of rows
         self._values = np.array(list(counts.values()), np.float64)  # [capacity]
+        self._waiting: list[int] = []  # to be counted; -1 for a token that only lets the counts shrink
 
-    def __len__(self) -> int:
-        return len(self._row)
+    def append(self, token: int) -> None:
+        """Let the counts shrink, and count a token once more unless it is -1."""
+        self._waiting.append(token)
+        if len(self._waiting) == _MOST_WAITING:
+            self._count()
 
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The tokens and their counts: views."""
-        return self._tokens[: len(self)], self._values[: len(self)]
+        """The tokens and their counts: views, up to the next `append`."""
+        self._count()
+        return self._tokens[: len(self._row)], self._values[: len(self._row)]
 
     def frozen(self) -> TokenCounts:
         """A copy that does not change."""
         tokens, values = self.arrays()
         return TokenCounts(tokens.astype(np.int32), values.copy())
 
-    def decay(self) -> None:
-        self.arrays()[1][:] *= self._factor
+    def _count(self) -> None:
+        used = self._values[: len(self._row)]
+        for token in self._waiting:
+            np.multiply(used, self._factor, used)
+            if token < 0:
+                continue
+            row = self._row.setdefault(token, len(self._row))
+            if row == len(used):
+                self._grow(row)
+                self._tokens[row] = token
+                used = self._values[: row + 1]
+            self._values[row] += 1
+        self._waiting.clear()
 
-    def add(self, token: int) -> None:
-        """Count a token once more."""
-        row = self._row.setdefault(token, len(self._row))
+    def _grow(self, row: int) -> None:
+        """Make sure that there is room for a row."""
         if row == len(self._tokens):
             room = np.zeros(row + 64, np.int64)
             self._tokens = np.concatenate([self._tokens, room])
             self._values = np.concatenate([self._values, room.astype(np.float64)])
-        self._tokens[row] = token
-        self._values[row] += 1
 
 
 def exempt_tokens(tokenizer: Tokenizer) -> Callable[[int], bool]:

@@ -4,16 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from helpers.actor import END, Actor, ByteTokenizer, spoken
+from helpers.actor import END, Actor, ByteTokenizer, generated, spoken
 from helpers.talker import talking
 
+from rwkv_cli.engine.constraint import allowed_tokens
 from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.constraints.guided import following
 from rwkv_cli.engine.constraints.vocabulary import vocabulary
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session
 from rwkv_cli.errors import UsageError
-from rwkv_cli.generation import Generation
 from rwkv_cli.sampling_settings import SamplingSettings
 
 BYTES = ByteTokenizer()
@@ -46,7 +46,7 @@ def logits(**bytes_):
 def perform(script, grammar, begun=None, **options):
     """A greedy generation in which the model says the script, as far as it may."""
     chooser = Sampler(SamplingSettings(temperature=0), constraint=following_bytes(grammar, begun))
-    return Generation(Session(Actor(script), chooser), spoken("go"), BYTES, **options)
+    return generated(Session(Actor(script), chooser), spoken("go"), BYTES, **options)
 
 
 # ------------------------------------------------------------------------------------------------------ the sampler
@@ -84,9 +84,11 @@ def test_a_ban_may_leave_nothing():
         sampler(Grammar.regex("[xy]"), banned=banned).sample(logits())
 
 
-def test_the_host_has_to_choose():
-    assert sampler(Grammar.regex("x")).needs_host
-    assert not Sampler(SamplingSettings()).needs_host
+def test_a_device_is_given_the_mask():
+    mask = sampler(Grammar.regex("x")).request(257).mask
+    assert mask is not None
+    assert allowed_tokens(mask, 257).tolist() == spoken("x")
+    assert Sampler(SamplingSettings()).request(257).mask is None
 
 
 def test_a_copy_chooses_what_the_first_one_would():

@@ -24,6 +24,7 @@ from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
 from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import Weights
+from rwkv_cli.engine.sampling import NOTHING_LEFT
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import weight_layouts
@@ -91,7 +92,7 @@ class CudaBackend(Backend):
         self._decoder = Decoder(gpu, self._weights, self._states)
         self._decode = gpu.graph(self._decoder.steps())
         self._sampler = DeviceSampler(gpu, self._decoder.logits, model.config.vocab_size)
-        steps = [*self._decoder.steps(self._sampler.token), self._sampler.step()]
+        steps = [*self._decoder.steps(self._sampler.token), *self._sampler.steps()]
         self._decode_and_sample = gpu.graph(steps)
         self._pass: BatchedPass | None = None
         self._all_logits: DeviceMemory | None = None
@@ -167,8 +168,6 @@ class CudaBackend(Backend):
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`: the logits stay on the GPU until they are asked for."""
-        if sampler.needs_host:
-            return super().choose(token, state, sampler)
         request = sampler.request(self.config.vocab_size)
         with self._advancing(state):
             self._sampler.submit([request], token)
@@ -176,6 +175,8 @@ class CudaBackend(Backend):
             (choice,) = self._sampler.collect()
             logits = _DeferredLogits(self._fetch_logits, self._lock)
             self._deferred_ref = weakref.ref(logits)
+        if request.mask is not None and choice.token == NOTHING_LEFT:  # the host knows what to do
+            choice = sampler.choose(logits())
         return Chosen(choice, logits)
 
     def evict(self, state: State) -> None:
