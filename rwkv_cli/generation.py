@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from rwkv_cli.engine.generate import UNLIMITED, PromptReader, TokenLoop, Usage, read_directly
+from rwkv_cli.engine.generate import Finish, TokenSource, Usage
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.reporting import Progress, pluralize
 from rwkv_cli.text.text_stream import TextStream
 from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
 from rwkv_cli.text.tokenizer import Tokenizer
-
-Finish = Literal["end", "stop", "length"]
-"""Why a generation ended: the model ended the document; a stop string or token came, or the constraint allows nothing
-more; or max_tokens were generated."""
 
 _LAST = 60  # characters of the text that are shown where a person looks at a generation
 
@@ -44,9 +39,7 @@ class Step(Shown):
     """One generated token."""
 
     token: int
-    logprob: (
-        float  # the natural logarithm of the probability that the model gave the token; 0 where it was forced
-    )
+    logprob: float  # the natural logarithm of the token's probability by the model; 0 where it was forced
     finish: Finish | None = None  # set on the last step
 
 
@@ -60,26 +53,19 @@ class Generation(Iterator[Step]):
 
     def __init__(
         self,
-        session: Session,
-        prompt: Sequence[int],
+        source: TokenSource,
         tokenizer: Tokenizer | None,
-        max_tokens: int = UNLIMITED,
         stop: Sequence[str] = (),
-        reader: PromptReader = read_directly,
         *,
-        stop_tokens: Collection[int] = (),
         splitter: ThoughtSplitter | None = None,
         unfinished: bytes = b"",
     ) -> None:
-        """`prompt` follows what the session has read, and may be empty if it has. Raises UsageError.
+        """`source` gives the tokens that follow a prompt. Raises UsageError for stop strings that cannot be.
 
         `splitter` tells thoughts from the answer; without one, all text is the answer. `unfinished` are the bytes of a
-        character that the session has read half of.
+        character that was read half of before.
         """
-        self.session = session
-        self.prompt, self.stop = prompt, tuple(stop)
-        end = tokenizer.end_of_document if tokenizer else 0
-        self._loop = TokenLoop(session, prompt, end, max_tokens, reader, stop_tokens)
+        self._source, self.stop = source, tuple(stop)
         self._stream = TextStream(tokenizer, stop, unfinished)
         self._splitter = splitter
         self._tokenizer = tokenizer
@@ -112,19 +98,29 @@ class Generation(Iterator[Step]):
         return "".join(self._given)
 
     @property
+    def prompt(self) -> Sequence[int]:
+        """The tokens that it follows."""
+        return self._source.prompt
+
+    @property
+    def session(self) -> Session:
+        """Where the text stands. Raises UsageError while a scheduler runs it."""
+        return self._source.session
+
+    @property
     def usage(self) -> Usage:
         """Counts and times so far."""
-        return self._loop.usage
+        return self._source.usage
 
     @property
     def sampler(self) -> Sampler:
         """What chooses the tokens."""
-        return self.session.sampler
+        return self._source.sampler
 
     @property
     def finish(self) -> Finish | None:
         """Why it ended; None while it has not."""
-        return "stop" if self._stream.is_stopped else self._loop.finish
+        return "stop" if self._stream.is_stopped else self._source.finish
 
     @property
     def is_in_thought(self) -> bool:
@@ -133,16 +129,16 @@ class Generation(Iterator[Step]):
 
     def report_to(self, progress: Progress) -> None:
         """Report the tokens of the prompt as they are read."""
-        self._loop.progress = progress
+        self._source.progress = progress
 
     def __next__(self) -> Step:
         self._has_begun = True
         if self.finish:
             raise StopIteration
-        if self._stream.is_holding and self._mark is None:
-            self._mark = self.session.snapshot()
+        if self._source.keeps and self._mark is None and self._stream.is_holding:
+            self._mark = self._source.snapshot()
             self._marked = self.usage.generated_tokens - 1  # without the pending one
-        choice = next(self._loop)
+        choice = next(self._source)
         text = "" if self._is_ended_by_token else self._stream.feed(choice.token)
         if self._stream.is_holding:
             self._shown += text
@@ -150,6 +146,7 @@ class Generation(Iterator[Step]):
             self._forget_mark()
         parts = self._split(text)
         if self.finish:
+            self._source.close()  # after a stop string, it would go on
             rest = self._rest(self._stream.rest() if self.finish == "length" else self._stream.flush())
             text, parts = text + rest.text, (*parts, *rest.parts)
         self._given.append(text)
@@ -191,7 +188,7 @@ class Generation(Iterator[Step]):
     @property
     def _is_ended_by_token(self) -> bool:
         """Whether the last token is one that ends the text: it has no text, and is not read."""
-        return self._loop.finish in ("end", "stop") and not self._loop.is_complete
+        return self._source.finish in ("end", "stop") and not self._source.is_complete
 
     def commit(self, *, whole_characters: bool = False) -> Snapshot:
         """The place after the text as it stands; no more steps may follow.
@@ -201,8 +198,9 @@ class Generation(Iterator[Step]):
         tokens it has read what is `unfinished` too, unless `whole_characters` are wanted.
         """
         self._has_begun = True
+        self._source.close()
         if not self.usage.generated_tokens:
-            self._loop.read_prompt()
+            self._source.read_prompt()
         elif self._is_ended_by_token:
             self.session.drop_pending()
         elif self._stream.is_stopped or (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -17,9 +17,17 @@ from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry as backends
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.constraint import Constraint, ConstraintMemory
-from rwkv_cli.engine.generate import UNLIMITED, PromptReader, read_directly
+from rwkv_cli.engine.generate import (
+    UNLIMITED,
+    Ending,
+    PromptReader,
+    TokenLoop,
+    TokenSource,
+    read_directly,
+)
 from rwkv_cli.engine.perplexity import negative_log_likelihoods
 from rwkv_cli.engine.sampling import Sampler, SamplerMemory, exempt_tokens
+from rwkv_cli.engine.scheduler import Request
 from rwkv_cli.engine.session import NOTHING_READ, Session, Snapshot
 from rwkv_cli.engine.state import State
 from rwkv_cli.engine.token_ids import check_tokens
@@ -169,6 +177,7 @@ class Model:
         said: str | None = None,
         unfinished: bytes = b"",
         reader: PromptReader = read_directly,
+        submit: Callable[[Request], TokenSource] | None = None,
         progress: Progress | None = None,
         **sampling: Unpack[SamplingOverrides],
     ) -> Generation:
@@ -182,8 +191,9 @@ class Model:
         where to continue from, with its sampler: no prompt is needed there, and one in a template of conversations is
         the next turn, or the first one `after_document`. It is left as it is. `said` is the text up to there, where an
         answer is continued: it tells whether that is in the middle of a thought; `unfinished` are the bytes of a
-        character that `start` has read half of. `reader` reads the prompt, perhaps from a cache; `progress` receives
-        the tokens read. Raises UsageError for invalid settings.
+        character that `start` has read half of. `reader` reads the prompt, perhaps from a cache; `submit`, such as
+        `Scheduler.submit`, has the tokens computed beside those of others. `progress` receives the tokens read. Raises
+        UsageError for invalid settings.
         """
         layout = get_template(template) if isinstance(template, str) else template or self.template
         has_read = start is not None and start.logits is not None
@@ -194,25 +204,36 @@ class Model:
         if len(prompt) or not has_read:
             check_tokens(np.asarray(prompt), self.config.vocab_size)
         settings = self.sampling_settings(layout, think, **sampling)
-        if start and start.memory and len(prompt):  # what the text before this followed is over
-            start = replace(start, memory=replace(start.memory, constraint=None))
         followed = self.constraint(constraint, layout, think, said=said) if constraint else None
-        session = self.session(settings, start, followed)
-        is_constrained = session.sampler.constraint is not None
-        generation = Generation(
-            session,
+        memory = start.memory if start else None
+        if memory and memory.constraint and not followed and not len(prompt):
+            followed = self._restored(memory.constraint)
+        request = Request(
             prompt,
+            self.sampler(settings, memory, followed),
+            self.ending(layout, max_tokens),
+            start,
+        )
+        generation = Generation(
+            submit(request) if submit else self._run_alone(request, reader),
             self.tokenizer,
-            max_tokens,
-            stop if is_constrained else (*layout.stop, *stop),
-            reader,
-            stop_tokens=self.stop_tokens(layout),
-            splitter=ThoughtSplitter(layout, think, said=said, trims=is_constrained and said is None),
+            stop if followed else (*layout.stop, *stop),
+            splitter=ThoughtSplitter(layout, think, said=said, trims=followed is not None and said is None),
             unfinished=unfinished,
         )
         if progress:
             generation.report_to(progress)
         return generation
+
+    def _run_alone(self, request: Request, reader: PromptReader) -> TokenLoop:
+        """The tokens of a request, as they are asked for."""
+        session = Session(self.backend, request.sampler, request.start)
+        return TokenLoop(session, request.tokens, request.ending, reader)
+
+    def ending(self, template: Template, max_tokens: int) -> Ending:
+        """What ends an answer in a template. Raises UsageError for an invalid limit."""
+        end = self.tokenizer.end_of_document if self.tokenizer else 0
+        return Ending(end, self.stop_tokens(template), max_tokens)
 
     def stop_tokens(self, template: Template) -> frozenset[int]:
         """The tokens that end an answer beside the end of the document: those of the template, and the model's own."""

@@ -47,6 +47,7 @@ class SampleRequest(NamedTuple):
 
     tokens: NDArray[np.int64]  # each once
     amounts: NDArray[np.float64]  # added to their logits; minus infinity for those that are banned
+    is_greedy: bool  # the first of the likeliest tokens; the settings below have the same effect
     random: float  # uniform sample in [0, 1) for inverse-CDF sampling
     temperature: float
     top_p: float
@@ -201,6 +202,11 @@ class Sampler:
         """Whether only `choose` can choose, and not a device by the `request`: to rank, or to apply a mask."""
         return self.settings.needs_ranking or self.constraint is not None
 
+    def check(self, vocab_size: int) -> None:
+        """Raise UsageError if the settings name a token outside the vocabulary."""
+        if self._named.size and self._named.max() >= vocab_size:
+            raise UsageError(f"there is no token {self._named.max()}: the model has {vocab_size:,}")
+
     def request(self, vocab_size: int) -> SampleRequest:
         """What it takes to choose in place of `choose`; `accept` is to follow. It draws the random number.
 
@@ -210,10 +216,11 @@ class Sampler:
         settings = self.settings
         tokens, amounts = self._adjustments(vocab_size)
         if settings.greedy:  # the first of those as likely as the likeliest
-            return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
+            return SampleRequest(tokens, amounts, True, 0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
         return SampleRequest(
             tokens,
             amounts,
+            False,
             self.rng.random(),
             settings.temperature,
             settings.top_p,

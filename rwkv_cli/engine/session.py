@@ -111,12 +111,12 @@ class Session:
         if self._unread:  # several tokens in one pass
             self.feed(())
         if self.pending is None:
-            choice = self.sampler.sample(self.logits)
+            choice = self.backend.choose_from(self.logits, self.sampler)
         else:
             token, self.pending, self._logits = self.pending, None, None
             self.n_tokens += 1
             choice, self._logits = self.backend.choose(token, self.state, self.sampler)
-            self.sampler.accept(choice.token)
+        self.sampler.accept(choice.token)
         self.pending = choice.token
         return choice
 

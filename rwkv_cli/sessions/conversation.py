@@ -13,7 +13,7 @@ from typing import Unpack
 
 from rwkv_cli.engine.constraint import Constraint
 from rwkv_cli.engine.constraints.grammar import Grammar
-from rwkv_cli.engine.generate import check_limit
+from rwkv_cli.engine.generate import TokenLoop, check_limit
 from rwkv_cli.engine.sampling import GeneratorState, SamplerMemory
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import UsageError
@@ -105,13 +105,11 @@ class Conversation:
             constraint = self.model.constraint(self.constraint, self.template, self.think)
         session = self._session(self._at(after, progress), constraint)
         prompt = self._tokens_of_turn(turn, is_first=not after)
+        ending = self.model.ending(self.template, self.max_tokens)
         generation = Generation(
-            session,
-            prompt,
+            TokenLoop(session, prompt, ending),
             self.model.tokenizer,
-            self.max_tokens,
             () if constraint else self.template.stop,
-            stop_tokens=self.model.stop_tokens(self.template),
             splitter=ThoughtSplitter(self.template, self.think, trims=constraint is not None),
         )
         if progress:

@@ -10,6 +10,7 @@ from helpers.talker import talking
 from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.constraints.guided import following
 from rwkv_cli.engine.constraints.vocabulary import vocabulary
+from rwkv_cli.engine.generate import UNLIMITED, Ending, TokenLoop
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session
 from rwkv_cli.errors import UsageError
@@ -43,10 +44,11 @@ def logits(**bytes_):
     return values
 
 
-def perform(script, grammar, begun=None, **options):
+def perform(script, grammar, begun=None, max_tokens=UNLIMITED):
     """A greedy generation in which the model says the script, as far as it may."""
     chooser = Sampler(SamplingSettings(temperature=0), constraint=following_bytes(grammar, begun))
-    return Generation(Session(Actor(script), chooser), spoken("go"), BYTES, **options)
+    session = Session(Actor(script), chooser)
+    return Generation(TokenLoop(session, spoken("go"), Ending(END, max_tokens=max_tokens)), BYTES)
 
 
 # ------------------------------------------------------------------------------------------------------ the sampler

@@ -16,12 +16,11 @@ from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
 from rwkv_cli.engine.constraints import requests
 from rwkv_cli.engine.constraints.grammar import Grammar
-from rwkv_cli.engine.generate import read_directly
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import load
 from rwkv_cli.sampling_settings import combined
 from rwkv_cli.sessions.batch import Answer, Prompt, answers
-from rwkv_cli.sessions.prompt_cache import reader_for
+from rwkv_cli.sessions.prompt_cache import PromptCache
 
 
 def run(request: Request, file: str, batch_size: int | None) -> int:
@@ -36,7 +35,7 @@ def run(request: Request, file: str, batch_size: int | None) -> int:
         max_tokens=request.max_tokens,
         template=request.template,
         stop=request.stops,
-        reader=reader_for(model) if request.cache else read_directly,
+        cache=PromptCache(model) if request.cache else None,
         **combined(request.settings.sampling, request.sampling),
     )
     out = sys.stdout  # a bar on stderr takes the name, and what is written to it
@@ -88,7 +87,7 @@ def read_prompts(
                 )
             )
         else:
-            prompts.append(Prompt(line.removesuffix("\r"), system, where, think, constraint))
+            prompts.append(Prompt(line.removesuffix("\r"), system, where, think, constraint=constraint))
     if not prompts:
         raise UsageError(f"there are no prompts in {name}")
     return prompts
@@ -120,7 +119,7 @@ def _parsed(line: str, where: str) -> Prompt:
     for text in (prompt, system or ""):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError(f"{where}: it contains half of a surrogate pair, which is not text")
-    return Prompt(prompt, system, where, think, _constraint(fields, where))
+    return Prompt(prompt, system, where, think, constraint=_constraint(fields, where))
 
 
 def _constraint(fields: Mapping[str, object], where: str) -> Grammar | None:

@@ -79,6 +79,10 @@ class Backend(ABC):
         logits = self.forward([token], state)
         return Chosen(sampler.choose(logits), lambda: logits)
 
+    def choose_from(self, logits: Array, sampler: Sampler) -> Choice:
+        """Choose a token from logits [V] as `choose` would; `sampler.accept` is to follow."""
+        return sampler.choose(logits)
+
     def batch(self, slots: int) -> Batch:
         """Room for this many sequences. Raises UsageError for none, DeviceError if there is too little memory."""
         return SequentialBatch(self, slots)
