@@ -5,7 +5,7 @@
     python scripts/measure_reasoning.py reasoning --new-questions 7
 
 The folder is one that `train_reasoning.py` wrote. Its questions.jsonl is what `rwkv eval --questions` reads; where it
-is missing, or --new-questions gives a seed, it is drawn anew. The table is printed, and written as table.json beside it.
+is missing, or --new-questions gives a seed, it is drawn anew. The table is printed, and kept beside it in table.json.
 """
 
 from __future__ import annotations

@@ -55,4 +55,5 @@ def share(successes: int, n: int) -> Interval:
     scale = 1 / (1 + _Z**2 / n)
     centre = scale * (p + _Z**2 / (2 * n))
     half = scale * _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+    # Exact at the ends, where rounding would put the value outside its interval.
+    return Interval(p, centre - half if successes else 0.0, centre + half if successes < n else 1.0)

@@ -16,7 +16,7 @@ from rwkv_cli.evaluation.intervals import Interval, bootstrap
 
 Losses = NDArray[np.float64]
 
-Windows = list[Sequence[int]]
+Windows = Sequence[Sequence[int]]
 """Pieces of a text, each read from an empty state; all tokens but the first of each are predicted."""
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rwkv_cli.convert.conversion import Source
     from rwkv_cli.text.template import Template
 
-_LORA, _CHECK = "LoRA", "Check"
+_LORA, _CHECK = "LoRA", options.CHECK
 
 
 def quantize(
@@ -58,6 +58,7 @@ def quantize(
             rich_help_panel=_CHECK,
         ),
     ] = None,
+    questions: options.Questions = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -84,17 +85,21 @@ def quantize(
         rwkv quantize base.pth --lora adapter.pth --lora-alpha 32
     """
     from rwkv_cli.catalog import registry
-    from rwkv_cli.cli.reports import quantize
+    from rwkv_cli.cli.reports import quality, quantize
     from rwkv_cli.cli.terminal.progress import TerminalReporter
     from rwkv_cli.convert import conversion, quantization_loss
     from rwkv_cli.convert.template_choice import ChosenTemplate
+    from rwkv_cli.evaluation import advice
 
     layout = options.parse_template(template)
     if lora is None and lora_alpha is not None:
         raise UsageError("{lora_alpha} needs an adapter: give {lora} too")
     path = registry.locate(source)
     opened = conversion.open_source(path, lora, lora_alpha)
-    text = quantize.text_of(compare) if compare is not None else None
+    if questions is not None and compare is None:
+        raise UsageError("--questions needs a text too: give --compare")
+    text = quality.text_of(compare, "--compare") if compare is not None else None
+    asked = quality.questions_of(questions)
     with TerminalReporter(quiet or json) as reporter:
         if opened.remark:
             reporter.note(opened.remark)
@@ -103,14 +108,20 @@ def quantize(
             return
         target = _target(path, target, weight_type)
         _check(opened, target, weight_type, layout, force)
-        tokens = quantization_loss.tokens_of(opened, text) if text is not None else None
+        if text is not None:
+            tokenizer = quantization_loss.tokenizer_of(opened)
+            tokens = quantization_loss.tokens_of(tokenizer, text)
         if opened.is_quantized:
             reporter.note(
                 f"{path.name} is {opened.dtype}: converting it rounds a second time, which costs accuracy"
             )
+        if warning := advice.warning(opened.config, weight_type):
+            reporter.note(warning)
         chosen = ChosenTemplate(layout, "--template") if layout else None
         conversion.convert(opened, target, weight_type, reporter, chosen)
-        loss = quantization_loss.compare(opened, target, tokens, reporter) if tokens else None
+        loss = None
+        if text is not None:
+            loss = quantization_loss.compare(opened, target, tokenizer, tokens, asked, reporter)
     if json:
         quantize.write_json(opened, target, weight_type, loss)
     elif not quiet:
