@@ -65,7 +65,7 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
 
     def quantize_rows(rows: slice) -> None:
         groups = w[rows].reshape(-1, GROUP)
-        best = _search_int4(groups)
+        best = search_int4(groups)
         rounded = _round_int4(groups, best, np.empty_like(groups))
         q[rows] = (rounded + INT4_OFFSET).astype(np.uint8).reshape(-1, K)
         scale[rows] = f32_to_bf16(best).reshape(-1, K // GROUP)
@@ -74,12 +74,16 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     return q, scale
 
 
-def _search_int4(groups: Array) -> Array:
-    """The scale [n, 1] for each of n groups [n, 64] that leaves the least squared error; exact in bfloat16."""
+def search_int4(groups: Array, weights: Array | None = None) -> Array:
+    """The scale [n, 1] for each of n groups [n, 64] that leaves the least squared error; exact in bfloat16.
+
+    `weights` [64] says how much the error of each column counts.
+    """
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
     # Errors are relative to the largest magnitude: squares of huge or tiny weights overflow or underflow float32.
     parts = np.divide(groups, extreme, out=np.zeros_like(groups), where=extreme != 0)
-    best, least = np.zeros_like(extreme), np.square(parts).sum(axis=1, keepdims=True)
+    counts = np.ones(GROUP, np.float32) if weights is None else weights
+    best, least = np.zeros_like(extreme), (np.square(parts) @ counts)[:, None]
     work = np.empty_like(parts)
     for factor in _INT4_FACTORS:
         candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -INT4_OFFSET)))
@@ -87,7 +91,7 @@ def _search_int4(groups: Array) -> Array:
         off = _round_int4(parts, step, work)
         off *= step
         off -= parts
-        error = np.square(off, out=off).sum(axis=1, keepdims=True)
+        error = (np.square(off, out=off) @ counts)[:, None]
         better = error < least
         best, least = np.where(better, candidate, best), np.where(better, error, least)
     return best

@@ -30,6 +30,15 @@ def quantize(
     *,
     weight_type: options.WeightType = "int8",
     template: options.ModelTemplate = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXT|FILE",
+            help="With --type int4: round for this text (GPTQ), which takes longer and loses less.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     lora: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +96,7 @@ def quantize(
     from rwkv_cli.catalog import registry
     from rwkv_cli.cli.reports import quality, quantize
     from rwkv_cli.cli.terminal.progress import TerminalReporter
-    from rwkv_cli.convert import conversion, quantization_loss
+    from rwkv_cli.convert import calibration, conversion, quantization_loss
     from rwkv_cli.convert.template_choice import ChosenTemplate
     from rwkv_cli.evaluation import advice
 
@@ -100,6 +109,9 @@ def quantize(
         raise UsageError("--questions needs a text too: give --compare")
     text = quality.text_of(compare, "--compare") if compare is not None else None
     asked = quality.questions_of(questions)
+    if calibrate is not None and weight_type != "int4":
+        raise UsageError("--calibrate is of use for --type int4 only: the other types lose next to nothing")
+    sample = quality.text_of(calibrate, "--calibrate") if calibrate is not None else None
     with TerminalReporter(quiet or json) as reporter:
         if opened.remark:
             reporter.note(opened.remark)
@@ -111,6 +123,7 @@ def quantize(
         if text is not None:
             tokenizer = quantization_loss.tokenizer_of(opened)
             tokens = quantization_loss.tokens_of(tokenizer, text)
+        rounder = calibration.for_text(opened, sample) if sample is not None else None
         if opened.is_quantized:
             reporter.note(
                 f"{path.name} is {opened.dtype}: converting it rounds a second time, which costs accuracy"
@@ -118,7 +131,7 @@ def quantize(
         if warning := advice.warning(opened.config, weight_type):
             reporter.note(warning)
         chosen = ChosenTemplate(layout, "--template") if layout else None
-        conversion.convert(opened, target, weight_type, reporter, chosen)
+        conversion.convert(opened, target, weight_type, reporter, chosen, rounder)
         loss = None
         if text is not None:
             loss = quantization_loss.compare(opened, target, tokenizer, tokens, asked, reporter)
