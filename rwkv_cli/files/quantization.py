@@ -74,16 +74,12 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     return q, scale
 
 
-def search_int4(groups: Array, weights: Array | None = None) -> Array:
-    """The scale [n, 1] for each of n groups [n, 64] that leaves the least squared error; exact in bfloat16.
-
-    `weights` [64] says how much the error of each column counts.
-    """
+def search_int4(groups: Array) -> Array:
+    """The scale [n, 1] for each of n groups [n, 64] that leaves the least squared error; exact in bfloat16."""
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
     # Errors are relative to the largest magnitude: squares of huge or tiny weights overflow or underflow float32.
     parts = np.divide(groups, extreme, out=np.zeros_like(groups), where=extreme != 0)
-    counts = np.ones(GROUP, np.float32) if weights is None else weights
-    best, least = np.zeros_like(extreme), (np.square(parts) @ counts)[:, None]
+    best, least = np.zeros_like(extreme), np.square(parts).sum(axis=1, keepdims=True)
     work = np.empty_like(parts)
     for factor in _INT4_FACTORS:
         candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -INT4_OFFSET)))
@@ -91,7 +87,7 @@ def search_int4(groups: Array, weights: Array | None = None) -> Array:
         off = _round_int4(parts, step, work)
         off *= step
         off -= parts
-        error = (np.square(off, out=off) @ counts)[:, None]
+        error = np.square(off, out=off).sum(axis=1, keepdims=True)
         better = error < least
         best, least = np.where(better, candidate, best), np.where(better, error, least)
     return best
