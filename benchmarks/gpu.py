@@ -191,8 +191,13 @@ class Bench:
         batch = GpuBatch(self._gpu, self.weights, n)
         tokens = np.random.default_rng(0).integers(0, self.config.vocab_size, n)
         parts = {batch.join(): [int(token)] for token in tokens}
-        samplers = [Sampler(SamplingSettings(temperature=0)) for _ in tokens]
-        return seconds(self._gpu, lambda: batch.choose(parts, samplers), 10)
+        samplers = {slot: Sampler(SamplingSettings(temperature=0)) for slot in parts}
+
+        def step() -> None:
+            for slot, choice in batch.choose(parts, samplers).items():
+                samplers[slot].accept(choice.token)
+
+        return seconds(self._gpu, step, 10)
 
     def _value_bytes(self) -> int:
         """Bytes of all `ffn.value` matrices."""

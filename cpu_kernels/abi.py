@@ -124,6 +124,29 @@ input of the head."""
 
 LOW_RANK_INPUTS = (IN_W, IN_A, IN_V, IN_G)  # of w1, a1, v1, g1
 
+STATE = np.dtype(
+    [
+        ("shift_att", np.int64),  # the address of float32 [L, C]
+        ("shift_ffn", np.int64),  # of [L, C]
+        ("wkv", np.int64),  # of [L, H, N, N], by key
+    ]
+)
+"""A recurrent state: where its parts are."""
+
+NO_TOKEN = -1
+"""In place of the row of a token."""
+
+TOKEN = np.dtype(
+    [
+        ("id", np.int64),
+        ("previous", np.int64),  # the row of the token before it, NO_TOKEN if only `source` knows of that
+        ("source", np.int64),  # the state before it, a row of the table of states
+        ("target", np.int64),  # the state after it, which may be the same
+        ("is_last", np.int64),  # 1 unless the token after it continues in the same target
+    ]
+)
+"""A token of a pass. Tokens of a sequence are in order; no two sequences have a state in common that either writes."""
+
 RUN = np.dtype(
     [
         ("L", np.int64),
@@ -132,20 +155,19 @@ RUN = np.dtype(
         ("T", np.int64),  # tokens of this pass
         ("threads", np.int64),  # that take part
         ("capacity", np.int64),  # tokens for which the buffers have room
-        ("all_logits", np.int64),  # 1: after each token, 0: after the last one only
+        ("n_wanted", np.int64),  # tokens whose logits are wanted, perhaps none
         ("embedding_kind", np.int64),  # INT8, FLOAT16 or FLOAT32
     ]
     + [
         (name, np.int64)  # an address, of float32 unless another type is given
         for name in (
-            "tokens",  # int64 [T]
+            "tokens",  # TOKEN [T]
+            "states",  # STATE [..]
+            "wanted",  # int64 [n_wanted], the rows of the tokens whose logits are wanted
             "embedding",  # of embedding_kind [V, C]
             "embedding_scales",  # bfloat16 [V, C/64], for INT8
             "norms",  # [4, C]
             "vectors",  # [L, N_VECTORS, C]
-            "shift_att",  # [L, C]  the state
-            "shift_ffn",  # [L, C]  the state
-            "wkv",  # [L, H, N, N]  the state, by key
             "x",  # [T, C]  the residual stream
             "u",  # [T, C]  the normalised input of a mix
             "last",  # [T, C]  the normalised input of the token before
@@ -163,11 +185,50 @@ RUN = np.dtype(
             "counts",  # int32 [T, F/64]  how many each group has
             "h",  # [threads, capacity, 64]  hidden units of a block
             "packed",  # uint8 [threads, PACKED_BYTES]  scratch memory
-            "logits",  # [T or 1, V padded to 16]
+            "logits",  # [n_wanted, V padded to 16]
         )
     ]
 )
-"""One forward pass: its sizes, weights, state and buffers."""
+"""One forward pass: its sizes, weights, tokens, states and buffers."""
+
+# --- the choice of tokens, see `cpu_kernels.sampling`
+
+CHOICE = np.dtype(
+    [
+        ("logits", np.int64),  # the address of float32 [V], which stay as they are
+        ("n_changes", np.int64),
+        ("changed", np.int64),  # of int64 [n_changes]: tokens, each once
+        ("amounts", np.int64),  # of float64 [n_changes], added to their logits
+        ("mask", np.int64),  # of uint32 [ceil(V / 32)], a bit for each token that may be chosen; 0 for all
+        ("top_k", np.int64),  # 0 for all
+        ("is_greedy", np.int64),  # 1: the likeliest token, the first one of those as likely
+        ("top_p", np.float64),
+        ("log_min_p", np.float64),  # minus infinity for all
+        ("temperature", np.float64),  # above 0
+        ("random", np.float64),  # in [0, 1)
+        ("token", np.int64),  # the result, or NOT_A_NUMBER, NOTHING_LEFT
+        ("peak", np.float64),  # the highest logit
+        ("total", np.float64),  # the sum of exp(logit - peak)
+    ]
+)
+"""The choice of one token: what is asked, and the result."""
+
+NOT_A_NUMBER, NOTHING_LEFT = -1, -2
+"""In place of a token: why none could be chosen."""
+
+SAMPLING = np.dtype(
+    [
+        ("n", np.int64),  # tokens to choose
+        ("V", np.int64),
+        ("padded", np.int64),  # V, rounded up to a multiple of 16
+        ("threads", np.int64),  # that take part
+        ("choices", np.int64),  # the address of CHOICE [n]
+        ("scratch", np.int64),  # of float32 [threads, N_SCRATCH, padded]
+    ]
+)
+"""A pass that chooses tokens, each from logits of its own."""
+
+N_SCRATCH = 5
 
 # --- the trie of `cpu_kernels.trie`
 

@@ -1,4 +1,4 @@
-"""The forward pass of a chunk of tokens: a sequence of phases, each a list of independent items of work.
+"""The forward pass of some tokens, of one text or of many: a sequence of phases of independent items of work.
 
 See `cpu_kernels.layers` for the items and for the names `run`, `matrices` and `inputs`, `cpu_kernels.work_queue` and
 `cpu_kernels.runtime.thread_team` for how threads share them.
@@ -27,7 +27,7 @@ from cpu_kernels.abi import (
     OUTPUT,
     RUN,
 )
-from cpu_kernels.layers import at, n_low_rank_tiles, n_wanted, output_rows
+from cpu_kernels.layers import at, n_low_rank_tiles, output_rows
 from cpu_kernels.records import table
 from cpu_kernels.work_queue import SHARES, team_loop
 
@@ -68,7 +68,7 @@ def n_items(phase, run: RUN, matrices: Sequence[MATRIX], _inputs: Sequence[ACTIV
     if kind == HIDDEN_UNITS:
         return F // BLOCK
     if kind == HEAD_INPUT:
-        return n_wanted(run)
+        return run.n_wanted
     return (matrices[run.L * N_MATRICES].rows + BLOCK - 1) // BLOCK
 
 
@@ -91,23 +91,21 @@ def do_item(phase, item, thread, run: RUN, matrices: Sequence[MATRIX], inputs: S
     else:
         layer = layer_of(phase)
         matrix, vectors = layer * N_MATRICES, at(run.vectors, layer * N_VECTORS, C)
-        shift_att, shift_ffn = at(run.shift_att, layer, C), at(run.shift_ffn, layer, C)
         if kind == MIX_TIME:
-            layers.mix_time(run, inputs, vectors, shift_att, item)
+            layers.mix_time(run, inputs, vectors, layer, item)
         elif kind == PROJECT:
-            layers.project(run, matrices, inputs, matrix, shift_att, item)
+            layers.project(run, matrices, inputs, matrix, item)
         elif kind == HEADS:
             layers.heads(run, matrices, inputs, matrix, vectors, layer, item)
         elif kind == ADD_OUTPUT:
             layers.add_output(run, matrices[matrix + OUTPUT], inputs[GATED], item)
         elif kind == MIX_CHANNELS:
-            layers.mix_channels(run, inputs[IN_FFN], vectors, shift_ffn, item)
+            layers.mix_channels(run, inputs[IN_FFN], vectors, layer, item)
         elif kind == HIDDEN_UNITS:
-            layers.hidden_units(
-                run, matrices[matrix + FFN_KEY], inputs[IN_FFN], inputs[HIDDEN], shift_ffn, item, thread
-            )
+            m, act = matrices[matrix + FFN_KEY], inputs[IN_FFN]
+            layers.hidden_units(run, m, act, inputs[HIDDEN], item, thread)
         else:
-            layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], item, thread)
+            layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], layer, item, thread)
 
 
 _loop = team_loop(n_items, do_item)
@@ -116,10 +114,13 @@ _loop = team_loop(n_items, do_item)
 def passes(runs, matrices, inputs, team, job, thread):
     """The forward pass that a record RUN describes; a kernel for `cpu_kernels.runtime.thread_team.Team.run`.
 
-    It reads the tokens of the record and leaves the logits and the new state. All arguments but the last two are
+    It reads the tokens of the record and leaves the logits and the new states. All arguments but the last two are
     addresses: runs: RUN [1]; matrices: MATRIX [L * N_MATRICES + 1], the head last; inputs: ACTIVATION [N_INPUTS]. An
     entry point, see `cpu_kernels.runtime.aot`.
     """
     run = _runs_at(runs)[0]
-    n_phases, n_parts = run.L * LAYER_PHASES + OTHER_PHASES, SHARES * run.threads
+    n_phases = run.L * LAYER_PHASES + (
+        OTHER_PHASES if run.n_wanted else 1
+    )  # a phase without items would never end
+    n_parts = SHARES * run.threads
     _loop(n_phases, n_parts, team, job, thread, run, _matrices_at(matrices), _inputs_at(inputs))

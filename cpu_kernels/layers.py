@@ -1,14 +1,14 @@
 """What a layer computes, one item of work at a time.
 
 The formulas are those of `engine.backends.reference`; dimension letters are those of `rwkv_cli.config`. T tokens are
-read together: T = 1 when text is generated, more when a prompt is read. The caller has allocated all buffers. The names
-that all functions share, whose fields are described in `cpu_kernels.abi`:
+read together: T = 1 when one text is generated, more when a prompt is read or for many texts. Only the token shift and
+the recurrence know which text a token belongs to. The caller has allocated all buffers. The names that all functions
+share, whose fields are described in `cpu_kernels.abi`:
 
-    run        RUN: the sizes, weights, state and buffers of the pass
+    run        RUN: the sizes, weights, tokens, states and buffers of the pass
     matrices   MATRIX [L * N_MATRICES + 1], the matrices of all layers; `matrix` is the number of a layer's first
     inputs     ACTIVATION [N_INPUTS], the inputs of matrices
     vectors    the address of a layer's vectors, float32 [N_VECTORS, C]
-    shift      the address of a layer's token shift in the state, float32 [C]
     m, act     MATRIX and ACTIVATION: a matrix, and the input that it is multiplied with
 
 Parameters without a type are int64: addresses, sizes and numbers of items, tokens and layers.
@@ -53,6 +53,8 @@ from cpu_kernels.abi import (
     R_K,
     RECEPTANCE,
     RUN,
+    STATE,
+    TOKEN,
     V0,
     V2,
     W0,
@@ -64,10 +66,13 @@ from cpu_kernels.elementwise import FLOAT
 from cpu_kernels.products.dot_int import SCALE_BYTES
 from cpu_kernels.products.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
 from cpu_kernels.products.sparse_ffn import dense_rows, find_active_f32, find_active_i8, sparse_rows
+from cpu_kernels.records import table
 from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
 
 TILES = BLOCK // LANES  # of a block of rows
 HEAD_TILES = HEAD_SIZE // LANES
+
+tokens_at, states_at = table(TOKEN), table(STATE)
 
 
 @njit
@@ -80,8 +85,8 @@ def at(buffer, t, width):
 def embed(run: RUN, t):
     """x = LN(embedding of the token; ln0). An item is a token."""
     C = run.C
-    token, x = run.tokens + 8 * t, at(run.x, t, C)
-    row = get_i64(token) * C
+    x = at(run.x, t, C)
+    row = tokens_at(run.tokens)[t].id * C
     for i in range(0, C, LANES):
         if run.embedding_kind == INT8:
             scale = get_bf16(run.embedding_scales + (row + i) // GROUP * SCALE_BYTES)
@@ -95,13 +100,20 @@ def embed(run: RUN, t):
 
 @njit
 def shift_inputs(run: RUN, t, weight, bias, shift):
-    """u = LN(x) of token t, and last = the same of the token before, which for the first one is in the state."""
-    C = run.C
+    """u = LN(x) of token t, and last = the same of the token before, which for a first one is in the state: `shift`."""
+    C, previous = run.C, tokens_at(run.tokens)[t].previous
     el.layer_norm(at(run.u, t, C), at(run.x, t, C), weight, bias, C)
-    if t == 0:
-        el.copy(run.last, shift, C)
+    if previous < 0:
+        el.copy(at(run.last, t, C), shift, C)
     else:
-        el.layer_norm(at(run.last, t, C), at(run.x, t - 1, C), weight, bias, C)
+        el.layer_norm(at(run.last, t, C), at(run.x, previous, C), weight, bias, C)
+
+
+@njit
+def keep_shift(run: RUN, t, shift, block):
+    """A block of channels of u, for the token after t: in the state, once no token of the pass reads that any more."""
+    C = run.C
+    el.copy(at(shift, block, BLOCK), at(at(run.u, t, C), block, BLOCK), BLOCK)
 
 
 @njit
@@ -113,10 +125,10 @@ def quantize_input(act: ACTIVATION, t):
 
 
 @njit
-def mix_time(run: RUN, inputs: Sequence[ACTIVATION], vectors, shift, t):
+def mix_time(run: RUN, inputs: Sequence[ACTIVATION], vectors, layer, t):
     """The six inputs of the time mix, blended by token shift. An item is a token."""
-    C = run.C
-    shift_inputs(run, t, at(vectors, LN1_W, C), at(vectors, LN1_B, C), shift)
+    C, source = run.C, states_at(run.states)[tokens_at(run.tokens)[t].source]
+    shift_inputs(run, t, at(vectors, LN1_W, C), at(vectors, LN1_B, C), at(source.shift_att, layer, C))
     for i in range(IN_R, IN_G + 1):
         el.token_shift(at(inputs[i].x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, X_R + i, C), C)
         if i <= IN_V:  # the others are inputs of low-rank maps, whose activations stay floats
@@ -124,11 +136,9 @@ def mix_time(run: RUN, inputs: Sequence[ACTIVATION], vectors, shift, t):
 
 
 @njit
-def project(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, shift, item):
+def project(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, item):
     """The first halves of the low-rank maps, an item for each tile; then r, k and v, an item for each block of rows."""
     C, T = run.C, run.T
-    if item == 0:  # in this phase, the token shift of the state is no longer read
-        el.copy(shift, at(run.u, T - 1, C), C)
     n_tiles, blocks = n_low_rank_tiles(matrices, matrix), C // BLOCK
     if item < n_tiles:
         low_rank_tile(inputs, matrices, matrix, item, T)
@@ -170,8 +180,8 @@ def low_rank_tile(inputs: Sequence[ACTIVATION], matrices: Sequence[MATRIX], matr
 @njit
 def heads(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, vectors, layer, head):
     """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head."""
-    H = run.C // HEAD_SIZE
-    stride, column = run.C * FLOAT, head * wkv7.HEAD_BYTES
+    C, H = run.C, run.C // HEAD_SIZE
+    stride, column = C * FLOAT, head * wkv7.HEAD_BYTES
     for i in range(4):
         if W2 + i == V2 and layer == 0:
             continue
@@ -185,16 +195,22 @@ def heads(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], ma
             inputs[LOW_W + i],
             run.T,
         )
-    S = run.wkv + (layer * H + head) * HEAD_SIZE * wkv7.HEAD_BYTES
+    S = (layer * H + head) * HEAD_SIZE * wkv7.HEAD_BYTES
     for t in range(run.T):
-        head_step(run, inputs[GATED], vectors + column, layer, S, column + t * stride, t, head)
+        token = tokens_at(run.tokens)[t]
+        source, target = states_at(run.states)[token.source], states_at(run.states)[token.target]
+        row = column + t * stride
+        head_step(run, inputs[GATED], vectors + column, layer, source.wkv + S, target.wkv + S, row, t, head)
+        if token.is_last:
+            keep_shift(run, t, at(target.shift_att, layer, C), head)
 
 
 @njit
-def head_step(run: RUN, gated: ACTIVATION, vectors, layer, S, row, t, head):
+def head_step(run: RUN, gated: ACTIVATION, vectors, layer, source, target, row, t, head):
     """One token of one head. `row` is the offset of the head's channels of token t in a buffer [T, C].
 
-    S is the address of the state of the head, `vectors` that of the layer's vectors from the head's channels on.
+    `source` and `target` are the addresses of the state of the head before and after the token, `vectors` that of the
+    layer's vectors from the head's channels on.
     """
     C = run.C
     r, k, v, a, kk, y = run.r + row, run.k + row, run.v + row, run.a + row, run.kk + row, gated.x + row
@@ -204,7 +220,7 @@ def head_step(run: RUN, gated: ACTIVATION, vectors, layer, S, row, t, head):
     else:
         wkv7.value_residual(v, run.v_first + row, run.vg + row, at(vectors, V0, C))
     wkv7.keys(kk, a, k, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
-    wkv7.step(y, S, r, run.w + row, k, v, kk, a)
+    wkv7.step(y, target, source, r, run.w + row, k, v, kk, a)
     norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
     wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
     group = t * (C // GROUP) + head * (HEAD_SIZE // GROUP)  # the first one of the head
@@ -228,10 +244,10 @@ def add_output(run: RUN, m: MATRIX, gated: ACTIVATION, item):
 
 
 @njit
-def mix_channels(run: RUN, act: ACTIVATION, vectors, shift, t):
+def mix_channels(run: RUN, act: ACTIVATION, vectors, layer, t):
     """The input of the channel mix, blended by token shift. An item is a token."""
-    C = run.C
-    shift_inputs(run, t, at(vectors, LN2_W, C), at(vectors, LN2_B, C), shift)
+    C, source = run.C, states_at(run.states)[tokens_at(run.tokens)[t].source]
+    shift_inputs(run, t, at(vectors, LN2_W, C), at(vectors, LN2_B, C), at(source.shift_ffn, layer, C))
     el.token_shift(at(act.x, t, C), at(run.u, t, C), at(run.last, t, C), at(vectors, FFN_X_K, C), C)
     quantize_input(act, t)
 
@@ -246,11 +262,9 @@ def n_dense(run: RUN, m: MATRIX):
 
 
 @njit
-def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, shift, block, thread):
+def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, block, thread):
     """h = relu(ffn.key x)**2, and lists of its non-zero units. An item is a block of 64 units, which is one group."""
-    C, F, T = run.C, run.F, run.T
-    if block == 0:  # in this phase, the token shift of the state is no longer read
-        el.copy(shift, at(run.u, T - 1, C), C)
+    F, T = run.F, run.T
     h, stride = at(hidden.x, block, BLOCK), F
     if is_integer(m):  # which need it only to quantize it: it can stay in the cache
         h, stride = run.h + thread * run.capacity * BLOCK * FLOAT, BLOCK
@@ -270,9 +284,13 @@ def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, shift
 
 
 @njit
-def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, block, thread):
+def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, layer, block, thread):
     """x += ffn.value h. An item is a block of 64 channels."""
     C, F = run.C, run.F
+    for t in range(run.T):
+        token = tokens_at(run.tokens)[t]
+        if token.is_last:
+            keep_shift(run, t, at(states_at(run.states)[token.target].shift_ffn, layer, C), block)
     x, dense = at(run.x, block, BLOCK), n_dense(run, m)
     if dense:
         dense_rows(x, C * FLOAT, m, block, hidden, dense, run.packed + thread * PACKED_BYTES)
@@ -282,16 +300,10 @@ def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, block, thread):
 
 
 @njit
-def n_wanted(run: RUN):
-    """The number of tokens, at the end of the chunk, whose logits are wanted."""
-    return run.T if run.all_logits else 1
-
-
-@njit
 def head_input(run: RUN, act: ACTIVATION, t):
     """LN(x; ln_out) of the tokens whose logits are wanted. An item is a token."""
     C = run.C
-    x = at(run.x, run.T - n_wanted(run) + t, C)
+    x = at(run.x, get_i64(run.wanted + 8 * t), C)
     el.layer_norm(at(act.x, t, C), x, at(run.norms, LN_OUT_W, C), at(run.norms, LN_OUT_B, C), C)
     quantize_input(act, t)
 
@@ -300,6 +312,5 @@ def head_input(run: RUN, act: ACTIVATION, t):
 def head(run: RUN, m: MATRIX, act: ACTIVATION, block):
     """The logits. An item is a block of the vocabulary."""
     tiles = min(TILES, m.rows // LANES - block * TILES)
-    rows_times_tokens(
-        at(run.logits, block, BLOCK), m.rows * FLOAT, m, block * TILES, tiles, act, n_wanted(run)
-    )
+    logits = at(run.logits, block, BLOCK)
+    rows_times_tokens(logits, m.rows * FLOAT, m, block * TILES, tiles, act, run.n_wanted)

@@ -132,6 +132,12 @@ def get_i64(builder, address):
     return builder.load(pointer(builder, address, _i64), align=8)
 
 
+@intrinsic_of(types.float64, types.int64)
+def get_f64(builder, address):
+    """The 64-bit float at an address."""
+    return builder.load(pointer(builder, address, ir.DoubleType()), align=8)
+
+
 @intrinsic_of(types.int64, types.int64)
 def get_u8(builder, address):
     """The byte at an address."""
@@ -254,6 +260,12 @@ def maximum(builder, a, b):
 def minimum(builder, a, b):
     """The smaller of each pair of lanes."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@intrinsic_of(F32, F32, F32, F32)
+def where_at_least(builder, a, bound, b):
+    """b in the lanes where a is not below the bound, and 0 in the others."""
+    return builder.select(builder.fcmp_ordered(">=", a, bound), b, _constant(F32, 0.0))
 
 
 @intrinsic_of(types.float32, F32)

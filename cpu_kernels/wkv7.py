@@ -55,8 +55,8 @@ def keys(kk, a, k, k_k, k_a, a0):
 
 
 @njit
-def step(y, S, r, w, k, v, kk, b):
-    """S = S diag(w) - (S kk) b^T + v k^T with b = kk * a, in place;  y [N] = S r.
+def step(y, target, S, r, w, k, v, kk, b):
+    """target = S diag(w) - (S kk) b^T + v k^T with b = kk * a;  y [N] = target r.  `target` may be S.
 
     S [N, N] is stored by key: a row holds what all values remember of one key, in four vectors, so that no sum over
     lanes is needed. Its 16 KB are read twice, the second time from the L1 cache.
@@ -68,17 +68,17 @@ def step(y, S, r, w, k, v, kk, b):
         m2, m3 = fma(load(s + 2 * VECTOR), c, m2), fma(load(s + 3 * VECTOR), c, m3)
     v0, v1, v2, v3 = load(v), load(v + VECTOR), load(v + 2 * VECTOR), load(v + 3 * VECTOR)
     for j in range(N):
-        s, column = S + j * HEAD_BYTES, j * FLOAT
+        s, out, column = S + j * HEAD_BYTES, target + j * HEAD_BYTES, j * FLOAT
         wj, bj = splat(get_f32(w + column)), splat(-get_f32(b + column))
         kj, rj = splat(get_f32(k + column)), splat(get_f32(r + column))
         s0 = fma(load(s), wj, fma(m0, bj, v0 * kj))
         s1 = fma(load(s + VECTOR), wj, fma(m1, bj, v1 * kj))
         s2 = fma(load(s + 2 * VECTOR), wj, fma(m2, bj, v2 * kj))
         s3 = fma(load(s + 3 * VECTOR), wj, fma(m3, bj, v3 * kj))
-        store(s, s0)
-        store(s + VECTOR, s1)
-        store(s + 2 * VECTOR, s2)
-        store(s + 3 * VECTOR, s3)
+        store(out, s0)
+        store(out + VECTOR, s1)
+        store(out + 2 * VECTOR, s2)
+        store(out + 3 * VECTOR, s3)
         y0, y1, y2, y3 = fma(s0, rj, y0), fma(s1, rj, y1), fma(s2, rj, y2), fma(s3, rj, y3)
     store(y, y0)
     store(y + VECTOR, y1)

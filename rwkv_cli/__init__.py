@@ -12,14 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rwkv_cli.catalog.pull import pull
+    from rwkv_cli.catalog.quantize import quantize
     from rwkv_cli.engine.session import Session, Snapshot
     from rwkv_cli.engine.state import State
     from rwkv_cli.errors import RwkvError
     from rwkv_cli.generation import Generation, Step
-    from rwkv_cli.model import Model, load
+    from rwkv_cli.model import Model, load, perplexity
     from rwkv_cli.sampling_settings import SamplingSettings
     from rwkv_cli.sessions import state_file
-    from rwkv_cli.sessions.batch import Answer, Prompt, answers
+    from rwkv_cli.sessions.batch import Answer, Prompt, answers, batch
     from rwkv_cli.sessions.conversation import Conversation
     from rwkv_cli.sessions.state_file import SavedState
 
@@ -40,7 +42,11 @@ __all__ = [
     "Step",
     "__version__",
     "answers",
+    "batch",
     "load",
+    "perplexity",
+    "pull",
+    "quantize",
     "state_file",
 ]
 
@@ -58,7 +64,11 @@ _HOMES = {
     "State": "engine.state",
     "Step": "generation",
     "answers": "sessions.batch",
+    "batch": "sessions.batch",
     "load": "model",
+    "perplexity": "model",
+    "pull": "catalog.pull",
+    "quantize": "catalog.quantize",
     "state_file": "sessions",
 }
 
@@ -68,3 +78,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"rwkv_cli.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What a person who presses Tab is looking for."""
+    return __all__

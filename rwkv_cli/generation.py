@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from rwkv_cli.engine.generate import UNLIMITED, PromptReader, TokenLoop, Usage, read_directly
+from rwkv_cli.engine.generate import Finish, TokenSource, Usage
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session, Snapshot
-from rwkv_cli.reporting import Progress
+from rwkv_cli.reporting import Progress, pluralize
 from rwkv_cli.text.text_stream import TextStream
 from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
 from rwkv_cli.text.tokenizer import Tokenizer
 
-Finish = Literal["end", "stop", "length"]
-"""Why a generation ended: the model ended the document, a stop string or token came, or max_tokens were generated."""
+_LAST = 60  # characters of the text that are shown where a person looks at a generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +53,19 @@ class Generation(Iterator[Step]):
 
     def __init__(
         self,
-        session: Session,
-        prompt: Sequence[int],
+        source: TokenSource,
         tokenizer: Tokenizer | None,
-        max_tokens: int = UNLIMITED,
         stop: Sequence[str] = (),
-        reader: PromptReader = read_directly,
         *,
-        stop_tokens: Collection[int] = (),
         splitter: ThoughtSplitter | None = None,
         unfinished: bytes = b"",
     ) -> None:
-        """`prompt` follows what the session has read, and may be empty if it has. Raises UsageError.
+        """`source` gives the tokens that follow a prompt. Raises UsageError for stop strings that cannot be.
 
         `splitter` tells thoughts from the answer; without one, all text is the answer. `unfinished` are the bytes of a
-        character that the session has read half of.
+        character that was read half of before.
         """
-        self.session = session
-        self.prompt, self.stop = prompt, tuple(stop)
-        end = tokenizer.end_of_document if tokenizer else 0
-        self._loop = TokenLoop(session, prompt, end, max_tokens, reader, stop_tokens)
+        self._source, self.stop = source, tuple(stop)
         self._stream = TextStream(tokenizer, stop, unfinished)
         self._splitter = splitter
         self._tokenizer = tokenizer
@@ -84,21 +75,51 @@ class Generation(Iterator[Step]):
         self._shown = ""
         self._read_before = unfinished  # of the first character of what was shown
         self._left: bytes | None = None  # of a character, once the session was taken back to before its end
+        self._given: list[str] = []  # the text of all steps, and what was held back
+        self._has_begun = False
+
+    def __repr__(self) -> str:
+        if not self._has_begun:
+            return f"<Generation: not begun, {pluralize(self.usage.prompt_tokens, 'token')} of prompt>"
+        text, count = "".join(self._given), pluralize(self.usage.generated_tokens, "token")
+        shown = f"…{text[-_LAST:]}" if len(text) > _LAST else text
+        return f"<Generation: {count}, {self.finish or 'not ended'}: {shown!r}>"
+
+    @property
+    def text(self) -> str:
+        """The text so far; of a generation that nobody has iterated over, all of it, which is generated now.
+
+        It is what the model wrote, thoughts and their tags included.
+        """
+        if not self._has_begun:
+            for _ in self:
+                pass
+        return "".join(self._given)
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The tokens that it follows."""
+        return self._source.prompt
+
+    @property
+    def session(self) -> Session:
+        """Where the text stands. Raises UsageError while a scheduler runs it."""
+        return self._source.session
 
     @property
     def usage(self) -> Usage:
         """Counts and times so far."""
-        return self._loop.usage
+        return self._source.usage
 
     @property
     def sampler(self) -> Sampler:
         """What chooses the tokens."""
-        return self.session.sampler
+        return self._source.sampler
 
     @property
     def finish(self) -> Finish | None:
         """Why it ended; None while it has not."""
-        return "stop" if self._stream.is_stopped else self._loop.finish
+        return "stop" if self._stream.is_stopped else self._source.finish
 
     @property
     def is_in_thought(self) -> bool:
@@ -107,14 +128,15 @@ class Generation(Iterator[Step]):
 
     def report_to(self, progress: Progress) -> None:
         """Report the tokens of the prompt as they are read."""
-        self._loop.progress = progress
+        self._source.progress = progress
 
     def __next__(self) -> Step:
+        self._has_begun = True
         if self.finish:
             raise StopIteration
-        if self._stream.is_holding and self._mark is None:
-            self._mark = self.session.snapshot()
-        choice = next(self._loop)
+        if self._source.keeps and self._mark is None and self._stream.is_holding:
+            self._mark = self._source.snapshot()
+        choice = next(self._source)
         text = "" if self._is_ended_by_token else self._stream.feed(choice.token)
         if self._stream.is_holding:
             self._shown += text
@@ -122,17 +144,23 @@ class Generation(Iterator[Step]):
             self._forget_mark()
         parts = self._split(text)
         if self.finish:
+            self._source.close()  # after a stop string, it would go on
             rest = self._rest(self._stream.rest() if self.finish == "length" else self._stream.flush())
             text, parts = text + rest.text, (*parts, *rest.parts)
+        self._given.append(text)
         return Step(text=text, parts=parts, token=choice.token, logprob=choice.logprob, finish=self.finish)
 
     def flush(self) -> str:
         """The text held back so far, once no more will come."""
-        return self._rest(self._stream.flush()).text
+        rest = self._rest(self._stream.flush()).text
+        self._given.append(rest)
+        return rest
 
     def rest(self) -> Shown:
         """The text held back so far, where it ends early: without half a character, which `commit` takes back."""
-        return self._rest("" if self.is_inside_character else self._stream.flush())
+        rest = self._rest("" if self.is_inside_character else self._stream.flush())
+        self._given.append(rest.text)
+        return rest
 
     def _rest(self, rest: str) -> Shown:
         self._shown += rest
@@ -158,7 +186,7 @@ class Generation(Iterator[Step]):
     @property
     def _is_ended_by_token(self) -> bool:
         """Whether the last token is one that ends the text: it has no text, and is not read."""
-        return self._loop.finish in ("end", "stop")
+        return self._source.finish in ("end", "stop")
 
     def commit(self, *, whole_characters: bool = False) -> Snapshot:
         """The place after the text as it stands; no more steps may follow.
@@ -167,8 +195,10 @@ class Generation(Iterator[Step]):
         character, the session is taken back to what was shown: the model never sees the stop string. At the limit of
         tokens it has read what is `unfinished` too, unless `whole_characters` are wanted.
         """
+        self._has_begun = True
+        self._source.close()
         if not self.usage.generated_tokens:
-            self._loop.read_prompt()
+            self._source.read_prompt()
         elif self._is_ended_by_token:
             self.session.drop_pending()
         elif self.finish == "stop" or (

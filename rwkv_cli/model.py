@@ -12,12 +12,22 @@ from numpy.typing import NDArray
 
 from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.convert.cache import cached_model_file
+from rwkv_cli.convert.cache import cached_draft, cached_model_file
 from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry as backends
 from rwkv_cli.engine.backends.base import Backend
-from rwkv_cli.engine.generate import UNLIMITED, PromptReader, read_directly
+from rwkv_cli.engine.drafting import Drafter, LookupDrafter, ModelDrafter, SelfDrafter
+from rwkv_cli.engine.generate import (
+    UNLIMITED,
+    Ending,
+    PromptReader,
+    TokenLoop,
+    TokenSource,
+    read_directly,
+)
+from rwkv_cli.engine.perplexity import negative_log_likelihoods
 from rwkv_cli.engine.sampling import Sampler, SamplerMemory, exempt_tokens
+from rwkv_cli.engine.scheduler import Request
 from rwkv_cli.engine.session import NOTHING_READ, Session, Snapshot
 from rwkv_cli.engine.state import State
 from rwkv_cli.engine.token_ids import check_tokens
@@ -26,21 +36,21 @@ from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file
 from rwkv_cli.generation import Generation
 from rwkv_cli.lazy import lazy_property
-from rwkv_cli.reporting import Progress, Reporter
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, combined
+from rwkv_cli.reporting import Progress, Reporter, default_reporter, format_count
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, check_names, combined
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.thinking import ThoughtSplitter
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["UNLIMITED", "Model", "load"]
+__all__ = ["UNLIMITED", "Model", "load", "perplexity"]
 
 Array = NDArray[np.float32]
 
 MOST_THREADS = 256
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A model, ready to run."""
 
@@ -48,6 +58,14 @@ class Model:
     path: Path  # of the file that it was loaded from
     tokenizer: Tokenizer | None  # None if the checkpoint has none
     backend: Backend
+    new_drafter: Callable[[], Drafter] | None = None  # for each text, to make it faster
+
+    def __repr__(self) -> str:
+        info, size = self.info, format_count(self.config.n_params)
+        return (
+            f"<Model {self.path.stem!r}: {size} parameters in {info.weight_type}, {self.config.n_layer} layers, "
+            f"template {info.template.name}, on {self.backend.name}>"
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -95,7 +113,10 @@ class Model:
 
         Raises UsageError for the snapshot of a model of another shape.
         """
-        return Session(self.backend, self.sampler(settings, start.memory if start else None), start)
+        return self._session(self.sampler(settings, start.memory if start else None), start)
+
+    def _session(self, sampler: Sampler, start: Snapshot | None) -> Session:
+        return Session(self.backend, sampler, start, self.new_drafter() if self.new_drafter else None)
 
     def generate(
         self,
@@ -111,6 +132,7 @@ class Model:
         said: str | None = None,
         unfinished: bytes = b"",
         reader: PromptReader = read_directly,
+        submit: Callable[[Request], TokenSource] | None = None,
         progress: Progress | None = None,
         **sampling: Unpack[SamplingOverrides],
     ) -> Generation:
@@ -123,8 +145,8 @@ class Model:
         sampler: no prompt is needed there, and one in a template of conversations is the next turn, or the first one
         `after_document`. It is left as it is. `said` is the text up to there, where an answer is continued: it tells
         whether that is in the middle of a thought; `unfinished` are the bytes of a character that `start` has read half
-        of. `reader` reads the prompt, perhaps from a cache; `progress` receives
-        the tokens read. Raises UsageError for invalid settings.
+        of. `reader` reads the prompt, perhaps from a cache; `submit`, such as `Scheduler.submit`, has the tokens
+        computed beside those of others. `progress` receives the tokens read. Raises UsageError for invalid settings.
         """
         layout = get_template(template) if isinstance(template, str) else template or self.template
         has_read = start is not None and start.logits is not None
@@ -134,21 +156,33 @@ class Model:
             )
         if len(prompt) or not has_read:
             check_tokens(np.asarray(prompt), self.config.vocab_size)
-        session = self.session(self.sampling_settings(layout, think, **sampling), start)
-        generation = Generation(
-            session,
+        settings = self.sampling_settings(layout, think, **sampling)
+        request = Request(
             prompt,
+            self.sampler(settings, start.memory if start else None),
+            self.ending(layout, max_tokens),
+            start,
+        )
+        generation = Generation(
+            submit(request) if submit else self._run_alone(request, reader),
             self.tokenizer,
-            max_tokens,
             (*layout.stop, *stop),
-            reader,
-            stop_tokens=self.stop_tokens(layout),
             splitter=ThoughtSplitter(layout, think, said=said),
             unfinished=unfinished,
         )
         if progress:
             generation.report_to(progress)
         return generation
+
+    def _run_alone(self, request: Request, reader: PromptReader) -> TokenLoop:
+        """The tokens of a request, as they are asked for."""
+        session = self._session(request.sampler, request.start)
+        return TokenLoop(session, request.tokens, request.ending, reader)
+
+    def ending(self, template: Template, max_tokens: int) -> Ending:
+        """What ends an answer in a template. Raises UsageError for an invalid limit."""
+        end = self.tokenizer.end_of_document if self.tokenizer else 0
+        return Ending(end, self.stop_tokens(template), max_tokens)
 
     def stop_tokens(self, template: Template) -> frozenset[int]:
         """The tokens that end an answer beside the end of the document: those of the template, and the model's own."""
@@ -164,6 +198,7 @@ class Model:
 
         The template may have others for each mode of thinking.
         """
+        check_names(overrides)
         own = self.info.sampling if template == self.template else {}
         defaults = {**template.sampling_for(think), **own, **combined(overrides)}
         settings = SamplingSettings(**defaults)  # type: ignore[arg-type]
@@ -217,15 +252,18 @@ def load(
     device: str = backends.AUTO,
     *,
     threads: int | None = None,
+    draft: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Model:
     """Open a model: the embedded one, a model file, or a published checkpoint of any format.
 
     `device` is one of `engine.backends.registry.DEVICES`; "auto" takes the GPU where it can. On "reference" a
     checkpoint is read as it is, in float32; on the others it is quantized to int8 once, into the user's cache.
-    `threads` is for the CPU; None takes one per core. Raises an RwkvError, in one sentence, if that fails.
+    `threads` is for the CPU; None takes one per core. With a `draft`, single texts are generated by speculation: it
+    proposes, with "lookup", what came before, with "self" what the same weights say in int4, or what another model with
+    the same vocabulary says; the text stays the same. Raises an RwkvError, in one sentence, if that fails.
     """
-    reporter = reporter or Reporter()
+    reporter = reporter or default_reporter()
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"{{threads}} is {threads}: it must be between 1 and {MOST_THREADS}")
     backends.check(device)
@@ -239,7 +277,31 @@ def load(
     backend, _, failure = backends.open_backend(device, source, threads, reporter.compiling)
     if failure:
         reporter.note(f"computing on the CPU: {failure}")
-    return Model(info, path, tokenizer, backend)
+    model = Model(info, path, tokenizer, backend)
+    if draft is not None:
+        if not isinstance(source, ModelFile):
+            raise UsageError("{draft} needs a model file: not {device=reference} on a checkpoint")
+        model.new_drafter = _drafters(model, source.path, draft, device, threads, reporter)
+    return model
+
+
+def _drafters(
+    model: Model, file: Path, draft: str | Path, device: str, threads: int | None, reporter: Reporter
+) -> Callable[[], Drafter]:
+    """What makes drafters for a model. Raises UsageError for a draft that cannot propose its tokens."""
+    if draft == "lookup":
+        return LookupDrafter
+    if draft == "self":
+        if model.info.weight_type == "int4":
+            raise UsageError("{draft} is self, which is int4, and the model is int4 itself: use lookup")
+        backend = load(cached_draft(file, reporter), device, threads=threads, reporter=reporter).backend
+        return lambda: SelfDrafter(backend)
+    other = load(draft, device, threads=threads, reporter=reporter)
+    if (other.info.tokenizer, other.config.vocab_size) != (model.info.tokenizer, model.config.vocab_size):
+        raise UsageError(
+            f"{draft} has another vocabulary than {model.path}: a draft must have the same tokens"
+        )
+    return lambda: ModelDrafter(other.backend)
 
 
 def _opened(path: Path, device: str, reporter: Reporter) -> tuple[ModelFile | Checkpoint, ModelInfo]:
@@ -251,3 +313,18 @@ def _opened(path: Path, device: str, reporter: Reporter) -> tuple[ModelFile | Ch
         path = cached_model_file(checkpoint, reporter)
     model = ModelFile(path)
     return model, model.info
+
+
+def perplexity(model: Model, text: str | Sequence[int]) -> float:
+    """How badly a model predicts a text, or tokens: exp of the mean of -ln p over all tokens but the first.
+
+    The text is read as it is, from an empty state. Raises UsageError for fewer than two tokens, and for a token outside
+    the vocabulary.
+    """
+    if isinstance(text, str):
+        tokenizer = model.check_prompt(model.template, None, None, continued=False)
+        text = tokenizer.encode(text)
+    if len(text) < 2:
+        raise UsageError("the text is too short: it must have at least two tokens")
+    check_tokens(np.asarray(text), model.config.vocab_size)
+    return float(np.exp(negative_log_likelihoods(model.backend, text).mean()))

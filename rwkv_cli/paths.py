@@ -105,7 +105,7 @@ def written_folders() -> list[Path]:
     """
     cache, data = cache_folder(), data_folder()
     kernels = [path for path in cache.glob("kernels-*") if path.is_dir()]
-    return [cache / "models", cache / "prompts", data / "states", data / "models", *kernels]
+    return [cache / "models", cache / "prompts", data / "states", data / "chats", data / "models", *kernels]
 
 
 def registry_file() -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,6 +15,8 @@ log = logging.getLogger("rwkv_cli")
 
 Progress = Callable[[int], None]
 """Called with the number of tokens read since the last call."""
+
+_PAUSE = 0.1  # seconds between two looks of a line of progress
 
 COMPILING = "compiling the kernels for this {}, once (about 15 s)..."
 
@@ -40,6 +44,49 @@ class Reporter:
         return nullcontext()
 
 
+class LineReporter(Reporter):
+    """Shows progress in one line on stderr, below the cell of a notebook as well; at the end it is empty again."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+        self._next = 0.0  # when the line may change again
+
+    def note(self, text: str) -> None:
+        """Write a line of its own."""
+        self._show("")
+        print(text, file=sys.stderr, flush=True)
+
+    def quantizing(self, done: int, total: int) -> None:
+        """Show the share that is done."""
+        self._advance("quantizing", done, total, f"{format_count(total)} weights")
+
+    def downloading(self, done: int, total: int | None) -> None:
+        """Show the share that is done, or how much that is."""
+        self._advance("downloading", done, total, format_size(total or done))
+
+    def _advance(self, what: str, done: int, total: int | None, size: str) -> None:
+        is_over, now = total is not None and done >= total, time.monotonic()
+        if now < self._next and not is_over:
+            return
+        self._next = now + _PAUSE
+        self._show("" if is_over else f"{what}: {done / total:.0%} of {size}" if total else f"{what}: {size}")
+
+    def _show(self, line: str) -> None:
+        if line or self._shown:
+            print(f"\r{line:{len(self._shown)}}\r{line}", end="", file=sys.stderr, flush=True)
+        self._shown = line
+
+
+def default_reporter() -> Reporter:
+    """A reporter that shows progress where somebody looks at stderr, a terminal or a notebook; otherwise none."""
+    stream = sys.stderr
+    try:
+        is_seen = stream is not None and (stream.isatty() or type(stream).__module__.startswith("ipykernel."))
+    except ValueError:  # it is closed
+        is_seen = False
+    return LineReporter() if is_seen else Reporter()
+
+
 def format_size(size: int) -> str:
     """A number of bytes in decimal units: "31.2 MB"."""
     if size < 1000:
@@ -50,6 +97,14 @@ def format_size(size: int) -> str:
         if value < 999.95:
             return f"{value:.1f} {unit}"
     return f"{value / 1000:.1f} TB"
+
+
+def format_count(count: int) -> str:
+    """A large number of things: "29.9 M"."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
 
 
 def did_you_mean(wanted: str, known: Iterable[str]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TypedDict, cast
 
 from rwkv_cli.errors import UsageError
+from rwkv_cli.reporting import did_you_mean
 
 MAX_TOKENS = 256
 """Of a text, unless another limit is set."""
@@ -77,6 +78,21 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "penalty_decay": (0, 1),
     "seed": (0, math.inf),
 }
+
+
+_BESIDE = ("max_tokens", "template", "system", "think", "stop", "start", "progress")
+"""What functions with settings of sampling take as well, in the same way: perhaps one of them was meant."""
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise TypeError, with the nearest, for a keyword that is not a field of `SamplingSettings`."""
+    for name in names:
+        if name not in SAMPLING_FIELDS:
+            hint = (
+                did_you_mean(name[:80], (*SAMPLING_FIELDS, *_BESIDE))
+                or f"; there are {', '.join(SAMPLING_FIELDS)}"
+            )
+            raise TypeError(f"unknown setting {name[:40]!r}{hint}")
 
 
 def check_number(name: str, value: float) -> None:

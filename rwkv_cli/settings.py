@@ -166,7 +166,7 @@ KEYS: Mapping[str, Key] = {
         _switch("markdown", "in a chat, show Markdown with styles"),
         _choice("editing", "the keys that edit a message", "emacs", "vi"),
         _choice("theme", "plain: no colours and no bold text", "auto", "plain"),
-        _switch("history", "keep the last chats that have no name"),
+        _switch("history", "keep the last chats that have no name, and the lines that are typed"),
     )
 }
 """All keys by name, in the order in which they are shown; each is a field of `Settings`."""

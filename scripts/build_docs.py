@@ -31,8 +31,8 @@ out.
 ## Pipes and JSON
 
 Text and results go to standard output, everything else to standard error. The exit code is 0 for success, 1 for a
-failure, 2 for invalid options or arguments, and 130 after Ctrl-C; a failure is one sentence on standard error. A closed
-pipe, as in `rwkv generate ... | head`, is not an error.
+failure, 2 for invalid options or arguments, 130 after Ctrl-C, and 128 plus its number after another signal; a failure
+is one sentence on standard error. A closed pipe, as in `rwkv generate ... | head`, is not an error.
 
 What is piped, or in `--prompt-file`, comes before the prompt on the command line, with a blank line between them:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,12 +150,30 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
         self.process = process
         self._master = master
+        self._is_open = True
         self.shown = ""
 
     def read_until(self, text: str) -> None:
         """Read until `text` is shown; fails if the command ends before that."""
         while text not in self.shown:
             assert self._read(), f"no {text!r} in {self.shown!r}"
+
+    def wait_for(self, pattern: str, start: int = 0) -> int:
+        """Read until a pattern is shown after a place; gives the place behind it. Fails if the command ends before."""
+        while not (found := re.compile(pattern).search(self.shown, start)):
+            assert self._read(), f"no {pattern!r} in {self.shown[start:]!r}"
+        return found.end()
+
+    def hang_up(self) -> int:
+        """Close the terminal, as a window is closed; gives the exit code."""
+        self.close()
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        """Close the terminal, if it is open."""
+        if self._is_open:
+            self._is_open = False
+            os.close(self._master)
 
     def send(self, keys: str) -> None:
         """Type these characters."""
@@ -182,6 +201,8 @@ def terminal(
 ) -> Callable[..., AbstractContextManager[Terminal]]:
     """`with terminal(*arguments, **environment) as it:` runs a command on a pseudo-terminal."""
     pty = pytest.importorskip("pty")
+    import fcntl
+    import termios
 
     @contextmanager
     def start(*arguments: object, command: Sequence[str] = RWKV, **environment: str) -> Iterator[Terminal]:
@@ -193,14 +214,16 @@ def terminal(
             stderr=slave,
             env=os.environ | {"TERM": "xterm", "COLUMNS": "80"} | environment,
             start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # it hears of a hang-up
         )
         os.close(slave)
+        it = Terminal(process, master)
         try:
-            yield Terminal(process, master)
+            yield it
         finally:
             process.kill()
             process.wait()
-            os.close(master)
+            it.close()
 
     return start
 

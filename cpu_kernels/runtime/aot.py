@@ -29,6 +29,7 @@ from cpu_kernels.runtime.isolated import CompilationError
 
 ENTRY_POINTS = {
     "forward.passes": 6,
+    "sampling.passes": 4,
     "bandwidth.passes": 6,
     "trie.build": 6,
     "trie.pack": 4,

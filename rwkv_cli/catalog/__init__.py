@@ -8,5 +8,6 @@ recommended  which of them suits this machine
 model_store  the models that were pulled
 newest       what the publisher has now, beside the models that are known
 pull         download, verify and quantize, in one go
+quantize     a model file with weights of another type
 hub          downloads: the only package that uses the network
 """

@@ -22,7 +22,7 @@ from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.lock import locked
 from rwkv_cli.files.model_file import is_usable
 from rwkv_cli.files.weight_layouts import WeightType
-from rwkv_cli.reporting import Reporter, format_size
+from rwkv_cli.reporting import Reporter, default_reporter, format_size
 from rwkv_cli.text.templates import get_template
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def pull(
     same size that the hub has now. `sha256` is what the user expects of the file. Raises DownloadError,
     VerificationError, CheckpointError, UsageError and StorageError; the store never holds an incomplete file.
     """
-    reporter = reporter or Reporter()
+    reporter = reporter or default_reporter()
     order = _Order(weight_type, keep, force, sha256, reporter)
     reference = registry.resolve(wanted)
     if newest:

@@ -128,7 +128,9 @@ def main() -> None:
     _exit_on_signals()
     if not {"-h", "--help"} & set(sys.argv) and "_RWKV_COMPLETE" not in os.environ:
         _remove_leftovers()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    streams.abandon_stderr_if_gone()
+    sys.exit(code)
 
 
 def _exit_on_signals() -> None:
@@ -174,7 +176,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int, as_json: bool = False) -> int:
-    ui.error(message)
+    with contextlib.suppress(OSError):  # the terminal was closed
+        ui.error(message)
     if as_json:
         try:
             print(ui.json_text({"error": {"message": shortened(message), "code": code}}), flush=True)

@@ -116,6 +116,20 @@ Name = Annotated[
         rich_help_panel=CONVERSATION,
     ),
 ]
+Continue = Annotated[
+    bool,
+    typer.Option(
+        "--continue", "-c", help="Continue the last chat that has no name.", rich_help_panel=CONVERSATION
+    ),
+]
+NoHistory = Annotated[
+    bool,
+    typer.Option(
+        "--no-history",
+        help="Keep neither this chat, if it has no name, nor the lines that are typed.",
+        rich_help_panel=CONVERSATION,
+    ),
+]
 
 
 def _think(panel: str) -> Any:
@@ -178,6 +192,16 @@ Threads = Annotated[
         metavar="N",
         help="CPU threads.",
         show_default="one per core",
+        rich_help_panel=MODEL,
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL|lookup|self",
+        help="What proposes tokens, to be faster; the text stays the same.",
+        autocompletion=completion.drafts,
         rich_help_panel=MODEL,
     ),
 ]

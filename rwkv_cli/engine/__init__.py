@@ -1,6 +1,8 @@
 """Running a model: token ids in, token ids out. Text, names and users are the business of the rooms above.
 
 state        all that a model remembers, in a fixed size
+state_arrays its arrays in a file
+heat_map     what it looks like
 session      one mutable timeline: state, logits, number of tokens, sampler; its frozen form is a snapshot
 sampling     the choice of the next token
 generate     the token loop

@@ -8,7 +8,7 @@ state = batch.leave(slot)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,8 @@ from rwkv_cli.reporting import Progress
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
+Part = tuple[int, Tokens]
+"""Tokens [n] of the sequence in a slot."""
 
 
 class Batch(ABC):
@@ -34,6 +36,12 @@ class Batch(ABC):
             raise UsageError(f"a batch of {slots} sequences: there must be at least one")
         self.config = config
         self._free, self._taken = set(range(slots)), set[int]()
+        self._logits: dict[int, Array] = {}  # of the last `choose`, by slot
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Tokens that are read at the same time: more take as long as if they were read one after the other."""
 
     @property
     def free(self) -> int:
@@ -51,14 +59,19 @@ class Batch(ABC):
             state.check_fits(self.config)
         slot = min(self._free)
         self._store(slot, state)
+        self._logits.pop(slot, None)
         self._free.remove(slot)
         self._taken.add(slot)
         return slot
 
+    def state(self, slot: int) -> State:
+        """A copy of the state of a sequence. Raises UsageError for a slot without one."""
+        self._check_slot(slot)
+        return self._fetch(slot)
+
     def leave(self, slot: int) -> State:
         """Remove a sequence: its state. Raises UsageError for a slot without one."""
-        self._check_slot(slot)
-        state = self._fetch(slot)
+        state = self.state(slot)
         self.drop(slot)
         return state
 
@@ -77,12 +90,29 @@ class Batch(ABC):
         sequence, no tokens, or a token outside the vocabulary.
         """
 
-    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
-        """Read like `read`, and choose the next token of each sequence as its sampler would, which records it.
+    def choose(
+        self,
+        parts: Mapping[int, Sequence[int]],
+        samplers: Mapping[int, Sampler],
+        wanted: Collection[int] = (),
+    ) -> dict[int, Choice]:
+        """Read like `read`, and choose the next token of each sequence in `samplers`, by slot, as its sampler would.
 
-        Raises like `read` and `Sampler.sample`.
+        A sequence that only reads needs no sampler; `wanted` are slots of such ones whose logits are wanted afterwards.
+        `Sampler.accept` is to follow, which raises if there is a reason in place of a token: so one sequence that fails
+        stops no other. Raises like `read`.
         """
-        return [sampler.sample(row) for sampler, row in zip(samplers, self.read(parts), strict=True)]
+        logits = dict(zip(parts, self.read(parts), strict=True))
+        self._logits = {slot: row for slot, row in logits.items() if slot in samplers or slot in wanted}
+        return {slot: sampler.choose(logits[slot]) for slot, sampler in samplers.items()}
+
+    def logits(self, slot: int) -> Array | None:
+        """The logits [V] after what a sequence has read, for which the last `choose` needed them; None for others.
+
+        A view, perhaps, that the next `choose` or `read` overwrites. Raises UsageError for a slot without a sequence.
+        """
+        self._check_slot(slot)
+        return self._logits.get(slot)
 
     @abstractmethod
     def _store(self, slot: int, state: State | None) -> None:
@@ -96,7 +126,7 @@ class Batch(ABC):
         if slot not in self._taken:
             raise UsageError(f"there is no sequence in slot {slot} of the batch")
 
-    def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[tuple[int, Tokens]]:
+    def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[Part]:
         """The tokens to read, as arrays int32 [n]. Raises like `read`."""
         for slot in parts:
             self._check_slot(slot)
@@ -106,6 +136,22 @@ class Batch(ABC):
         check_tokens(flat, self.config.vocab_size)
         ends = np.cumsum([len(tokens) for tokens in parts.values()])
         return list(zip(parts, np.split(flat.astype(np.int32), ends[:-1]), strict=True))
+
+
+def passes(parts: Iterable[Part], capacity: int) -> Iterator[list[Part]]:
+    """Cut parts, in the same order, into passes of up to `capacity` tokens."""
+    left = capacity
+    pieces: list[Part] = []
+    for slot, tokens in parts:
+        while len(tokens):
+            piece, tokens = tokens[:left], tokens[left:]
+            pieces.append((slot, piece))
+            left -= len(piece)
+            if not left:
+                yield pieces
+                left, pieces = capacity, []
+    if pieces:
+        yield pieces
 
 
 class _Reads(Protocol):
@@ -124,6 +170,11 @@ class SequentialBatch(Batch):
         self._backend = backend
         self._states: dict[int, State] = {}
 
+    @property
+    def capacity(self) -> int:
+        """See `Batch.capacity`."""
+        return 1
+
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
         """See `Batch.read`."""
         checked = self._checked(parts)
@@ -140,4 +191,4 @@ class SequentialBatch(Batch):
         self._states[slot] = state.copy() if state else State.zeros(self.config)
 
     def _fetch(self, slot: int) -> State:
-        return self._states[slot]
+        return self._states[slot].copy()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from rwkv_cli.engine.sampling import Choice
-from rwkv_cli.engine.session import NOTHING_READ, Session
+from rwkv_cli.engine.sampling import Choice, Sampler
+from rwkv_cli.engine.session import NOTHING_READ, Session, Snapshot
 from rwkv_cli.errors import UsageError
 from rwkv_cli.reporting import Progress
 
 UNLIMITED = -1
+
+Finish = Literal["end", "stop", "length"]
+"""Why a text ended: the model ended the document, a stop string or token came, or max_tokens were generated."""
 
 PromptReader = Callable[[Session, Sequence[int], Progress | None], int]
 """Reads a prompt into a session, and returns how many of its tokens did not have to be computed."""
@@ -25,6 +28,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int = 0  # of the prompt, that came from a cache
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # proposed by a drafter
+    accepted_tokens: int = 0  # of those, that were right
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -52,6 +57,70 @@ def check_limit(max_tokens: int) -> None:
         raise UsageError(f"{{max_tokens}} is {max_tokens}: it must be at least 0, or -1 for no limit")
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What ends a text: a token, which is chosen but not read, or a limit. Raises UsageError for an invalid one."""
+
+    end_of_document: int = 0
+    stop_tokens: Collection[int] = ()
+    max_tokens: int = UNLIMITED
+
+    def __post_init__(self) -> None:
+        check_limit(self.max_tokens)
+
+    def after(self, token: int, generated: int) -> Finish | None:
+        """Why the text ends with this token, one of `generated`; None if it does not."""
+        if token == self.end_of_document:
+            return "end"
+        if token in self.stop_tokens:
+            return "stop"
+        return "length" if generated == self.max_tokens else None
+
+
+class TokenSource(Iterator[Choice], Protocol):
+    """The tokens that follow a prompt, as `Generation` takes them."""
+
+    usage: Usage
+    progress: Progress | None  # of the prompt
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """What they follow."""
+        ...
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why the tokens ended; None while they have not."""
+        ...
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it will be possible to go on from where the text ends: whether `snapshot` and `session` are there."""
+        ...
+
+    @property
+    def sampler(self) -> Sampler:
+        """What chooses the tokens."""
+        ...
+
+    @property
+    def session(self) -> Session:
+        """Where the text stands. Raises UsageError while only a scheduler knows that."""
+        ...
+
+    def read_prompt(self) -> None:
+        """Read the prompt, unless that was done."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """A copy of where the text stands, without the token that came last."""
+        ...
+
+    def close(self) -> None:
+        """End the tokens here, if they have not ended."""
+        ...
+
+
 class TokenLoop(Iterator[Choice]):
     """The tokens that follow a prompt, until one that ends the text or a limit; `session` advances in place."""
 
@@ -59,28 +128,28 @@ class TokenLoop(Iterator[Choice]):
         self,
         session: Session,
         prompt: Sequence[int],
-        end_of_document: int,
-        max_tokens: int = UNLIMITED,
+        ending: Ending,
         reader: PromptReader = read_directly,
-        stop_tokens: Collection[int] = (),
     ) -> None:
-        """`prompt` may be empty where the session has read something. Raises UsageError where it has not.
-
-        The text ends with the token `end_of_document` or one of `stop_tokens`, which is chosen but not read.
-        """
+        """`prompt` may be empty where the session has read something. Raises UsageError where it has not."""
         if not len(prompt) and not session.has_read:
             raise UsageError(NOTHING_READ)
-        check_limit(max_tokens)
-        self.session = session
+        self.session, self.prompt = session, prompt
         self.usage = Usage(prompt_tokens=len(prompt))
-        self.finish: Literal["end", "stop", "length"] | None = None
-        self.progress: Progress | None = None  # of the prompt
-        self._prompt: Sequence[int] | None = prompt  # None once it was read
-        self._end, self._stop_tokens = end_of_document, stop_tokens
-        self._max_tokens, self._reader = max_tokens, reader
+        self.finish: Finish | None = None
+        self.progress: Progress | None = None
+        self._is_read = False
+        self._ending, self._reader = ending, reader
+
+    keeps = True
+
+    @property
+    def sampler(self) -> Sampler:
+        """See `TokenSource`."""
+        return self.session.sampler
 
     def __next__(self) -> Choice:
-        if self.finish or self._max_tokens == 0:
+        if self.finish or self._ending.max_tokens == 0:
             raise StopIteration
         self.read_prompt()
         start = time.perf_counter()
@@ -88,20 +157,24 @@ class TokenLoop(Iterator[Choice]):
         if self.usage.generated_tokens:
             self.usage.decode_seconds += time.perf_counter() - start
         self.usage.generated_tokens += 1
-        if choice.token == self._end:
-            self.finish = "end"
-        elif choice.token in self._stop_tokens:
-            self.finish = "stop"
-        elif self.usage.generated_tokens == self._max_tokens:
-            self.finish = "length"
+        if speculation := self.session.speculation:
+            self.usage.drafted_tokens, self.usage.accepted_tokens = speculation.counts
+        self.finish = self._ending.after(choice.token, self.usage.generated_tokens)
         return choice
 
     def read_prompt(self) -> None:
         """Read the prompt, unless that was done."""
-        if self._prompt is None:
+        if self._is_read:
             return
         start = time.perf_counter()
-        if len(self._prompt):
-            self.usage.cached_tokens = self._reader(self.session, self._prompt, self.progress)
-        self._prompt = None
+        if len(self.prompt):
+            self.usage.cached_tokens = self._reader(self.session, self.prompt, self.progress)
+        self._is_read = True
         self.usage.prefill_seconds = time.perf_counter() - start
+
+    def snapshot(self) -> Snapshot:
+        """See `TokenSource`."""
+        return self.session.snapshot()
+
+    def close(self) -> None:
+        """See `TokenSource`: nothing comes unless it is asked for."""

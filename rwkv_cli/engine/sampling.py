@@ -46,10 +46,12 @@ class SampleRequest(NamedTuple):
 
     tokens: NDArray[np.int64]  # each once
     amounts: NDArray[np.float64]  # added to their logits; minus infinity for those that are banned
+    is_greedy: bool  # the first of the likeliest tokens; the settings below have the same effect
     random: float  # uniform sample in [0, 1) for inverse-CDF sampling
     temperature: float
     top_p: float
     min_p: float
+    top_k: int  # 0 for all
 
 
 class TokenCounts(Mapping[int, float]):
@@ -160,19 +162,30 @@ class Sampler:
         token = int(adjusted.argmax()) if self.settings.greedy else self._draw(softmax)
         return Choice(token, float(logits[token]) - own.peak - math.log(own.total))
 
-    def request(self, vocab_size: int) -> SampleRequest | None:
-        """What a device needs to choose in place of `choose`; `accept` is to follow. None if the settings need ranking.
+    def check(self, vocab_size: int) -> None:
+        """Raise UsageError if the settings name a token outside the vocabulary."""
+        if self._named.size and self._named.max() >= vocab_size:
+            raise UsageError(f"there is no token {self._named.max()}: the model has {vocab_size:,}")
+
+    def request(self, vocab_size: int) -> SampleRequest:
+        """What it takes to choose in place of `choose`; `accept` is to follow. It draws the random number.
 
         Raises UsageError if the settings name a token outside the vocabulary.
         """
         settings = self.settings
         tokens, amounts = self._adjustments(vocab_size)
         if settings.greedy:  # the first of those as likely as the likeliest
-            return SampleRequest(tokens, amounts, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0)
-        if settings.needs_ranking:
-            return None
-        number = self.rng.random()
-        return SampleRequest(tokens, amounts, number, settings.temperature, settings.top_p, settings.min_p)
+            return SampleRequest(tokens, amounts, True, 0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0)
+        return SampleRequest(
+            tokens,
+            amounts,
+            False,
+            self.rng.random(),
+            settings.temperature,
+            settings.top_p,
+            settings.min_p,
+            settings.top_k,
+        )
 
     def accept(self, token: int) -> None:
         """Record a token that was chosen. Raises like `sample` for a reason in its place."""

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.drafting import Drafter
 from rwkv_cli.engine.sampling import Choice, Sampler, SamplerMemory
+from rwkv_cli.engine.speculation import Speculation
 from rwkv_cli.engine.state import State
 from rwkv_cli.engine.token_ids import check_tokens
 from rwkv_cli.errors import UsageError
@@ -36,6 +38,9 @@ class Snapshot:
     logits: Array | None = None  # [V] of the next token; None where nothing was read yet
     n_tokens: int = 0  # read so far
     memory: SamplerMemory | None = None  # of the sampler; None where nothing was sampled
+
+    def __repr__(self) -> str:
+        return f"<Snapshot: {self.n_tokens:,} tokens read, {self.state!r}>"
 
     @classmethod
     def empty(cls, config: ModelConfig) -> Snapshot:
@@ -60,15 +65,32 @@ class Session:
     backend can read a token and choose its successor in one step.
     """
 
-    def __init__(self, backend: Backend, sampler: Sampler, start: Snapshot | None = None) -> None:
-        """`start` is left as it is. Raises UsageError for one of a model of another shape."""
+    def __init__(
+        self,
+        backend: Backend,
+        sampler: Sampler,
+        start: Snapshot | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        """`start` is left as it is. `drafter` proposes tokens, which may make it faster and changes nothing else.
+
+        Raises UsageError for the start of a model of another shape.
+        """
         self.backend, self.sampler = backend, sampler
         start = start or Snapshot.empty(backend.config)
         start.state.check_fits(backend.config)
-        self.state = start.state.copy()
+        self._state = start.state.copy()
+        self.speculation = Speculation(backend, drafter) if drafter else None
         self.n_tokens = start.n_tokens
         self.pending: int | None = None
         self._logits: Array | Callable[[], Array] | None = start.logits
+
+    @property
+    def state(self) -> State:
+        """The state after the last token that was read."""
+        if self.speculation:
+            self._state = self.speculation.settle(self._state)
+        return self._state
 
     @property
     def logits(self) -> Array:
@@ -84,6 +106,9 @@ class Session:
         """Whether anything was read, so that there are logits."""
         return self._logits is not None
 
+    def __repr__(self) -> str:
+        return f"<Session: {self.n_tokens:,} tokens read, {self.state!r}>"
+
     def feed(self, tokens: Sequence[int], progress: Progress | None = None) -> None:
         """Read the pending token, if there is one, and then `tokens`, which may be empty.
 
@@ -96,16 +121,22 @@ class Session:
         if len(tokens):
             self._logits = self.backend.forward(tokens, self.state, progress)
             self.n_tokens += len(tokens)
+            if self.speculation:
+                self.speculation.observe(tokens)
 
     def sample(self) -> Choice:
         """Choose the next token, after reading the pending one. Raises like `Sampler.sample`."""
         if self.pending is None:
-            choice = self.sampler.sample(self.logits)
+            choice = self.backend.choose_from(self.logits, self.sampler)
         else:
             token, self.pending, self._logits = self.pending, None, None
             self.n_tokens += 1
-            choice, self._logits = self.backend.choose(token, self.state, self.sampler)
-            self.sampler.accept(choice.token)
+            if self.speculation:
+                self._logits, self._state = self.speculation.read(token, self._state, self.sampler)
+                choice = self.backend.choose_from(self._logits, self.sampler)
+            else:
+                choice, self._logits = self.backend.choose(token, self._state, self.sampler)
+        self.sampler.accept(choice.token)
         self.pending = choice.token
         return choice
 
@@ -126,7 +157,9 @@ class Session:
 
     def rewind(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot that is not used elsewhere, such as an earlier one; the sampler is unchanged."""
-        self.state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
+        if self.speculation:
+            self.speculation.settle(self._state)
+        self._state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
         self.pending = None
 
     def fork(self) -> Session:

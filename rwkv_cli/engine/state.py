@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig, Shape
+from rwkv_cli.engine import heat_map, state_arrays
 from rwkv_cli.errors import UsageError
+from rwkv_cli.reporting import format_size
 
 Array = NDArray[np.float32]
 
@@ -71,6 +74,21 @@ class State:
             shift_ffn=np.zeros((L, C), np.float32),
         )
 
+    @classmethod
+    def load(cls, path: str | Path) -> State:
+        """The state in a file that `save` wrote, or in a state file; exact.
+
+        Raises StateError for a file that is damaged or of another kind, UsageError for arrays of a wrong shape.
+        """
+        return cls(**state_arrays.read(Path(path), cls.PARTS))
+
+    def save(self, path: str | Path) -> None:
+        """Write the three arrays into a safetensors file, all or nothing. Raises StorageError.
+
+        The file does not say which model they belong to: a `SavedState` does, in `state_file.save`.
+        """
+        state_arrays.write(Path(path), {part: getattr(self, part) for part in self.PARTS})
+
     @property
     def shift_att(self) -> Array:
         """The last token's normalised input of each time mix [L, C] (token shift)."""
@@ -132,6 +150,22 @@ class State:
     def is_empty(self) -> bool:
         """Whether nothing was read: all values are zero."""
         return not (self.wkv.any() or self.shift_att.any() or self.shift_ffn.any())
+
+    def __repr__(self) -> str:
+        L, H, N = self._shapes["wkv"][:3]
+        return f"<State: {L} layers of {H} heads of {N}×{N}, {format_size(self.nbytes)}>"
+
+    def _repr_html_(self) -> str:
+        """The heat map that a notebook shows."""
+        return heat_map.html(heat_map.norms(self.wkv), f"State, {format_size(self.nbytes)}")
+
+    def assign(self, other: State) -> None:
+        """Take the values of another state of the same shape. Raises UsageError for another one."""
+        for part in self.PARTS:
+            mine, theirs = getattr(self, part), getattr(other, part)
+            if mine.shape != theirs.shape:
+                raise UsageError(f"{part} has the shape {list(theirs.shape)}; it must be {list(mine.shape)}")
+            mine[...] = theirs
 
     def copy(self) -> State:
         """An independent copy: a branch of the text."""

@@ -11,5 +11,6 @@ model_identity  which model a state belongs to
 state_file      the file format of a saved state
 state_store     saved states by name, and their locks
 autosave        a conversation and the file that it is saved to after every answer
+kept_chats      the last conversations without a name
 resume          where a command continues from, and with which model
 """

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from rwkv_cli.errors import UsageError
+from rwkv_cli.errors import StorageError, UsageError
 from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import SamplingOverrides, combined
 from rwkv_cli.sessions import resume, state_file, state_store
 from rwkv_cli.sessions.conversation import Conversation
+from rwkv_cli.sessions.kept_chats import KeptChat
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.settings import Settings
 from rwkv_cli.text.template import Template
@@ -70,14 +71,18 @@ class Choices:
 
 
 class AutosavedConversation:
-    """The current conversation, and where it is saved after every answer, if it has a name.
+    """The current conversation, and where it is saved after every answer: under its name, or among the last chats.
 
     It holds a lock on its file until `close`.
     """
 
-    def __init__(self, conversation: Conversation, keep_text: bool = True) -> None:
+    def __init__(
+        self, conversation: Conversation, keep_text: bool = True, kept: KeptChat | None = None
+    ) -> None:
+        """`kept` is where it is kept while it has no name; without one, it is not."""
         self.conversation = conversation
         self.keep_text = keep_text
+        self.kept = kept
         self.path: Path | None = None
         self.is_kept = True  # the last attempt to save it succeeded
         self.before: Conversation | None = None  # what `reset` put away
@@ -94,17 +99,32 @@ class AutosavedConversation:
         """The name of the conversation, if it is saved after every answer."""
         return state_store.name_of(self.path) if self.path else None
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a file to come back to."""
+        path = self.path or (self.kept.path if self.kept else None)
+        return path is not None and path.exists()
+
     def adopt(self, path: Path, lock: ExitStack) -> None:
         """From now on, save to this file, which is locked."""
+        if self.kept:
+            self.kept.leave()
         self._lock.close()
         self.path, self._lock = path, lock
 
     def keep(self) -> None:
-        """Save the conversation, if it has a name. Raises StorageError, StateError."""
+        """Save the conversation. Raises StorageError, StateError; one without a name is then not kept any more."""
         if self.path:
             self.is_kept = False
             self._write(self.path)
             self.is_kept = True
+        elif self.kept:
+            try:
+                self.kept.write(self.conversation)
+            except StorageError:
+                self.kept.leave()
+                self.kept = None
+                raise
 
     def save(self, target: str | None) -> Path:
         """Save under a name or in a file: its path. A conversation without a name takes the name from then on.
@@ -123,6 +143,8 @@ class AutosavedConversation:
         lock = self._free(path, target)
         if self.path is None and path.parent == state_store.folder():
             self._write(path, lock)
+            if self.kept:
+                self.kept.remove()
             self.adopt(path, lock)
         else:
             with lock:
@@ -162,7 +184,9 @@ class AutosavedConversation:
         return warning
 
     def adopt_nothing(self) -> None:
-        """From now on, save nothing: the conversation has no name."""
+        """From now on, the conversation has no name."""
+        if self.kept:
+            self.kept.leave()
         self._lock.close()
         self.path, self._lock = None, ExitStack()
 
@@ -181,7 +205,9 @@ class AutosavedConversation:
         return True
 
     def close(self) -> None:
-        """Give up the lock."""
+        """Give up the locks."""
+        if self.kept:
+            self.kept.leave()
         self._lock.close()
 
     def _free(self, path: Path, target: str) -> ExitStack:
@@ -218,11 +244,17 @@ def open_conversation(
     name: str | None = None,
     state: str | None = None,
     keep_text: bool = True,
+    *,
+    kept: KeptChat | None = None,
+    last: bool = False,
 ) -> AutosavedConversation:
-    """The session of a command line: a named conversation, one from a state, or a new one.
+    """The session of a command line: a named conversation, one from a state, the last one without a name, or a new one.
 
-    `load` gives the model for a state. Raises StateError where the name is in use.
+    `load` gives the model for a state. `kept` is where one without a name is kept, if it is; `last` is for the one that
+    was left last. Raises StateError where the name is in use, UsageError where there is no last one.
     """
+    if last:
+        return _open_last(load, choices, kept)
     path = state_store.resolve(name) if name is not None else None
     if path:
         resume.check_folder(path)
@@ -235,13 +267,29 @@ def open_conversation(
         saved = resume.open_state(source).saved if source is not None else None
         model = load(saved)
         session = AutosavedConversation(
-            choices.resume(model, saved) if saved else choices.begin(model), keep_text
+            choices.resume(model, saved) if saved else choices.begin(model), keep_text, kept
         )
     except BaseException:
         lock.close()
         raise
     if path:
         session.adopt(path, lock)
+    return session
+
+
+def _open_last(
+    load: Callable[[SavedState | None], Model], choices: Choices, kept: KeptChat | None
+) -> AutosavedConversation:
+    """The session of the last chat without a name, which stays as it is unless this one is `kept`, too."""
+    slot = kept or KeptChat()
+    try:
+        saved = state_file.load(slot.open_last())
+        session = AutosavedConversation(choices.resume(load(saved), saved), kept=kept)
+    except BaseException:
+        slot.release()
+        raise
+    if not kept:
+        slot.release()
     return session
 
 

@@ -1,34 +1,49 @@
-"""Many prompts, each answered as if it were alone: sequences leave the batch when they are done, and others join."""
+"""Many prompts, each answered as if it were alone: a scheduler reads and answers as many at once as fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Unpack
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Literal, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rwkv_cli.engine.batch import Batch
-from rwkv_cli.engine.generate import PromptReader, check_limit, read_directly
-from rwkv_cli.engine.sampling import Choice, Sampler
-from rwkv_cli.engine.session import Session
-from rwkv_cli.errors import UsageError
-from rwkv_cli.generation import Finish
+from rwkv_cli.engine.generate import Finish, check_limit
+from rwkv_cli.engine.scheduler import Handle, Request, Scheduler
+from rwkv_cli.engine.session import Snapshot
+from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, combined
+from rwkv_cli.sessions.prompt_cache import PromptCache
 from rwkv_cli.text.template import Template
+from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.text_stream import TextStream
-from rwkv_cli.text.thinking import Part, ThoughtSplitter, joined
+from rwkv_cli.text.thinking import Part, joined
+
+Tokens = NDArray[np.int32]
+
+AHEAD = 256
+"""Prompts that are looked at before there is room for them: those that begin alike are found among them."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to answer."""
+    """A text to answer, perhaps with options of its own."""
 
     text: str
     system: str | None = None
     where: str = ""  # it comes from, such as a line of a file: errors begin with that
     think: str | None = None  # a mode of the template
+    max_tokens: int | None = None  # None for that of all
+    stop: Sequence[str] = ()  # beside those of all
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # over that of all
+    start: Snapshot | None = None  # where it continues, None for where all do
+    after_document: bool = False  # whether that start is a document, and not a conversation in this template
+    error: str = ""  # why it is none: it cannot be answered
 
 
 @dataclass(frozen=True)
@@ -37,148 +52,199 @@ class Answer:
 
     index: int  # of the prompt
     text: str  # without the thought
-    finish: Finish
+    finish: Finish | Literal["error"]
     prompt_tokens: int
     generated_tokens: int
     thought: str = ""  # before the answer
+    error: str = ""  # why there is none, in one sentence
+
+
+def batch(
+    model: Model,
+    prompts: Sequence[str | Prompt],
+    *,
+    batch_size: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+    template: str | Template | None = None,
+    stop: Sequence[str] = (),
+    start: Snapshot | None = None,
+    **sampling: Unpack[SamplingOverrides],
+) -> list[Answer]:
+    """All answers to prompts, in the order of these; the rest is as for `answers`."""
+    found = answers(
+        model,
+        prompts,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        template=template,
+        stop=stop,
+        start=start,
+        **sampling,
+    )
+    return sorted(found, key=lambda answer: answer.index)
 
 
 def answers(
     model: Model,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[str | Prompt],
     *,
     batch_size: int | None = None,
     max_tokens: int = MAX_TOKENS,
-    template: Template | None = None,
+    template: str | Template | None = None,
     stop: Sequence[str] = (),
-    reader: PromptReader = read_directly,
+    start: Snapshot | None = None,
+    after_document: bool = False,
+    cache: PromptCache | None = None,
+    lenient: bool = False,
     **sampling: Unpack[SamplingOverrides],
 ) -> Iterator[Answer]:
     """Iterate over the answers to prompts, as they are complete; up to `batch_size` are generated together.
 
     None takes the backend's own batch size. Each answer is what `Model.generate` gives for the prompt alone; in a batch
     on a GPU, up to rounding. A `seed` is that of the first prompt, and each prompt has one more than the one before.
-    `template` is None for the model's own. `reader` reads each prompt on its own before it joins the batch, perhaps
-    from a cache; `read_directly` leaves that to the batch. Raises UsageError, before anything is read, for prompts and
-    settings that are invalid.
+    `template` is a name or a `Template`, None for the model's own. All prompts continue from `start`, if there is one:
+    a conversation in this template, or a document. What prompts have in common at their beginning is read once;
+    `cache` keeps such beginnings for the next run. A prompt that fails while it is answered has an error in place of
+    its text. Raises UsageError, before anything is read, for prompts and settings that are invalid: with `lenient`,
+    these have an error too, and prompts are only looked at when their turn comes.
     """
-    layout = template or model.template
+    layout = get_template(template) if isinstance(template, str) else template or model.template
     check_limit(max_tokens)
     TextStream(model.tokenizer, (*layout.stop, *stop))  # which refuses what cannot be
-    encoded = [np.array(_encoded(model, prompt, layout), np.int32) for prompt in prompts]
-    settings = {
-        mode: model.sampling_settings(layout, mode, **sampling) for mode in {each.think for each in prompts}
-    }
-
-    def job(index: int) -> _Job:  # only once its turn comes: it takes more memory than its prompt
-        mode = prompts[index].think
-        chosen = settings[mode]
-        if chosen.seed is not None:
-            chosen = replace(chosen, seed=chosen.seed + index)
-        text = _Text(model, layout, mode, stop, max_tokens)
-        return _Job(index, encoded[index].tolist(), model.sampler(chosen), text)
-
-    jobs = map(job, range(len(prompts)))
-    if not max_tokens:
-        return (job.answer() for job in jobs)
-    slots = 1 if model.backend.batch_size == 1 else batch_size or model.backend.batch_size
-    return _together(model, jobs, min(slots, len(prompts)), reader)
+    run = _Run(model, layout, max_tokens, stop, start, after_document, cache, sampling)
+    asked = (Prompt(each) if isinstance(each, str) else each for each in prompts)
+    if lenient:
+        return run.answers((each, None) for each in asked)
+    checked = [(each, np.array(run.encoded(each), np.int32)) for each in asked]
+    slots = min(batch_size or model.backend.batch_size, len(checked) or 1)
+    return run.answers(checked, slots)
 
 
-def _encoded(model: Model, prompt: Prompt, layout: Template) -> list[int]:
-    try:
-        return model.encode_prompt(prompt.text, layout, prompt.system, prompt.think)
-    except UsageError as error:
-        raise UsageError(f"{prompt.where}: {error.args[0]}" if prompt.where else error.args[0]) from None
-
-
-class _Text:
-    """The text of one answer, and why it ended: what `Generation` does with the tokens of a loop of its own."""
+class _Run:
+    """What all prompts have in common."""
 
     def __init__(
-        self, model: Model, layout: Template, think: str | None, stop: Sequence[str], max_tokens: int
+        self,
+        model: Model,
+        layout: Template,
+        max_tokens: int,
+        stop: Sequence[str],
+        start: Snapshot | None,
+        after_document: bool,
+        cache: PromptCache | None,
+        sampling: SamplingOverrides,
     ) -> None:
-        self._stream = TextStream(model.tokenizer, (*layout.stop, *stop))
-        self._splitter = ThoughtSplitter(layout, think)
-        self._end = model.tokenizer.end_of_document if model.tokenizer else 0
-        self._stop_tokens = model.stop_tokens(layout)
-        self._max_tokens = max_tokens
-        self.parts: list[Part] = []
-        self.tokens = 0
-        self.finish: Finish | None = None
+        self._model, self._layout, self._max_tokens, self._stop = model, layout, max_tokens, stop
+        self._start, self._after_document, self._cache = start, after_document, cache
+        self._places = dict[int, tuple[Snapshot, Snapshot]]()
+        seed = sampling.get("seed")
+        self._sampling: SamplingOverrides = {
+            **combined(sampling),
+            "seed": secrets.randbits(32) if seed is None else seed,
+        }
+        model.sampling_settings(layout, **self._sampling)
 
-    def add(self, token: int) -> None:
-        self.tokens += 1
-        if token == self._end:
-            self.finish = "end"
-        elif token in self._stop_tokens:
-            self.finish = "stop"
-        else:
-            self.parts += self._splitter.feed(self._stream.feed(token))
-        if self._stream.is_stopped:
-            self.finish = "stop"
-        elif not self.finish and self.tokens == self._max_tokens:
-            self.finish = "length"
-        if self.finish:
-            rest = self._stream.rest() if self.finish == "length" else self._stream.flush()
-            self.parts += [*self._splitter.feed(rest), *self._splitter.flush()]
+    def encoded(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt. Raises UsageError, with where it comes from, for one that cannot be answered."""
+        try:
+            if prompt.error:
+                raise UsageError(prompt.error)
+            check_limit(prompt.max_tokens or 0)
+            TextStream(self._model.tokenizer, prompt.stop)
+            self._model.sampling_settings(
+                self._layout, prompt.think, **combined(self._sampling, prompt.sampling)
+            )
+            start = prompt.start or self._start
+            return self._model.encode_prompt(
+                prompt.text,
+                self._layout,
+                prompt.system,
+                prompt.think,
+                continued=start is not None and start.logits is not None,
+                after_document=prompt.after_document if prompt.start else self._after_document,
+            )
+        except UsageError as error:
+            raise UsageError(f"{prompt.where}: {error.args[0]}" if prompt.where else error.args[0]) from None
+
+    def answers(
+        self, prompts: Iterable[tuple[Prompt, Tokens | None]], slots: int | None = None
+    ) -> Iterator[Answer]:
+        """The answers to prompts, as they are complete. Those without tokens are encoded when their turn comes."""
+        scheduler = Scheduler(self._model.backend, slots)
+        coming = enumerate(prompts)
+        running = dict[Handle, _Text]()
+        while True:
+            for index, (prompt, tokens) in islice(coming, max(AHEAD - scheduler.waiting, 0)):
+                try:
+                    known = self.encoded(prompt) if tokens is None else tokens.tolist()
+                    text = self._begun(index, prompt, known, scheduler)
+                except UsageError as error:
+                    yield Answer(index, "", "error", 0, 0, error=str(error))
+                else:
+                    running[text.handle] = text
+            if not running:
+                return
+            for handle in scheduler.step():
+                if answer := running[handle].advance():
+                    del running[handle]
+                    yield answer
+
+    def _place(self, start: Snapshot) -> Snapshot:
+        """The same place for answers that each have a random generator of their own; one for all that start there."""
+        if id(start) not in self._places:
+            memory = replace(start.memory, generator=None) if start.memory else None
+            self._places[id(start)] = start, replace(start, memory=memory)
+        return self._places[id(start)][1]
+
+    def _begun(self, index: int, prompt: Prompt, tokens: list[int], scheduler: Scheduler) -> _Text:
+        """Have a prompt answered."""
+        start = prompt.start or self._start
+        beginnings = self._cache.beginnings(tokens) if self._cache and not start else None
+        handles = list[Handle]()
+
+        def submit(request: Request) -> Handle:
+            handles.append(scheduler.submit(replace(request, beginnings=beginnings)))
+            return handles[0]
+
+        sampling = combined(self._sampling, prompt.sampling)
+        if prompt.sampling.get("seed") is None:
+            sampling["seed"] = (self._sampling["seed"] or 0) + index
+        generation = self._model.generate(
+            tokens,
+            max_tokens=self._max_tokens if prompt.max_tokens is None else prompt.max_tokens,
+            template=self._layout,
+            think=prompt.think,
+            stop=(*self._stop, *prompt.stop),
+            start=self._place(start) if start else None,
+            submit=submit,
+            **sampling,
+        )
+        return _Text(index, prompt.where, handles[0], generation)
 
 
 @dataclass
-class _Job:
-    """A prompt and its answer so far."""
+class _Text:
+    """An answer on its way."""
 
     index: int
-    unread: list[int]  # tokens to be read next
-    sampler: Sampler
-    text: _Text
+    where: str
+    handle: Handle
+    generation: Generation
 
     def __post_init__(self) -> None:
-        self._prompt_tokens = len(self.unread)
+        self._parts = list[Part]()
 
-    def accept(self, choice: Choice) -> Answer | None:
-        """Take the next token: the answer if it is complete, otherwise the token is to be read next."""
-        self.text.add(choice.token)
-        self.unread = [choice.token]
-        return self.answer() if self.text.finish else None
+    def advance(self) -> Answer | None:
+        """Take the tokens that have come: the answer, once it is complete."""
+        try:
+            while self.handle.has_tokens and (step := next(self.generation, None)):
+                self._parts += step.parts
+        except RwkvError as error:
+            return self._answer("error", f"{self.where}: {error}" if self.where else str(error))
+        finish = self.generation.finish or self.handle.finish
+        return self._answer(finish) if finish else None
 
-    def answer(self) -> Answer:
-        """The answer as it stands."""
-        finish = self.text.finish or "length"  # without one, no tokens were wanted
-        text, thought = (joined(self.text.parts, thought=kind) for kind in (False, True))
-        return Answer(self.index, text, finish, self._prompt_tokens, self.text.tokens, thought)
-
-
-def _together(model: Model, waiting: Iterator[_Job], slots: int, reader: PromptReader) -> Iterator[Answer]:
-    """Answer jobs, `slots` at a time."""
-    if not slots:
-        return
-    batch = model.backend.batch(slots)
-    running = dict[int, _Job]()  # by slot
-    while True:
-        while len(running) < slots and (job := next(waiting, None)):
-            if reader is read_directly:
-                running[batch.join()] = job
-            elif answer := _read_alone(model, job, reader, batch, running):
-                yield answer
-        if not running:
-            return
-        parts = {slot: job.unread for slot, job in running.items()}
-        choices = batch.choose(parts, [job.sampler for job in running.values()])
-        for (slot, job), choice in zip([*running.items()], choices, strict=True):
-            if answer := job.accept(choice):
-                batch.drop(slot)
-                del running[slot]
-                yield answer
-
-
-def _read_alone(
-    model: Model, job: _Job, reader: PromptReader, batch: Batch, running: dict[int, _Job]
-) -> Answer | None:
-    """Have a prompt read and its first token chosen, and let it join; the answer if that was the only one."""
-    session = Session(model.backend, job.sampler)
-    reader(session, job.unread, None)
-    if answer := job.accept(session.sample()):
-        return answer
-    running[batch.join(session.state)] = job
-    return None
+    def _answer(self, finish: Finish | Literal["error"], error: str = "") -> Answer:
+        text, thought = (joined(self._parts, thought=kind) for kind in (False, True))
+        usage = self.generation.usage
+        return Answer(self.index, text, finish, usage.prompt_tokens, usage.generated_tokens, thought, error)

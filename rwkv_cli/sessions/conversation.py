@@ -8,16 +8,18 @@ after the nearest earlier one are read again.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Unpack
 
-from rwkv_cli.engine.generate import check_limit
+from rwkv_cli.engine.generate import TokenLoop, check_limit
 from rwkv_cli.engine.sampling import GeneratorState, SamplerMemory
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import UsageError
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
-from rwkv_cli.reporting import Progress, pluralize
+from rwkv_cli.reporting import Progress, log, pluralize
 from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS, SamplingOverrides, combined
+from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.model_identity import identify
 from rwkv_cli.sessions.snapshots import BUDGET, Snapshots
@@ -67,6 +69,10 @@ class Conversation:
         self.settings = model.sampling_settings(self.template, think, **self.chosen)  # of the next answer
         self._check(system, think)
 
+    def __repr__(self) -> str:
+        model, turns = self.model.path.stem, pluralize(len(self.turns), "turn")
+        return f"<Conversation with {model!r}: {turns}, template {self.template.name}>"
+
     # ------------------------------------------------------------------------------------------- talking
 
     def ask(self, text: str, progress: Progress | None = None) -> AnswerStream:
@@ -93,13 +99,11 @@ class Conversation:
         turn = Turn(text, "", self.think)
         session = self._session(self._at(after, progress))
         prompt = self._tokens_of_turn(turn, is_first=not after)
+        ending = self.model.ending(self.template, self.max_tokens)
         generation = Generation(
-            session,
-            prompt,
+            TokenLoop(session, prompt, ending),
             self.model.tokenizer,
-            self.max_tokens,
             self.template.stop,
-            stop_tokens=self.model.stop_tokens(self.template),
             splitter=ThoughtSplitter(self.template, self.think),
         )
         if progress:
@@ -306,6 +310,21 @@ class Conversation:
         self.model.check_prompt(self.template, system, think, continued=self.start.kind == "document")
 
     # ------------------------------------------------------------------------------------------- keeping
+
+    def save(self, path: str | Path) -> None:
+        """Write a state file, all or nothing. Raises StorageError, StateError: see `state_file.save`."""
+        state_file.save(Path(path), self.to_saved())
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model) -> Conversation:
+        """The conversation in a state file, or one about the document in it; it continues as if it had never ended.
+
+        Raises StateError for a damaged file, and for the state of another model.
+        """
+        saved = state_file.load(Path(path))
+        if warning := state_file.fit(saved, model):
+            log.warning(warning)
+        return cls.from_saved(model, saved)
 
     def record(self) -> Record:
         """All but the state."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from rwkv_cli import __version__, paths
 from rwkv_cli.engine.generate import PromptReader, read_directly
+from rwkv_cli.engine.scheduler.request import Beginnings
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import RwkvError, StateError, UsageError
 from rwkv_cli.files.atomic import remove_leftovers
@@ -89,22 +90,29 @@ class PromptCache:
         self._model = model
         self._limit = size_limit()
 
+    def beginnings(self, tokens: Sequence[int]) -> Beginnings | None:
+        """What is kept of a prompt that nothing was read before; None for one that is not worth it."""
+        return _Entries(self._model, tokens, self._limit) if self._is_worth(tokens) else None
+
+    def _is_worth(self, tokens: Sequence[int]) -> bool:
+        return len(tokens) >= LEAST and self._limit > 0 and self._model.backend.is_split_invariant
+
     def read(self, session: Session, tokens: Sequence[int], progress: Progress | None = None) -> int:
         """Read a prompt: the number of its tokens that came from the cache."""
         is_fresh = not session.has_read and session.state.is_empty
-        if len(tokens) < LEAST or not self._limit or not is_fresh:
+        if not is_fresh or not self._is_worth(tokens):
             session.feed(tokens, progress)
             return 0
-        entries, reused = _Entries(self._model, tokens), 0
+        entries, reused = _Entries(self._model, tokens, self._limit), 0
         if found := entries.longest():
             session.rewind(found)
             reused = found.n_tokens
             if progress:
                 progress(reused)
-        stops = [reused, *(place for place in _places(len(tokens)) if place > reused)]
+        stops = [reused, *(place for place in entries.places if place > reused)]
         for begin, end in pairwise(stops):
             session.feed(tokens[begin:end], progress)
-            entries.keep(Snapshot(session.state, session.logits, end), self._limit)
+            entries.keep(Snapshot(session.state, session.logits, end))
         return reused
 
 
@@ -129,9 +137,11 @@ def _places(length: int) -> list[int]:
 class _Entries:
     """The files of one prompt: each is named after the model and the tokens that it has read."""
 
-    def __init__(self, model: Model, tokens: Sequence[int]) -> None:
+    def __init__(self, model: Model, tokens: Sequence[int], limit: int) -> None:
+        """`limit` is for the bytes of all files together."""
         self._identity: ModelIdentity = state_file.identify(model)
-        self._model = model
+        self._model, self._limit = model, limit
+        self.places: Sequence[int] = _places(len(tokens))
         self._keys = dict(self._digests(tokens))
 
     def _digests(self, tokens: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -165,14 +175,14 @@ class _Entries:
                 path.unlink()
         return None
 
-    def keep(self, snapshot: Snapshot, limit: int) -> None:
+    def keep(self, snapshot: Snapshot) -> None:
         """Write a snapshot; make room for it by removing the least recently used ones."""
         path = self._path(snapshot.n_tokens)
-        if snapshot.nbytes > limit:
+        if snapshot.nbytes > self._limit:
             return
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _make_room(limit - snapshot.nbytes)
+            _make_room(self._limit - snapshot.nbytes)
             state_file.save(path, SavedState(snapshot, self._identity), durable=False)
         except (OSError, RwkvError):  # a full disk, no permission: the next run reads the prompt again
             return

@@ -12,7 +12,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal, Protocol
 
@@ -35,7 +35,7 @@ class TokenizerSpec:
     """
 
     kind: Literal["world", "tokenizer.json"]
-    data: bytes | None = None
+    data: bytes | None = field(default=None, repr=False)
     ends: tuple[int, ...] = ()
 
 
@@ -100,6 +100,12 @@ def load_tokenizer(spec: TokenizerSpec, vocab_size: int) -> Tokenizer:
             "they do not belong together"
         )
     return tokenizer
+
+
+def _described(tokenizer: Tokenizer) -> str:
+    """The line that stands for a tokenizer where a person looks at it."""
+    kind = type(tokenizer).__name__
+    return f"<{kind}: {tokenizer.name}, {tokenizer.vocab_size:,} tokens, {tokenizer.end_of_document} ends a document>"
 
 
 def _utf8(text: str) -> bytes:
@@ -225,6 +231,9 @@ class WorldTokenizer:
         else:
             self._vocabulary = WorldVocabulary.from_text(spec.data)
 
+    def __repr__(self) -> str:
+        return _described(self)
+
     @property
     def vocab_size(self) -> int:
         return len(self._vocabulary)
@@ -322,6 +331,9 @@ class JsonTokenizer:
         self.text_of_end: str = str(end.content) if end else ""
         kind = "byte-level " if self._byte_level else ""
         self.name = f"{kind}{description['model'].get('type', 'model')} (tokenizer.json)"
+
+    def __repr__(self) -> str:
+        return _described(self)
 
     def encode(self, text: str) -> list[int]:
         readable = _utf8(text).decode("utf-8", "replace")

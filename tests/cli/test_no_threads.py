@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rwkv_cli import machine
-from rwkv_cli.engine.backends import cpu
+from rwkv_cli.engine.backends import compute_threads
 from rwkv_cli.files import quantization
 
 
@@ -19,10 +19,10 @@ def no_threads(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    for cached in (machine.has_threads, cpu._team):
+    for cached in (machine.has_threads, compute_threads.team):
         cached.cache_clear()
     yield
-    for cached in (machine.has_threads, cpu._team):
+    for cached in (machine.has_threads, compute_threads.team):
         cached.cache_clear()
 
 

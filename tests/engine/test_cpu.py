@@ -185,8 +185,8 @@ from pathlib import Path
 from rwkv_cli import load
 model = load(sys.argv[1])
 expected, _ = model.forward([1])
-with model.backend._lock:  # as a thread has it that is computing
-    model.backend._buffers.clear()  # or about to allocate others
+with model.backend._pass.lock:  # as a thread has it that is computing
+    model.backend._pass._buffers.clear()  # or about to allocate others
     child = os.fork()
 if not child:
     signal.alarm(10)

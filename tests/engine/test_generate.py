@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.actor import CONFIG, END, Actor, ByteTokenizer, spoken
+from helpers.actor import CONFIG, END, Actor, ByteTokenizer, generated, spoken
 
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.files.model_file import ModelInfo
-from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.templates import get_template
@@ -24,7 +23,7 @@ def perform(script, prompt="go", **options):
 def played(backend, prompt, tokenizer=ByteTokenizer(), start=None, progress=None, **options):  # noqa: B008
     """A greedy generation of a backend."""
     session = Session(backend, Sampler(SamplingSettings(temperature=0)), start)
-    generation = Generation(session, prompt, tokenizer, **options)
+    generation = generated(session, prompt, tokenizer, **options)
     if progress:
         generation.report_to(progress)
     return generation

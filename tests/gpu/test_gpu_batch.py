@@ -94,20 +94,6 @@ def test_more_tokens_than_the_capacity_of_a_pass(backend, lengths):
         assert state_difference(batch.leave(slot), alone.state) <= HALF
 
 
-@pytest.mark.parametrize("lengths", [(21,), (3, 19, 1), (8, 1), (8, 8), (1,) * 8, (1,) * 9])
-def test_passes(lengths):
-    parts = [(slot, np.arange(length) + 100 * slot) for slot, length in enumerate(lengths)]
-    passes = list(gpu_batch._passes(parts, 8))
-    sizes = [sum(len(tokens) for _, tokens in pieces) for _, pieces in passes]
-    assert sizes[:-1] == [8] * (len(passes) - 1)
-    assert 0 < sizes[-1] <= 8
-    for first, pieces in passes:
-        assert [slot for slot, _ in pieces] == list(range(first, first + len(pieces)))
-    for slot, tokens in parts:
-        read = [piece for _, pieces in passes for other, piece in pieces if other == slot]
-        np.testing.assert_array_equal(np.concatenate(read), tokens)
-
-
 @needs_compiler
 def test_a_state_joins_and_stays_as_it_is(backend):
     batch, alone = batch_of(backend, 2), Alone(backend)
@@ -141,11 +127,14 @@ def test_the_next_tokens_are_chosen_as_from_the_logits(backend, options):
     parts = {slot: some_tokens(TINY, 4 + slot, slot) for slot in range(3)}
     for slots in ((0, 1, 2), (0, 1, 2), (2,), (1, 2), (1,), (0, 1, 2)):
         now = {slot: parts[slot] for slot in slots}
-        choices = chosen.choose(now, [there[slot] for slot in slots])
+        choices = chosen.choose(now, {slot: there[slot] for slot in slots})
+        assert [*choices] == [*slots]
         logits = read.read(now)
         expected = [here[slot].sample(row) for slot, row in zip(slots, logits, strict=True)]
-        assert [choice.token for choice in choices] == [choice.token for choice in expected]
-        parts |= {slot: [choice.token] for slot, choice in zip(slots, choices, strict=True)}
+        assert [choice.token for choice in choices.values()] == [choice.token for choice in expected]
+        for slot, choice in choices.items():
+            there[slot].accept(choice.token)
+        parts |= {slot: [choice.token] for slot, choice in choices.items()}
     for slot in range(3):
         assert_same_state(chosen.leave(slot), read.leave(slot))
 
@@ -158,9 +147,25 @@ def test_settings_that_rank_and_others_in_one_batch(backend):
     for each in (batch, logits):
         each.join(), each.join()
     for _ in range(4):
-        found = batch.choose({0: [1], 1: [2]}, there)
+        found = batch.choose({0: [1], 1: [2]}, dict(enumerate(there)))
         expected = [s.sample(row) for s, row in zip(here, logits.read({0: [1], 1: [2]}), strict=True)]
-        assert found == expected
+        assert [*found.values()] == expected
+        for sampler, choice in zip(there, found.values(), strict=True):
+            sampler.accept(choice.token)
+
+
+@needs_compiler
+def test_a_sequence_without_a_sampler_only_reads(backend):
+    batch, alone = batch_of(backend, 2), batch_of(backend, 2)
+    for each in (batch, alone):
+        each.join(), each.join()
+    found = batch.choose({0: [1, 2], 1: [3]}, {1: Sampler(SamplingSettings(seed=1))})
+    logits = alone.read({0: [1, 2], 1: [3]})
+    expected = Sampler(SamplingSettings(seed=1)).choose(logits[1])
+    assert found == {1: (expected.token, pytest.approx(expected.logprob, abs=1e-5))}
+    np.testing.assert_array_equal(batch.logits(1), logits[1])
+    for slot in range(2):
+        assert_same_state(batch.leave(slot), alone.leave(slot))
 
 
 @needs_compiler

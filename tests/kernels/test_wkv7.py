@@ -33,7 +33,7 @@ def _keys(kk, a, k, k_k, k_a, a0):
 
 @njit
 def _step(y, S, r, w, k, v, kk, b):
-    wkv7.step(y, S, r, w, k, v, kk, b)
+    wkv7.step(y, S, S, r, w, k, v, kk, b)
 
 
 @njit

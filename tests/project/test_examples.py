@@ -33,8 +33,10 @@ def run(name, folder, typed=""):
 
 
 def test_every_example_is_in_the_list():
-    listed = re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
-    assert sorted(listed) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+    listed = re.findall(r"\]\((\w+\.(?:py|ipynb))\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(
+        path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")
+    )
 
 
 def test_a_chat(tmp_path):

@@ -87,6 +87,8 @@ class Script(Backend):
 class ScriptBatch(Batch):
     """What the sequences of the script are read by."""
 
+    capacity = 64
+
     def __init__(self, config, slots):
         super().__init__(config, slots)
         self.here, self.reads = set(), []

@@ -196,10 +196,11 @@ def _set(chat: Chat, argument: str) -> None:
 
 def _show(chat: Chat, _: str) -> None:
     conversation, session = chat.conversation, chat.session
+    kept = ", kept as the last chat" if session.kept else ""
     rows = {
         "model": f"{conversation.model.path} ({conversation.model.backend.description})",
         "template": f"{conversation.template.name}: {conversation.template.description}",
-        "name": session.name or "none (/save NAME keeps the conversation)",
+        "name": session.name or f"none{kept} (/save NAME gives it one)",
         "turns": f"{len(conversation.turns):,}",
         "tokens": f"{conversation.snapshot.n_tokens:,} read",
         "state": f"{format_size(conversation.snapshot.state.nbytes)}, however long the conversation",

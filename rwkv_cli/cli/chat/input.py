@@ -126,14 +126,14 @@ class TerminalReader(Reader):
 
     is_editor = True
 
-    def __init__(self, words: Words, vi: bool = False, **session: Any) -> None:
-        """`session` is for `PromptSession`: another input or output."""
+    def __init__(self, words: Words, vi: bool = False, history: bool = True, **session: Any) -> None:
+        """`history` keeps what is typed on the disk; `session` is for `PromptSession`: another input or output."""
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
             prompt_continuation=lambda _width, _number, wraps: INDENT if wraps else CONTINUATION,
             style=Style([("", "bold")]) if ui.is_styled(sys.stdout) else None,
-            history=_history(),
+            history=_history() if history else None,
             completer=_WordCompleter(words),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
@@ -279,7 +279,8 @@ def unechoed() -> Iterator[None]:
     silent[3] &= ~(termios.ECHO | termios.ICANON)  # by characters, or Ctrl-D would be lost
 
     def silence(*_: object) -> None:
-        termios.tcsetattr(descriptor, termios.TCSANOW, silent)
+        with contextlib.suppress(termios.error):  # closed: the system then continues its programs, too
+            termios.tcsetattr(descriptor, termios.TCSANOW, silent)
 
     silence()
     continued = signal.signal(signal.SIGCONT, silence)  # a shell has set it otherwise in the meantime
@@ -287,4 +288,5 @@ def unechoed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCONT, continued)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

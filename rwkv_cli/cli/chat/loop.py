@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,11 +14,13 @@ from rwkv_cli.cli.chat.input import Reader, unechoed
 from rwkv_cli.cli.chat.view import View
 from rwkv_cli.cli.options import as_setting
 from rwkv_cli.cli.terminal import ui
+from rwkv_cli.cli.terminal.interrupts import Termination
 from rwkv_cli.cli.terminal.progress import counting
 from rwkv_cli.cli.terminal.wrap import wrapped
 from rwkv_cli.engine.generate import Usage
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.reporting import Progress, pluralize
+from rwkv_cli.sessions import state_store
 from rwkv_cli.sessions.answer_stream import AnswerStream
 from rwkv_cli.sessions.autosave import AutosavedConversation
 from rwkv_cli.sessions.conversation import Conversation
@@ -77,13 +80,20 @@ class Chat:
         with unechoed() if self.reader.is_editor else nullcontext():
             if self.is_interactive and not self.quiet:
                 self.greet()
-            with contextlib.suppress(EOFError):
+            try:
                 while True:
                     self._next()
+            except EOFError:
+                pass
+            except SystemExit:  # a signal: perhaps somebody still sees the terminal
+                if self.is_interactive and not self.quiet:
+                    with contextlib.suppress(OSError):
+                        self.say_goodbye()
+                raise
         if not self.session.is_kept:
             self.keep()
-        if self.is_interactive and not self.quiet and not self.session.path and self.conversation.turns:
-            ui.note("(not saved; to keep a conversation use /save NAME or start with --name NAME)")
+        if self.is_interactive and not self.quiet:
+            self.say_goodbye()
         return 1 if self._failed and not self.is_interactive else 0
 
     def _next(self) -> None:
@@ -125,23 +135,39 @@ class Chat:
             self._tell(failures.sentence(error))
 
     def answer(self, ask: Asking, message: str = "") -> None:
-        """Have something answered, show it and save it. `message` can be edited if it is interrupted."""
-        answer = None
-        try:
-            with self.rereading() as progress:
-                answer = ask(progress)
-            self.view.show(answer)
-        except KeyboardInterrupt:
-            if not self.is_interactive:
+        """Have something answered, show it and save it. `message` can be edited if it is interrupted.
+
+        A signal that ends the program, or a terminal that is gone, stops the answer as Ctrl-C does.
+        """
+        answer: AnswerStream | None = None
+
+        def stop() -> bool:
+            if answer and _has_begun(answer):  # otherwise the message is still read
+                answer.stop()
+            return _has_begun(answer)
+
+        with Termination(stop):
+            try:
+                with self.rereading() as progress:
+                    answer = ask(progress)
+                self.view.show(answer)
+            except KeyboardInterrupt:
+                if not self.is_interactive:
+                    raise
+                print()
+                ui.note("(interrupted: this answer is discarded)" if _has_begun(answer) else "(interrupted)")
+                self._default = message
+                return
+            except OSError:  # it cannot be shown
+                if answer and _has_begun(answer):
+                    answer.stop()
+                    for _ in answer:
+                        pass
+                    self.session.keep()
                 raise
-            was_read = answer is not None and answer.usage.generated_tokens > 0
-            print()
-            ui.note("(interrupted: this answer is discarded)" if was_read else "(interrupted)")
-            self._default = message
-            return
-        finally:
-            self._count(answer)
-        self.keep()
+            finally:
+                self._count(answer)
+            self.keep()
         ui.detail(f"({speeds(answer.usage)})")
         if not (answer.text.strip() or answer.stopped or self.quiet):
             ui.note("(the answer is empty: the model ended it at once)")
@@ -181,11 +207,24 @@ class Chat:
         stands = f"{pluralize(turns, 'turn')}, {tokens:,} tokens" if tokens else "new conversation"
         if session.name:
             self._note(f"{session.name}: {stands}, saved after every answer.")
+        elif session.kept and session.kept.path:
+            self._note(f"The last chat: {stands}. /save NAME keeps it under a name.")
         elif tokens:
             self._note(f"Resuming from a saved state: {stands}.")
         if advice := default_model.advice_on(model.path):
             self._note(advice)
         self.show_last()
+
+    def say_goodbye(self) -> None:
+        """Say how to come back, if anything was said."""
+        session = self.session
+        if session.path and session.is_saved:
+            name = session.name if session.path.parent == state_store.folder() else str(session.path)
+            ui.note(f"(to come back: rwkv chat --name {shlex.quote(name or '')})")
+        elif session.is_saved:
+            ui.note("(to come back: rwkv chat --continue)")
+        elif self.conversation.turns:
+            ui.note("(not saved; to keep a conversation use /save NAME or start with --name NAME)")
 
     def show_last(self) -> None:
         """Show the last exchange again."""
@@ -240,6 +279,10 @@ class Chat:
     def _tell(self, sentence: str) -> None:
         ui.error(sentence)
         self._failed = True
+
+
+def _has_begun(answer: AnswerStream | None) -> bool:
+    return answer is not None and answer.usage.generated_tokens > 0
 
 
 def speeds(usage: Usage) -> str:

@@ -13,12 +13,11 @@ from rwkv_cli.cli.prompt import read_prompt
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
-from rwkv_cli.engine.generate import read_directly
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import load
 from rwkv_cli.sampling_settings import combined
 from rwkv_cli.sessions.batch import Answer, Prompt, answers
-from rwkv_cli.sessions.prompt_cache import reader_for
+from rwkv_cli.sessions.prompt_cache import PromptCache
 
 
 def run(request: Request, file: str, batch_size: int | None) -> int:
@@ -33,7 +32,7 @@ def run(request: Request, file: str, batch_size: int | None) -> int:
         max_tokens=request.max_tokens,
         template=request.template,
         stop=request.stops,
-        reader=reader_for(model) if request.cache else read_directly,
+        cache=PromptCache(model) if request.cache else None,
         **combined(request.settings.sampling, request.sampling),
     )
     out = sys.stdout  # a bar on stderr takes the name, and what is written to it

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -22,6 +20,8 @@ def chat(
     model_name: options.ModelName = None,
     *,
     name: options.Name = None,
+    continues: options.Continue = False,
+    no_history: options.NoHistory = False,
     template: options.ChatTemplate = None,
     system: options.ChatSystem = None,
     think: options.ChatThink = None,
@@ -29,6 +29,7 @@ def chat(
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    draft: options.Draft = None,
     sampling: SamplingOverrides,
     state: options.State = None,
     no_text: options.NoText = False,
@@ -40,13 +41,16 @@ def chat(
     """Talk with a model.
 
     In the chat, /help lists the commands. With --name, the conversation is saved after every answer, and the same
-    command resumes it. Through a pipe, every line is a message, and gets an answer.
+    command resumes it. The last chat without a name is kept: --continue resumes it. Through a pipe, every line is a
+    message, and gets an answer.
 
     Examples:
         # Talk with the built-in model
         rwkv chat
         # Talk with a model that was pulled; leave and come back
         rwkv chat g1-0.1b --name ideas
+        # Go back to the last chat
+        rwkv chat --continue
         # Ask about a text that was read before
         rwkv chat --state book
         # Send one message from a script
@@ -58,24 +62,30 @@ def chat(
 
     if no_text and name is None:
         raise UsageError("--no-text needs --name")
+    if continues:
+        options.refuse_with("--continue", {"--name": name, "--state": state})
     model = options.model_of(model_name, model)
     if model_name is not None:
         _check_model(model_name)
+    chosen = settings.load()
     choices = Choices(
         options.parse_template(template),
         options.parse_system(system),
         think,
         max_tokens,
         sampling,
-        settings.load(),
+        chosen,
     )
     request = Request(
         choices=choices,
         name=name,
+        continues=continues,
+        history=chosen.history and not no_history,
         state=state,
         model=model,
         device=device,
         threads=threads,
+        draft=draft,
         keep_text=not no_text,
         markdown=markdown,
         show_thinking=show_thinking,
@@ -118,13 +128,16 @@ def open_chat(
     from rwkv_cli.cli.chat.start import Request
     from rwkv_cli.sessions.autosave import Choices
 
-    choices = Choices(sampling=sampling, settings=settings.load())
-    _run(Request(choices, state=state, model=model, device=device, threads=threads, quiet=quiet))
+    chosen = settings.load()
+    choices = Choices(sampling=sampling, settings=chosen)
+    request = Request(
+        choices, state=state, history=chosen.history, model=model, device=device, threads=threads
+    )
+    request.quiet = quiet
+    _run(request)
 
 
 def _run(request: Request) -> NoReturn:
     from rwkv_cli.cli.chat.start import run
 
-    if hasattr(signal, "SIGHUP"):  # a terminal that is closed ends the chat in order: its locks are released
-        signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
     raise typer.Exit(run(request))

@@ -25,6 +25,7 @@ def generate(
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    draft: options.Draft = None,
     sampling: SamplingOverrides,
     state: options.State = None,
     save_state: options.SaveState = None,
@@ -75,6 +76,7 @@ def generate(
             "--prompt-file": prompt_file,
             "--state": state,
             "--save-state": save_state,
+            "--draft": draft,
         }
         options.refuse_with("--batch", others)
         if echo:
@@ -90,6 +92,7 @@ def generate(
         model=model,
         device=device,
         threads=threads,
+        draft=draft,
         sampling=sampling,
         state=state,
         save_state=save_state,

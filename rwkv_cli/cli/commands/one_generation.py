@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.cli.terminal.output import JsonOutput, Recorder, TextOutput, stream
+from rwkv_cli.cli.terminal.interrupts import Interrupts, Termination
+from rwkv_cli.cli.terminal.output import JsonOutput, Output, TextOutput, stream
 from rwkv_cli.cli.terminal.progress import TerminalReporter, reading
 from rwkv_cli.engine.generate import read_directly
 from rwkv_cli.sessions import resume, state_store
@@ -24,6 +25,7 @@ class Request(TextRequest):
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
+    draft: str | None = None
     state: str | None = None
     save_state: str | None = None
     compact: bool = False
@@ -37,20 +39,42 @@ class Request(TextRequest):
 def run(request: Request) -> int:
     """Generate, and save the state if that is asked for: the exit code."""
     with _opened(request) as (continuation, target, created):
-        output = Recorder(_output(request, continuation))
-        generation = continuation.generation
+        output = _output(request, continuation)
+        if target is None:
+            return stream(continuation.generation, output, request.quiet)
         try:
-            code = stream(generation, output, request.quiet)
-            if target is None:
-                return code
-            if output.finish == "interrupted" and not generation.usage.generated_tokens:
-                raise KeyboardInterrupt  # while the prompt was read: the session is somewhere in the middle of it
-            _save(request, continuation, target, output.text, created)
+            return _stream_and_save(request, continuation, output, target, created)
         except KeyboardInterrupt:
-            if target:
-                ui.note("interrupted: the state is not saved")
+            ui.note("interrupted: the state is not saved")
             return ui.INTERRUPTED
-        return code
+
+
+def _stream_and_save(
+    request: Request, continuation: Continuation, output: Output, target: Path, created: str
+) -> int:
+    """Write the text, and save the state after it, also after a signal that ends the program: the exit code.
+
+    Raises KeyboardInterrupt, and nothing is saved, where the prompt was still read.
+    """
+    generation, interrupts = continuation.generation, Interrupts()
+
+    def stop() -> bool:
+        interrupts.asked = True
+        return generation.usage.generated_tokens > 0
+
+    with Termination(stop):
+        try:
+            code = stream(generation, output, request.quiet, interrupts)
+        except OSError as error:  # it cannot be written, as where the terminal is gone
+            if isinstance(error, BrokenPipeError) or not stop():
+                raise
+            generation.rest()
+            _save(request, continuation, target, generation.text, created)
+            raise
+        if code == ui.INTERRUPTED and not generation.usage.generated_tokens:
+            raise KeyboardInterrupt  # the session is somewhere in the middle of the prompt
+        _save(request, continuation, target, generation.text, created)
+    return code
 
 
 def read(request: Request) -> resume.Source:
@@ -79,7 +103,13 @@ def _opened(request: Request) -> Iterator[tuple[Continuation, Path | None, str]]
 def _continuation(request: Request, saved: SavedState | None) -> Continuation:
     with TerminalReporter(request.quiet) as reporter:
         model = resume.load_model(
-            request.model, saved, request.device, request.threads, reporter, request.settings.model
+            request.model,
+            saved,
+            request.device,
+            request.threads,
+            reporter,
+            request.settings.model,
+            request.draft,
         )
         reader = reader_for(model) if request.cache else read_directly
         continuation = Continuation(model, request, saved, reader)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rwkv_cli.cli import options
-from rwkv_cli.errors import StorageError, UsageError
-
-if TYPE_CHECKING:
-    from rwkv_cli.convert.conversion import Source
-    from rwkv_cli.text.template import Template
+from rwkv_cli.errors import UsageError
 
 _LORA, _CHECK = "LoRA", options.CHECK
 
@@ -93,12 +89,12 @@ def quantize(
         rwkv quantize base.pth --lora adapter/
         rwkv quantize base.pth --lora adapter.pth --lora-alpha 32
     """
+    from rwkv_cli.catalog import quantize as model_files
     from rwkv_cli.catalog import registry
     from rwkv_cli.cli.reports import quality, quantize
     from rwkv_cli.cli.terminal.progress import TerminalReporter
     from rwkv_cli.convert import calibration, conversion, quantization_loss
     from rwkv_cli.convert.template_choice import ChosenTemplate
-    from rwkv_cli.evaluation import advice
 
     layout = options.parse_template(template)
     if lora is None and lora_alpha is not None:
@@ -118,20 +114,14 @@ def quantize(
         if dry_run:
             quantize.show_plan(opened, reporter, json)
             return
-        target = _target(path, target, weight_type)
-        _check(opened, target, weight_type, layout, force)
+        target = model_files.target_of(path, target, weight_type)
+        model_files.check_target(opened, target, weight_type, force, changes=layout is not None)
         if text is not None:
             tokenizer = quantization_loss.tokenizer_of(opened)
             tokens = quantization_loss.tokens_of(tokenizer, text)
         rounder = calibration.for_text(opened, sample) if sample is not None else None
-        if opened.is_quantized:
-            reporter.note(
-                f"{path.name} is {opened.dtype}: converting it rounds a second time, which costs accuracy"
-            )
-        if warning := advice.warning(opened.config, weight_type):
-            reporter.note(warning)
         chosen = ChosenTemplate(layout, "--template") if layout else None
-        conversion.convert(opened, target, weight_type, reporter, chosen, rounder)
+        model_files.write(opened, target, weight_type, reporter, chosen, rounder)
         loss = None
         if text is not None:
             loss = quantization_loss.compare(opened, target, tokenizer, tokens, asked, reporter)
@@ -139,38 +129,3 @@ def quantize(
         quantize.write_json(opened, target, weight_type, loss)
     elif not quiet:
         quantize.show(opened, target, weight_type, loss)
-
-
-def _target(source: Path, target: Path | None, weight_type: str) -> Path:
-    """The file to write; in a folder, by default the current one, it is named after the source."""
-    folder = Path() if target is None else target
-    if target is not None and not target.is_dir():
-        return target
-    from rwkv_cli.files.weight_layouts import WEIGHT_TYPES
-
-    source = source.resolve()
-    name = source.name if source.is_dir() else source.stem
-    for kind in WEIGHT_TYPES:  # the name of a model file of ours ends in its type
-        name = name.removesuffix(f"-{kind}")
-    return folder / f"{name}-{weight_type}.safetensors"
-
-
-def _check(source: Source, target: Path, weight_type: str, template: Template | None, force: bool) -> None:
-    """Raise, before the work, if it would change nothing, or the target must not be replaced or cannot be written."""
-    from rwkv_cli.files.model_file import ModelFile
-
-    is_same_type = isinstance(source.origin, ModelFile) and source.dtype == weight_type
-    if is_same_type and not (template or source.adapter):
-        raise UsageError(
-            f"{source.path} is a model file of type {weight_type} already: choose another --type"
-        )
-    if not target.parent.is_dir():
-        raise StorageError(f"cannot write {target}: the folder {target.parent} does not exist")
-    if not target.exists():
-        return
-    if any(target.samefile(file) for file in source.files):
-        raise UsageError(f"{target} is the model itself: choose another name for the new file")
-    if not target.is_file():
-        raise UsageError(f"{target} is not a regular file, so it cannot be replaced")
-    if not force:
-        raise UsageError(f"{target} exists already: use --force to replace it")

@@ -173,6 +173,8 @@ def list_states(*, json: options.Json = False) -> None:
         states.show_list(rows)
     else:
         ui.note("no states yet; to make one: rwkv state save NAME --prompt-file FILE")
+    if not json:
+        states.note_kept_chats()
 
 
 @app.command(cls=Command, rich_help_panel=LOOK)
@@ -198,10 +200,11 @@ def show(
         rwkv state show book --png book.png
     """
     from rwkv_cli.cli.reports import heat_map, states
+    from rwkv_cli.engine.heat_map import norms as norms_of
     from rwkv_cli.sessions import resume
 
     source = resume.open_state(name)
-    norms = heat_map.norms(source.saved.snapshot.state)
+    norms = norms_of(source.saved.snapshot.state.wkv)
     facts = states.facts(source.path, source.saved)
     if png:
         heat_map.write_png(png, norms, f"{facts['name']}: {facts['tokens']:,} tokens of {facts['model']}")

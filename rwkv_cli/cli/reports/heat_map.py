@@ -1,8 +1,4 @@
-"""A heat map of a state: the norm of the memory of each head of each layer, for a terminal or as a PNG.
-
-Layers run from left to right and heads from top to bottom. The colour shows the logarithm of the norm, since norms
-differ by orders of magnitude.
-"""
+"""A heat map of a state for a terminal, or as a PNG; what it shows is computed by `engine.heat_map`."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.cli.terminal import ui
-from rwkv_cli.engine.state import State
+from rwkv_cli.engine.heat_map import colours, extremes, levels
 from rwkv_cli.errors import UsageError
 from rwkv_cli.files.atomic import storage_error
 
@@ -29,14 +25,6 @@ Array = NDArray[np.float64]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 _SHADES = " ░▒▓█"
-# Five points of matplotlib's viridis: from dark to light, so that colour-blind eyes see the same order.
-_COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
-
-
-def norms(state: State) -> Array:
-    """The Frobenius norm of each head's memory, [L, H]."""
-    found: Array = np.sqrt(np.square(state.wkv.astype(np.float64)).sum((2, 3)))
-    return found
 
 
 def print_map(values: Array, console: Console | None = None) -> None:
@@ -48,12 +36,12 @@ def print_map(values: Array, console: Console | None = None) -> None:
     label = len(str(H)) + 1
     width = max(console.width - label - 1, 8)
     times = min(width // L, 2) or 1  # columns per layer
-    levels = np.repeat(_narrowed(_levels(values), width), times, axis=0)
+    columns = np.repeat(_narrowed(levels(values), width), times, axis=0)
     in_colour = console.color_system is not None and not console.no_color
     step = 2 if in_colour else 1  # heads per line
-    for line, row in enumerate(_coloured(levels) if in_colour else _shaded(levels)):
+    for line, row in enumerate(_coloured(columns) if in_colour else _shaded(columns)):
         console.print(Text(f"{line * step:>{label - 1}} ") + row)
-    low, high = _range(values)
+    low, high = extremes(values)
     console.print(
         f"{' ' * label}{L} layers from left to right, {H} heads; norms from {low:.3g} to {high:.3g}"
     )
@@ -78,58 +66,35 @@ def _is_png(path: Path) -> bool:
         return False
 
 
-def _range(values: Array) -> tuple[float, float]:
-    """The smallest norm that is not zero, and the largest."""
-    positive = values[values > 0]
-    return (float(positive.min()), float(positive.max())) if positive.size else (0.0, 0.0)
-
-
-def _levels(values: Array) -> Array:
-    """Norms on a scale from 0, the smallest, to 1, the largest; empty heads are 0."""
-    low, high = _range(values)
-    if low == high:
-        return np.where(values > 0, 1.0, 0.0)
-    with np.errstate(divide="ignore"):
-        scaled: Array = (np.log(values) - np.log(low)) / (np.log(high) - np.log(low))
-    return scaled.clip(0, 1)
-
-
-def _narrowed(levels: Array, width: int) -> Array:
+def _narrowed(columns: Array, width: int) -> Array:
     """At most `width` layers: neighbours are averaged if there are more."""
-    if len(levels) <= width:
-        return levels
-    return np.stack([part.mean(0) for part in np.array_split(levels, width)])
+    if len(columns) <= width:
+        return columns
+    return np.stack([part.mean(0) for part in np.array_split(columns, width)])
 
 
-def _colour(level: float) -> tuple[int, int, int]:
-    at = level * (len(_COLOURS) - 1)
-    low = min(int(at), len(_COLOURS) - 2)
-    r, g, b = np.rint(_COLOURS[low] + (at - low) * (_COLOURS[low + 1] - _COLOURS[low])).astype(int)
-    return int(r), int(g), int(b)
-
-
-def _coloured(levels: Array) -> list[Text]:
+def _coloured(columns: Array) -> list[Text]:
     """Two heads per line: the upper half of each block is one, the lower half the next."""
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text
 
-    rows = []
-    for head in range(0, levels.shape[1], 2):
+    rows, rgb = [], colours(columns).tolist()
+    for head in range(0, columns.shape[1], 2):
         row = Text()
-        for layer in levels:
-            upper = Color.from_rgb(*_colour(layer[head]))
-            lower = Color.from_rgb(*_colour(layer[head + 1])) if head + 1 < len(layer) else None
+        for layer in rgb:
+            upper = Color.from_rgb(*layer[head])
+            lower = Color.from_rgb(*layer[head + 1]) if head + 1 < len(layer) else None
             row.append("▀", Style(color=upper, bgcolor=lower))
         rows.append(row)
     return rows
 
 
-def _shaded(levels: Array) -> list[Text]:
+def _shaded(columns: Array) -> list[Text]:
     from rich.text import Text
 
-    indices = np.rint(levels * (len(_SHADES) - 1)).astype(int)
-    return [Text("".join(_SHADES[index] for index in indices[:, head])) for head in range(levels.shape[1])]
+    indices = np.rint(columns * (len(_SHADES) - 1)).astype(int)
+    return [Text("".join(_SHADES[index] for index in indices[:, head])) for head in range(columns.shape[1])]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -150,12 +115,12 @@ def _drawn(values: Array, title: str) -> bytes:
     draw = ImageDraw.Draw(image)
     in_any_font = title.encode("latin-1", "replace").decode("latin-1")
     draw.text((_MARGIN, 10), in_any_font, fill=_INK)
-    for layer, row in enumerate(_levels(values)):
-        for head, level in enumerate(row):
+    for layer, row in enumerate(colours(levels(values)).tolist()):
+        for head, colour in enumerate(row):
             x, y = _LEFT + layer * _CELL, _TOP + head * _CELL
-            draw.rectangle((x, y, x + _CELL - 2, y + _CELL - 2), fill=_colour(level))
+            draw.rectangle((x, y, x + _CELL - 2, y + _CELL - 2), fill=tuple(colour))
     _draw_axes(draw, L, H)
-    _draw_scale(draw, _range(values), _TOP + H * _CELL + 30)
+    _draw_scale(draw, extremes(values), _TOP + H * _CELL + 30)
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
@@ -176,8 +141,8 @@ def _ticks(count: int) -> Sequence[int]:
 
 
 def _draw_scale(draw: ImageDraw, span: tuple[float, float], y: int) -> None:
-    for x in range(_BAR):
-        draw.line((_LEFT + x, y, _LEFT + x, y + 8), fill=_colour(x / (_BAR - 1)))
+    for x, colour in enumerate(colours(np.linspace(0, 1, _BAR)).tolist()):
+        draw.line((_LEFT + x, y, _LEFT + x, y + 8), fill=tuple(colour))
     draw.text((_LEFT, y + 10), f"{span[0]:.3g}", fill=_INK)
     draw.text((_LEFT + _BAR - 24, y + 10), f"{span[1]:.3g}", fill=_INK)
     draw.text((_LEFT + _BAR + 8, y - 2), "norm, logarithmic", fill=_INK)

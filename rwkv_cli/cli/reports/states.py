@@ -12,8 +12,8 @@ from typing import Literal, Required, TypedDict
 from rwkv_cli.cli.options import as_flag
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import StateError
-from rwkv_cli.reporting import format_size
-from rwkv_cli.sessions import resume, state_file, state_store
+from rwkv_cli.reporting import format_size, pluralize
+from rwkv_cli.sessions import kept_chats, resume, state_file, state_store
 from rwkv_cli.sessions.state_file import SavedState, Summary
 from rwkv_cli.sessions.state_file.fields import plain_settings
 
@@ -104,6 +104,15 @@ def _kind(summary: Summary) -> Kind:
 def show_list(rows: Sequence[StateRow]) -> None:
     """Print the rows as a table."""
     ui.columns(TITLES, [_cells(row) for row in rows], right=(3, 4))
+
+
+def note_kept_chats() -> None:
+    """Say where chats without a name are, which the table does not have, if there are any."""
+    if chats := kept_chats.kept():
+        where = kept_chats.folder()
+        ui.note(
+            f"{pluralize(len(chats), 'chat')} without a name in {where}; the last one: rwkv chat --continue"
+        )
 
 
 def _cells(row: StateRow) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Ctrl-C between two tokens, so that a model's state is never left half advanced."""
+"""Signals between two tokens, so that a model's state is never left half advanced, and what was said is kept."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -45,3 +46,38 @@ class Interrupts:
         if not self._held or self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+class Termination:
+    """While it is entered, SIGTERM and SIGHUP end the program only at the end of the block, once an answer is saved.
+
+    `stop` is called when one arrives. It ends the answer soon, and says whether there is anything to wait for: if there
+    is not, and when a second signal arrives, the program ends at once. Its exit code is 128 + the signal.
+    """
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self._stop = stop
+        self._arrived: int | None = None
+        self._before: dict[int, Handler] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                # Not where nohup ignores it.
+                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._arrived is not None:
+            sys.exit(128 + self._arrived)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        is_second, self._arrived = self._arrived is not None, number
+        if is_second or not self._stop():
+            sys.exit(128 + number)

@@ -35,13 +35,15 @@ class Output(Protocol):
         ...
 
 
-def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
+def stream(
+    generation: Generation, output: Output, quiet: bool = False, interrupts: Interrupts | None = None
+) -> int:
     """Write a generation to its end, or until Ctrl-C, which keeps what there is; gives the exit code.
 
     Ctrl-C takes effect between two tokens, so that the generation can be committed; a second one, or one while the
-    prompt is read, at once.
+    prompt is read, at once. What else is to stop it sets `asked` of `interrupts`.
     """
-    with Interrupts() as interrupts:
+    with interrupts or Interrupts() as interrupts:
         try:
             with reading(generation, quiet):
                 first = next(generation, None)
@@ -59,35 +61,6 @@ def stream(generation: Generation, output: Output, quiet: bool = False) -> int:
             generation.finish or "length", _NOTHING, generation
         )  # without either, no tokens were wanted
         return 0
-
-
-@dataclass
-class Recorder:
-    """An output that also keeps the text, and how it ended."""
-
-    output: Output
-    finish: str = ""
-    pieces: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """All that was generated."""
-        return "".join(self.pieces)
-
-    def begin(self) -> None:
-        """The prompt has been read."""
-        self.output.begin()
-
-    def step(self, step: Step) -> None:
-        """A token has come."""
-        self.pieces.append(step.text)
-        self.output.step(step)
-
-    def end(self, finish: str, rest: Shown, generation: Generation) -> None:
-        """No more will come."""
-        self.finish = finish
-        self.pieces.append(rest.text)
-        self.output.end(finish, rest, generation)
 
 
 @dataclass
@@ -167,6 +140,8 @@ def _summary(finish: str, generation: Generation) -> str:
         prompt = f"{cached:,} of {usage.prompt_tokens:,} prompt tokens came from the cache; "
     elif usage.prompt_tokens:
         prompt = f"prompt {usage.prompt_tokens} tokens, {usage.prefill_speed:.0f}/s; "
+    if usage.drafted_tokens:
+        prompt += f"{usage.accepted_tokens:,} of {usage.drafted_tokens:,} drafted tokens were right; "
     why = {"length": "; stopped at the limit (-n)", "interrupted": " (interrupted)"}.get(finish, "")
     if not usage.generated_tokens:
         return f"no tokens{why}"
@@ -205,6 +180,8 @@ class JsonOutput:
         counts = {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens}
         if usage.cached_tokens:
             counts["cached_tokens"] = usage.cached_tokens
+        if usage.drafted_tokens:
+            counts |= {"drafted_tokens": usage.drafted_tokens, "accepted_tokens": usage.accepted_tokens}
         self._line(
             {
                 "finish": finish,

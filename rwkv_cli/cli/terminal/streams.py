@@ -37,9 +37,21 @@ def prepare() -> None:
 
 def abandon_stdout() -> None:
     """Drop what is still buffered for stdout, which cannot be written, so that it does not fail again at exit."""
+    _abandon(sys.stdout)
+
+
+def abandon_stderr_if_gone() -> None:
+    """The same for stderr, if it cannot be written any more: a terminal that was closed."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _abandon(sys.stderr)
+
+
+def _abandon(stream: TextIO) -> None:
     try:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
     except (OSError, ValueError, AttributeError):  # no real file behind it, as under a test
         pass

@@ -167,9 +167,9 @@ class CudaBackend(Backend):
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`: the logits stay on the GPU until they are asked for."""
-        request = sampler.request(self.config.vocab_size)
-        if request is None:  # only the host can rank
+        if sampler.settings.needs_ranking:  # which only the host can
             return super().choose(token, state, sampler)
+        request = sampler.request(self.config.vocab_size)
         with self._advancing(state):
             self._sampler.submit([request], token)
             self._decode_and_sample()

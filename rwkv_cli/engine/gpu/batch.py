@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.batch import Batch
+from rwkv_cli.engine.batch import Batch, Part, passes
 from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_protocol import Device
@@ -18,16 +18,18 @@ from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
 from rwkv_cli.engine.gpu.launch_plan import Step
 from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import Weights
-from rwkv_cli.engine.sampling import Choice, Sampler
+from rwkv_cli.engine.sampling import Choice, Sampler, SampleRequest
 from rwkv_cli.engine.state import State
 
 Array = NDArray[np.float32]
-Tokens = NDArray[np.int32]
-Part = tuple[int, Tokens]
-"""Tokens [n] of the sequence in a slot."""
 
 CAPACITY = 1024
 """Tokens of a pass: more make matrix products no faster."""
+
+NO_CHOICE = SampleRequest(
+    np.zeros(0, np.int64), np.zeros(0), True, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0
+)
+"""For a sequence that only reads: its choice is thrown away."""
 
 GRAPHS = 32
 """How many recorded passes of one token per sequence are kept, by the number of sequences."""
@@ -59,9 +61,16 @@ class GpuBatch(Batch):
             self._decoder = Decoder(gpu, weights, self._states)
             self._out = gpu.allocate(4 * slots * self._rows)
             self._sampler = DeviceSampler(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
-            self._logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
+            self._read_logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
+        self._row_of = dict[int, int]()  # of the logits on the device that were chosen from last, by slot
+
+    @property
+    def capacity(self) -> int:
+        """See `Batch.capacity`."""
+        return self._pass.capacity
 
     def _store(self, slot: int, state: State | None) -> None:
+        self._row_of.pop(slot, None)
         if state:
             state.to_host()  # before the lock: its owner may hold the same one
         with self._on_device():
@@ -79,26 +88,45 @@ class GpuBatch(Batch):
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
         """See `Batch.read`: the logits are a view that the next `read` overwrites."""
         checked = self._checked(parts)
+        self._row_of = {}
         with self._on_device():
             self._read(checked)
-            logits = self._logits[: len(checked)]
+            logits = self._read_logits[: len(checked)]
             self._gpu.download(self._out.address, logits)
         return logits[:, : self.config.vocab_size]
 
-    def choose(self, parts: Mapping[int, Sequence[int]], samplers: Sequence[Sampler]) -> list[Choice]:
+    def choose(
+        self,
+        parts: Mapping[int, Sequence[int]],
+        samplers: Mapping[int, Sampler],
+        wanted: Collection[int] = (),
+    ) -> dict[int, Choice]:
         """See `Batch.choose`: the logits stay on the device, unless settings need ranking, which only the host does."""
-        if any(sampler.settings.needs_ranking for sampler in samplers):
-            return super().choose(parts, samplers)
+        self._row_of = dict[int, int]()
+        if any(sampler.settings.needs_ranking for sampler in samplers.values()):
+            return super().choose(parts, samplers, wanted)
         checked = self._checked(parts)
-        requests = [request for sampler in samplers if (request := sampler.request(self.config.vocab_size))]
+        requests = [
+            samplers[slot].request(self.config.vocab_size) if slot in samplers else NO_CHOICE
+            for slot in parts
+        ]
         with self._on_device():
             self._sampler.submit(requests)
             self._read(checked)
             self._gpu.run([self._sampler.step(len(requests))])
             choices = self._sampler.collect(len(requests))
-        for sampler, choice in zip(samplers, choices, strict=True):
-            sampler.accept(choice.token)
-        return choices
+        self._row_of = {slot: i for i, slot in enumerate(parts)}
+        return {slot: choice for slot, choice in zip(parts, choices, strict=True) if slot in samplers}
+
+    def logits(self, slot: int) -> Array | None:
+        """See `Batch.logits`: a copy, taken from the device."""
+        found = super().logits(slot)
+        if found is None and (row := self._row_of.get(slot)) is not None:
+            found = np.empty(self._rows, np.float32)
+            with self._on_device():
+                self._gpu.download(self._out.address + 4 * row * self._rows, found)
+            found = found[: self.config.vocab_size]
+        return found
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -107,8 +135,12 @@ class GpuBatch(Batch):
             yield
 
     def _read(self, parts: list[Part]) -> None:
-        for first, pieces in _passes(parts, self._pass.capacity):
+        first = 0
+        last = {slot: tokens[-1:] for slot, tokens in parts}
+        for pieces in passes(parts, self._pass.capacity):
             self._run(first, pieces)
+            slot, tokens = pieces[-1]
+            first += len(pieces) - (not np.shares_memory(tokens, last[slot]))  # it continues in the next pass
 
     def _run(self, first: int, pieces: Sequence[Part]) -> None:
         """One pass over tokens of some sequences; `first` is the index of the first one in all that is read."""
@@ -141,19 +173,3 @@ class GpuBatch(Batch):
     def _alone(self, slot: int) -> list[Step]:
         """One token of one sequence, by the kernels of decoding, which are faster."""
         return self._decoder.steps(self._pass.tokens, slot, self._out.address)
-
-
-def _passes(parts: Iterable[Part], capacity: int) -> Iterator[tuple[int, list[Part]]]:
-    """Cut parts, in the same order, into passes of up to `capacity` tokens; each with the index of its first part."""
-    first, left = 0, capacity
-    pieces: list[Part] = []
-    for i, (slot, tokens) in enumerate(parts):
-        while len(tokens):
-            piece, tokens = tokens[:left], tokens[left:]
-            pieces.append((slot, piece))
-            left -= len(piece)
-            if not left:
-                yield first, pieces
-                first, left, pieces = i + (not len(tokens)), capacity, []
-    if pieces:
-        yield first, pieces

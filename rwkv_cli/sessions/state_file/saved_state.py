@@ -75,6 +75,9 @@ class SavedState:
     )
     conversation: Mapping[str, object] | None = None  # JSON of `rwkv_cli.sessions.conversation`
 
+    def __repr__(self) -> str:
+        return f"<SavedState {self.name!r}: {self.snapshot.n_tokens:,} tokens of {self.model.name!r}>"
+
 
 @dataclass(frozen=True)
 class Summary:

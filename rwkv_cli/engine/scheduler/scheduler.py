@@ -1,0 +1,378 @@
+"""The loop of continuous batching: every step reads some tokens of each running sequence, in as few passes as fit."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.sampling import Choice, Sampler
+from rwkv_cli.engine.scheduler.fair_queue import FairQueue
+from rwkv_cli.engine.scheduler.handle import Handle, check
+from rwkv_cli.engine.scheduler.prefix_tree import (
+    Node,
+    PrefixTree,
+    deepest_common,
+    deepest_with_state,
+    shared_ends,
+)
+from rwkv_cli.engine.scheduler.request import Request
+from rwkv_cli.engine.scheduler.rows import Row, shares
+from rwkv_cli.engine.session import Session, Snapshot
+from rwkv_cli.engine.token_ids import check_tokens
+from rwkv_cli.errors import RwkvError
+
+Array = NDArray[np.float32]
+
+LEAST_SHARED = 16
+"""Tokens that prompts have in common which are worth a copy of a state."""
+
+QUANTUM = 64
+"""Tokens that a sequence is given before it may have to make room for a submitter who waits."""
+
+STATE_BYTES = 256_000_000
+"""Of all states after common beginnings together."""
+
+PROMPT_PART = 4
+"""Prompts are given at least one part in this many of a pass, however many sequences are being answered."""
+
+
+class Scheduler:
+    """Runs requests on one backend. `submit` and `cancel` may be called by any thread, `step` by one at a time.
+
+    A sequence that is being answered waits for no more than a step, and a step reads no more than one pass of
+    `Batch.capacity` tokens, or a token of each sequence and a quarter of a pass.
+    """
+
+    def __init__(self, backend: Backend, slots: int | None = None, state_bytes: int = STATE_BYTES) -> None:
+        """Room for `slots` running sequences, None for the backend's own number; others wait, however many.
+
+        Raises UsageError for no slots, DeviceError if there is too little memory.
+        """
+        self._backend = backend
+        self._batch = backend.batch(backend.batch_size if slots is None else slots)
+        self._inbox = deque[Handle]()
+        self._cancelled = deque[Handle]()
+        self._queue = FairQueue[Handle]()
+        self._rows = dict[int, Row]()  # by slot
+        self._trees = dict[int, PrefixTree]()  # by the identity of where their requests start
+        self._nodes = dict[Handle, tuple[PrefixTree, Node]]()  # of those that wait
+        self._states = OrderedDict[
+            int, tuple[PrefixTree, Node]
+        ]()  # with a state, the most recently used last
+        self._state_bytes, self._stepping = state_bytes, threading.RLock()
+
+    # --- from outside -----------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Sequences that are being read or answered."""
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        """Requests for which there was no room yet."""
+        return len(self._inbox) + len(self._queue)
+
+    def submit(self, request: Request) -> Handle:
+        """Have a request answered. Raises UsageError, before anything is read, for one that cannot be."""
+        config = self._backend.config
+        check(request, config.vocab_size)
+        if len(request.tokens):
+            check_tokens(np.asarray(request.tokens), config.vocab_size)
+        if request.start:
+            request.start.state.check_fits(config)
+        handle = Handle(self, request)
+        self._inbox.append(handle)
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request where it stands; nothing if it has ended. Another thread's step is not waited for."""
+        self._cancelled.append(handle)
+        if self._stepping.acquire(blocking=False):
+            try:
+                self._take_in()
+            finally:
+                self._stepping.release()
+
+    def step(self) -> list[Handle]:
+        """Read and choose once: the handles that have new tokens, or have ended. None where nothing is left to do.
+
+        A sequence that fails ends alone, see `Handle.error`; if the device fails, all that run end so.
+        """
+        with self._stepping:
+            self._take_in()
+            self._make_room()
+            moved = self._admit()
+            if self._rows:
+                moved += self._advance()
+            return moved
+
+    def look(self, handle: Handle) -> Snapshot:
+        """See `handle.Owner`."""
+        with self._stepping:
+            row = next((each for each in self._rows.values() if each.handle is handle), None)
+            if row is None:
+                return handle.resume or Snapshot.empty(self._backend.config)
+            return self._snapshot(row)
+
+    # --- who is there -----------------------------------------------------------------------------------------------
+
+    def _take_in(self) -> None:
+        """Take in what other threads have left: requests, and which are not wanted any more."""
+        while self._inbox:
+            handle = self._inbox.popleft()
+            self._queue.push(handle.request.submitter, handle)
+            if handle.request.ending.max_tokens != 0:
+                self._plant(handle)
+        while self._cancelled:
+            handle = self._cancelled.popleft()
+            if self._queue.remove(handle.request.submitter, handle):
+                self._uproot(handle)
+                self._end(handle, None)
+            elif row := next((each for each in self._rows.values() if each.handle is handle), None):
+                self._leave(row)
+
+    def _admit(self) -> list[Handle]:
+        """Let sequences join while there are slots: those that have a token, or have ended, without a pass."""
+        ended = list[Handle]()
+        while self._batch.free and (handle := self._queue.pop(self._can_join)):
+            if handle.request.ending.max_tokens == 0:
+                handle.reached = "length"
+                self._end(handle, None)
+                ended.append(handle)
+                continue
+            row, logits = self._join(handle)
+            if not handle.unread and logits is not None:  # the first token needs no pass
+                self._give(row, self._backend.choose_from(logits, handle.request.sampler))
+                ended.append(handle)
+        return ended
+
+    def _make_room(self) -> None:
+        """Let the sequence that was served longest wait, where a submitter has none and all slots are taken."""
+        if self._batch.free or not self._rows:
+            return
+        here = {row.handle.request.submitter for row in self._rows.values()}
+        if all(submitter in here for submitter in self._queue.submitters):
+            return
+        row = max(self._rows.values(), key=lambda each: each.served)
+        if row.served >= QUANTUM:
+            self._park(row)
+
+    def _park(self, row: Row) -> None:
+        """Let a sequence wait, at the front of its line; its state waits on the host."""
+        handle = row.handle
+        handle.resume, handle.status = self._snapshot(row), "waiting"
+        self._remove(row)
+        self._queue.push_first(handle.request.submitter, handle)
+
+    def _join(self, handle: Handle) -> tuple[Row, Array | None]:
+        """Give a sequence a slot, with the longest beginning of its prompt that is known, and the logits after that."""
+        tree, node = self._nodes.pop(handle, (None, None))
+        request, begun = handle.request, handle.resume
+        known = deepest_with_state(node) if node else None
+        found = None
+        if request.beginnings and not request.start and not known and not handle.usage.generated_tokens:
+            found = begun = request.beginnings.longest()
+        base = handle.resume.n_tokens if handle.resume else 0
+        state = known.state if known else begun.state if begun else None
+        row = Row(handle, self._batch.join(state), base, base, tree, node)
+        self._rows[row.slot] = row
+        handle.status = "running"
+        self._skip(row, known.depth if known else found.n_tokens if found else 0)
+        if tree and node:
+            tree.begin(node)
+            if known:
+                self._touch(tree, known)
+            for each in shared_ends(node):
+                if each.depth - row.position >= LEAST_SHARED:
+                    row.add(each)
+        if request.beginnings and not request.start and row.is_reading:
+            row.places = [each for each in request.beginnings.places if each > row.position]
+        return row, None if known or begun is None else begun.logits
+
+    @staticmethod
+    def _skip(row: Row, n: int) -> None:
+        """Leave out tokens of a prompt that need not be read."""
+        del row.handle.unread[:n]
+        row.n_read += n
+        row.handle.usage.cached_tokens = n
+        row.nodes = [each for each in row.nodes if each.depth > row.position]
+        if n and row.handle.progress:
+            row.handle.progress(n)
+
+    def _leave(self, row: Row) -> None:
+        """A sequence is done."""
+        snapshot = self._snapshot(row) if row.handle.request.keeps else None
+        self._remove(row)
+        self._end(row.handle, snapshot)
+
+    def _remove(self, row: Row) -> None:
+        self._forget_path(row)
+        self._batch.drop(row.slot)
+        del self._rows[row.slot]
+
+    def _end(self, handle: Handle, snapshot: Snapshot | None) -> None:
+        """Set what stays of a request that is done."""
+        handle.status = "done"
+        if not handle.request.keeps:
+            return
+        at = snapshot or handle.resume or Snapshot.empty(self._backend.config)
+        handle.ended = Session(self._backend, handle.request.sampler, at)
+        if handle.usage.generated_tokens:
+            (handle.ended.pending,) = handle.unread
+
+    def _snapshot(self, row: Row) -> Snapshot:
+        """A copy of where a sequence stands."""
+        handle, logits = row.handle, self._batch.logits(row.slot)
+        if logits is None and row.n_read == row.base and handle.resume:
+            logits = handle.resume.logits
+        copy = None if logits is None else logits.copy()
+        return Snapshot(self._batch.state(row.slot), copy, row.n_read, handle.request.sampler.memory)
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> list[Handle]:
+        """Read a part of each sequence, and choose the tokens that follow: the handles that got one."""
+        parts, samplers, wanted = dict[int, list[int]](), dict[int, Sampler](), set[int]()
+        for slot, n in self._shares().items():
+            row = self._rows[slot]
+            parts[slot] = row.handle.unread[:n]
+            if n == len(row.handle.unread):
+                samplers[slot] = row.handle.request.sampler
+            elif row.places and row.places[0] == row.position + n:
+                wanted.add(slot)
+        try:
+            choices = self._batch.choose(parts, samplers, wanted)
+        except RwkvError as error:  # of the device: nobody knows where the states are
+            return self._fail(error)
+        for slot, tokens in parts.items():
+            self._has_read(self._rows[slot], len(tokens))
+        moved = list[Handle]()
+        for slot, choice in choices.items():
+            row = self._rows[slot]
+            moved.append(row.handle)
+            self._give(row, choice)
+        return moved
+
+    def _fail(self, error: RwkvError) -> list[Handle]:
+        """End all that run, with an error of them all."""
+        rows = [*self._rows.values()]
+        for row in rows:
+            row.handle.error = error
+            self._remove(row)
+            row.handle.status = "done"
+        return [row.handle for row in rows]
+
+    def _shares(self) -> dict[int, int]:
+        """How many tokens each sequence reads now, by slot."""
+        answered = {slot: 1 for slot, row in self._rows.items() if not row.is_reading}
+        reading = [row for row in self._rows.values() if row.is_reading]
+        room = max(self._batch.capacity - len(answered), self._batch.capacity // PROMPT_PART, 1)
+        return answered | shares(reading, room)
+
+    def _has_read(self, row: Row, n: int) -> None:
+        """Note tokens that were read, and keep the state where others will begin."""
+        row.n_read += n
+        del row.handle.unread[:n]
+        if row.is_reading and row.handle.progress:
+            row.handle.progress(n)
+        while row.nodes and row.nodes[0].depth <= row.position:
+            node = row.nodes.pop(0)
+            if node.depth == row.position and row.tree:
+                self._keep(row.tree, node, row)
+        request = row.handle.request
+        while row.places and row.places[0] <= row.position:
+            place = row.places.pop(0)
+            if place == row.position and request.beginnings:
+                at = self._snapshot(row)
+                request.beginnings.keep(Snapshot(at.state, at.logits, at.n_tokens))
+
+    def _give(self, row: Row, choice: Choice) -> None:
+        """Give a sequence its next token, and let it leave if that is the last one."""
+        handle = row.handle
+        try:
+            handle.request.sampler.accept(choice.token)
+        except RwkvError as error:
+            handle.error = error
+            self._leave(row)
+            return
+        self._forget_path(row)
+        handle.give(choice)
+        handle.unread = [choice.token]
+        row.served += 1
+        if handle.reached:
+            self._leave(row)
+
+    # --- common beginnings ------------------------------------------------------------------------------------------
+
+    def _plant(self, handle: Handle) -> None:
+        """Find out which prompts begin like this one."""
+        if len(handle.request.tokens) <= LEAST_SHARED:
+            return
+        start = handle.request.start
+        tree = self._trees.get(id(start))
+        if tree is None:
+            tree = self._trees[id(start)] = PrefixTree(start)
+        node = tree.insert(handle.request.tokens)
+        self._nodes[handle] = tree, node
+        for row in self._rows.values():
+            common = deepest_common(row.node, node) if row.tree is tree and row.node else None
+            if common and common.depth - row.position >= LEAST_SHARED:
+                row.add(common)
+
+    def _uproot(self, handle: Handle) -> None:
+        """A request that waited will not be read."""
+        if planted := self._nodes.pop(handle, None):
+            tree, node = planted
+            tree.begin(node)
+            self._prune(tree, node)
+
+    def _forget_path(self, row: Row) -> None:
+        """The prompt of a sequence is read, or will not be."""
+        if row.tree and row.node:
+            self._prune(row.tree, row.node)
+        row.tree = row.node = None
+        row.nodes = []
+
+    def _prune(self, tree: PrefixTree, node: Node) -> None:
+        tree.remove(node)
+        self._drop_if_empty(tree)
+
+    def _drop_if_empty(self, tree: PrefixTree) -> None:
+        if tree.is_empty:
+            self._trees.pop(id(tree.start), None)
+
+    def _can_join(self, handle: Handle) -> bool:
+        """Whether nobody is about to read, ahead of this one, what both begin with."""
+        if not (planted := self._nodes.get(handle)):
+            return True
+        tree, node = planted
+        path = {id(each): each.depth for each in node.path()}
+        known = deepest_with_state(node)
+        least = (known.depth if known else 0) + LEAST_SHARED
+        return not any(
+            path.get(id(each), 0) >= least
+            for row in self._rows.values()
+            if row.tree is tree
+            for each in row.nodes
+        )
+
+    def _keep(self, tree: PrefixTree, node: Node, row: Row) -> None:
+        """Keep the state of a row for those who begin alike, in place of those that were used least recently."""
+        if node.state is None:
+            node.state = self._batch.state(row.slot)
+        self._touch(tree, node)
+        most = max(self._state_bytes // node.state.nbytes, 1)
+        while len(self._states) > most:
+            _, (old_tree, old) = self._states.popitem(last=False)
+            old.state = None
+            old_tree.prune(old)
+            self._drop_if_empty(old_tree)
+
+    def _touch(self, tree: PrefixTree, node: Node) -> None:
+        self._states[id(node)] = tree, node
+        self._states.move_to_end(id(node))
