@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rwkv_cli.text.template import Template as PromptFormat
 
 INPUT, CONVERSATION, MODEL, STATE, OUTPUT = "Input", "Conversation", "Model", "State", "Output"
+CHECK = "Check"
 SAMPLING = "Sampling (the defaults are the model's own: see rwkv info)"
 
 # ----------------------------------------------------------------------------------------------- input, conversation
@@ -220,6 +222,16 @@ ExportType = Annotated[
         help="How weights are stored: bf16, fp16, fp32 or q8_0.",
         show_default="bf16; fp16 for st and gguf",
         rich_help_panel=MODEL,
+    ),
+]
+
+Questions = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions",
+        metavar="FILE",
+        help="Count exact answers: JSON lines with task, prompt and answer.",
+        rich_help_panel=CHECK,
     ),
 ]
 
