@@ -83,6 +83,7 @@ class Session:
         self.speculation = Speculation(backend, drafter) if drafter else None
         self.n_tokens = start.n_tokens
         self.pending: int | None = None
+        self._unread: list[int] = []  # tokens before the pending one, that were forced and not read yet
         self._logits: Array | Callable[[], Array] | None = start.logits
 
     @property
@@ -118,6 +119,8 @@ class Session:
             check_tokens(np.asarray(tokens), self.backend.config.vocab_size)
         if self.pending is not None:
             tokens, self.pending = [self.pending, *tokens], None
+        if self._unread:
+            tokens, self._unread = [*self._unread, *tokens], []
         if len(tokens):
             self._logits = self.backend.forward(tokens, self.state, progress)
             self.n_tokens += len(tokens)
@@ -126,6 +129,8 @@ class Session:
 
     def sample(self) -> Choice:
         """Choose the next token, after reading the pending one. Raises like `Sampler.sample`."""
+        if self._unread:  # several tokens in one pass
+            self.feed(())
         if self.pending is None:
             choice = self.backend.choose_from(self.logits, self.sampler)
         else:
@@ -140,12 +145,27 @@ class Session:
         self.pending = choice.token
         return choice
 
+    def force(self, token: int) -> None:
+        """Take a token that has to come next, without asking the model; those in a row are read in one pass."""
+        self.take(token)
+        self.sampler.accept(token)
+
+    def take(self, token: int) -> None:
+        """Take a token that the sampler has accepted: it is pending, those before it are to be read."""
+        if self.pending is not None:
+            self._unread.append(self.pending)
+        self.pending = token
+
     def drop_pending(self) -> None:
         """Forget the token that was chosen last, without reading it."""
         self.pending = None
 
     def snapshot(self) -> Snapshot:
         """A copy of where the session stands; a pending token is not part of it."""
+        if self._unread:
+            pending, self.pending = self.pending, None
+            self.feed(())
+            self.pending = pending
         logits = self.logits if self.has_read else None
         return Snapshot(self.state.copy(), logits, self.n_tokens, self.sampler.memory)
 
@@ -160,7 +180,7 @@ class Session:
         if self.speculation:
             self.speculation.settle(self._state)
         self._state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
-        self.pending = None
+        self.pending, self._unread = None, []
 
     def fork(self) -> Session:
         """An independent copy: a branch of the text."""

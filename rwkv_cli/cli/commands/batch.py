@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import IO
 
@@ -13,6 +14,8 @@ from rwkv_cli.cli.prompt import read_prompt
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import Interrupts
 from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
+from rwkv_cli.engine.constraints import requests
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.errors import UsageError
 from rwkv_cli.model import load
 from rwkv_cli.sampling_settings import combined
@@ -22,7 +25,7 @@ from rwkv_cli.sessions.prompt_cache import PromptCache
 
 def run(request: Request, file: str, batch_size: int | None) -> int:
     """Answer the prompts of a file, in their order; gives the exit code. Raises UsageError for a file that is wrong."""
-    prompts = read_prompts(file, request.system, request.think)
+    prompts = read_prompts(file, request.system, request.think, request.constraint)
     with TerminalReporter(request.quiet) as reporter:
         model = load(request.model, request.device, threads=request.threads, reporter=reporter)
     found = answers(
@@ -53,10 +56,15 @@ MOST_PROMPTS = 1_000_000
 """In one file."""
 
 
-def read_prompts(file: str, system: str | None = None, think: str | None = None) -> list[Prompt]:
+def read_prompts(
+    file: str,
+    system: str | None = None,
+    think: str | None = None,
+    constraint: Grammar | None = None,
+) -> list[Prompt]:
     """The prompts of a file, "-" for standard input: one per line, or JSON lines in a .jsonl file.
 
-    `system` and `think` are for those without a system prompt or mode of thinking of their own. Raises UsageError, with
+    `system`, `think` and `constraint` are for those without one of their own. Raises UsageError, with
     the number of the line, and for a file that is too large or has more than MOST_PROMPTS.
     """
     is_json = file.lower().endswith(".jsonl")
@@ -75,10 +83,11 @@ def read_prompts(file: str, system: str | None = None, think: str | None = None)
                     prompt,
                     system=system if prompt.system is None else prompt.system,
                     think=think if prompt.think is None else prompt.think,
+                    constraint=prompt.constraint or constraint,
                 )
             )
         else:
-            prompts.append(Prompt(line.removesuffix("\r"), system, where, think))
+            prompts.append(Prompt(line.removesuffix("\r"), system, where, think, constraint=constraint))
     if not prompts:
         raise UsageError(f"there are no prompts in {name}")
     return prompts
@@ -110,7 +119,25 @@ def _parsed(line: str, where: str) -> Prompt:
     for text in (prompt, system or ""):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError(f"{where}: it contains half of a surrogate pair, which is not text")
-    return Prompt(prompt, system, where, think)
+    return Prompt(prompt, system, where, think, constraint=_constraint(fields, where))
+
+
+def _constraint(fields: Mapping[str, object], where: str) -> Grammar | None:
+    """What the answer of a line has to look like; lines that demand the same share it."""
+    chosen = {name: fields[name] for name in requests.FIELDS if fields.get(name) is not None}
+    try:
+        return _grammar(json.dumps(chosen)) if chosen else None
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.worded(_as_field)}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _grammar(fields: str) -> Grammar | None:
+    return requests.grammar_of(json.loads(fields))
+
+
+def _as_field(field: str, _: str | None) -> str:
+    return f'"{field}"'
 
 
 def _write(out: IO[str], prompt: Prompt, answer: Answer) -> None:

@@ -121,7 +121,8 @@ def _continuation(request: Request, saved: SavedState | None) -> Continuation:
 
 def _output(request: Request, continuation: Continuation) -> TextOutput | JsonOutput:
     if request.json:
-        return JsonOutput(continuation.model.path, request.text if request.echo else None)
+        names = [tool.name for tool in request.tools]
+        return JsonOutput(continuation.model.path, request.text if request.echo else None, names)
     continued = continuation.continued_text
     if request.echo and not continued:
         continued = f"{request.text}\n\n"

@@ -98,18 +98,16 @@ class CpuBackend(Backend):
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`."""
-        request = sampler.request(self.config.vocab_size)
         with self._pass.lock:
             logits = self._pass.run(in_place([token], [0], [1]), self._table(state), _FIRST)
-            (choice,) = self._sampler.choose(logits, [request])
+            (choice,) = self._sampler.choose_for(logits, [sampler])
             copy = logits[0].copy()
         return Chosen(choice, lambda: copy)
 
     def choose_from(self, logits: Array, sampler: Sampler) -> Choice:
         """See `Backend.choose_from`: by the same kernel as all choices of this backend."""
-        request = sampler.request(self.config.vocab_size)
         with self._pass.lock:
-            (choice,) = self._sampler.choose([np.ascontiguousarray(logits)], [request])
+            (choice,) = self._sampler.choose_for([np.ascontiguousarray(logits)], [sampler])
         return choice
 
     def look_ahead(self, tokens: Sequence[int], state: State) -> LookAhead:

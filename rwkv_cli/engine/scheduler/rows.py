@@ -27,8 +27,8 @@ class Row:
 
     @property
     def is_reading(self) -> bool:
-        """Whether no token of its answer has come yet."""
-        return not self.handle.usage.generated_tokens
+        """Whether a part of its prompt is left."""
+        return self.handle.prompt_left > 0
 
     @property
     def position(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +118,13 @@ class Scheduler:
             row = self._row_of(handle)
             if row is None:
                 return handle.resume or Snapshot.empty(self._backend.config)
-            return self._snapshot(row)
+            at = self._snapshot(row)
+            # Of the tokens that were taken, all but the last one; there are several where they were forced.
+            taken = len(handle.unread) - len(handle.chosen) - 1
+            if taken > 0:
+                logits = self._backend.forward(handle.unread[:taken], at.state)
+                at = replace(at, logits=logits, n_tokens=at.n_tokens + taken)
+            return at
 
     def logits(self, handle: Handle) -> Array | None:
         """See `Handle.logits`."""
@@ -156,8 +163,11 @@ class Scheduler:
                 continue
             row, logits = self._join(handle)
             if not handle.unread and logits is not None:  # the first token needs no pass
-                self._give(row, self._backend.choose_from(logits, handle.request.sampler))
                 ended.append(handle)
+                if not handle.give_forced():
+                    self._give(row, self._backend.choose_from(logits, handle.request.sampler))
+                elif handle.reached:
+                    self._leave(row)
         return ended
 
     def _make_room(self) -> None:
@@ -208,6 +218,7 @@ class Scheduler:
         """Leave out tokens of a prompt that need not be read."""
         del row.handle.unread[:n]
         row.n_read += n
+        row.handle.prompt_left -= n
         row.handle.usage.cached_tokens = n
         row.nodes = [each for each in row.nodes if each.depth > row.position]
         if n and row.handle.progress:
@@ -231,8 +242,12 @@ class Scheduler:
             return
         at = snapshot or handle.resume or Snapshot.empty(self._backend.config)
         handle.ended = Session(self._backend, handle.request.sampler, at)
+        if handle.prompt_left and handle.usage.generated_tokens:  # all of the answer was forced
+            handle.ended.feed(handle.unread[: handle.prompt_left])
+            del handle.unread[: handle.prompt_left]
         if handle.usage.generated_tokens:
-            (handle.ended.pending,) = handle.unread
+            for token in handle.unread:
+                handle.ended.take(token)
 
     def _snapshot(self, row: Row) -> Snapshot:
         """A copy of where a sequence stands."""
@@ -252,23 +267,35 @@ class Scheduler:
     def _advance(self) -> list[Handle]:
         """Read a part of each sequence, and choose the tokens that follow: the handles that got one."""
         parts, samplers, wanted = dict[int, list[int]](), dict[int, Sampler](), set[int]()
+        moved = list[Handle]()
         for slot, n in self._shares().items():
             row = self._rows[slot]
-            parts[slot] = row.handle.unread[:n]
-            if n == len(row.handle.unread):
-                samplers[slot] = row.handle.request.sampler
-            elif row.places and row.places[0] == row.position + n:
+            handle = row.handle
+            if n == len(handle.unread):
+                if handle.give_forced():
+                    moved.append(handle)
+                    if handle.reached:
+                        self._leave(row)
+                        continue
+                    n = len(handle.unread)  # in the same pass
+                samplers[slot] = handle.request.sampler
+            parts[slot] = handle.unread[:n]
+            if slot in samplers:
+                continue
+            if row.places and row.places[0] == row.position + n:
                 wanted.add(slot)
+        if not parts:
+            return moved
         try:
             choices = self._batch.choose(parts, samplers, wanted)
         except RwkvError as error:  # of the device: nobody knows where the states are
             return self._fail(error)
         for slot, tokens in parts.items():
             self._has_read(self._rows[slot], len(tokens))
-        moved = list[Handle]()
         for slot, choice in choices.items():
             row = self._rows[slot]
-            moved.append(row.handle)
+            if row.handle not in moved:
+                moved.append(row.handle)
             self._give(row, choice)
         return moved
 
@@ -283,17 +310,20 @@ class Scheduler:
 
     def _shares(self) -> dict[int, int]:
         """How many tokens each sequence reads now, by slot."""
-        answered = {slot: 1 for slot, row in self._rows.items() if not row.is_reading}
+        answered = {slot: len(row.handle.unread) for slot, row in self._rows.items() if not row.is_reading}
         reading = [row for row in self._rows.values() if row.is_reading]
-        room = max(self._batch.capacity - len(answered), self._batch.capacity // PROMPT_PART, 1)
+        room = max(self._batch.capacity - sum(answered.values()), self._batch.capacity // PROMPT_PART, 1)
         return answered | shares(reading, room)
 
     def _has_read(self, row: Row, n: int) -> None:
         """Note tokens that were read, and keep the state where others will begin."""
+        handle = row.handle
         row.n_read += n
-        del row.handle.unread[:n]
-        if row.is_reading and row.handle.progress:
-            row.handle.progress(n)
+        del handle.unread[:n]
+        of_prompt = min(n, handle.prompt_left)
+        handle.prompt_left -= of_prompt
+        if of_prompt and handle.progress:
+            handle.progress(of_prompt)
         while row.nodes and row.nodes[0].depth <= row.position:
             node = row.nodes.pop(0)
             if node.depth == row.position and row.tree:
@@ -316,7 +346,6 @@ class Scheduler:
             return
         self._forget_path(row)
         handle.give(choice)
-        handle.unread = [choice.token]
         row.served += 1
         if handle.reached:
             self._leave(row)
