@@ -16,6 +16,7 @@ from rwkv_cli.errors import StorageError
 from rwkv_cli.files.atomic import replacing
 from rwkv_cli.server.chat.messages import Message
 from rwkv_cli.server.http import ApiError
+from rwkv_cli.text.tool_calls.tools import ToolCall
 
 MOST = 10_000
 """Responses that are kept; their texts are small, and the states are in the turn cache."""
@@ -46,7 +47,7 @@ class ResponseStore:
     def keep(self, key: str, stored: Stored) -> None:
         """Keep a response."""
         self._remember(key, stored)
-        messages = [[each.role, each.text] for each in stored.messages]
+        messages = [_fields(each) for each in stored.messages]
         text = json.dumps({"messages": messages, "body": stored.body})
         with contextlib.suppress(OSError, StorageError):
             _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ class ResponseStore:
         if _ID.fullmatch(key):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 fields = json.loads(_path(key).read_bytes())
-                stored = Stored(tuple(Message(*each) for each in fields["messages"]), fields["body"])
+                stored = Stored(tuple(map(_message, fields["messages"])), fields["body"])
                 self._remember(key, stored)
                 return stored
         raise ApiError(404, f"there is no response {key[:60]!r}", "not_found", param="previous_response_id")
@@ -86,6 +87,16 @@ class ResponseStore:
             files.sort(key=lambda file: file.stat().st_mtime)
             for file in files[: len(files) - MOST]:
                 file.unlink(missing_ok=True)
+
+
+def _fields(message: Message) -> list[Any]:
+    calls = [[call.name, call.arguments] for call in message.calls]
+    return [message.role, message.text, calls, message.is_result]
+
+
+def _message(fields: list[Any]) -> Message:
+    role, text, calls, is_result = fields
+    return Message(role, text, tuple(ToolCall(*each) for each in calls), is_result)
 
 
 def _folder() -> Path:

@@ -78,6 +78,7 @@ def _bound(host: str, port: int) -> socket.socket:
         opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
+        opened.listen(2048)  # who comes while the model is loaded waits
     except OSError as error:
         raise UsageError(
             f"cannot listen at {host}, port {port}: {(error.strerror or str(error)).lower()}; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import Request
 
@@ -19,8 +18,10 @@ from rwkv_cli.server.loaded import Known, Loaded, Log, Models
 from rwkv_cli.server.metrics import Gauges, Metrics
 from rwkv_cli.server.response_store import ResponseStore
 from rwkv_cli.server.settings import ServerSettings
+from rwkv_cli.server.worker import Token
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
+from rwkv_cli.text.tool_calls.tools import ToolCall
 
 
 class Service:
@@ -163,13 +164,15 @@ class Collected:
 
     answer: str = ""
     thought: str = ""
-    tokens: tuple[Any, ...] = ()
+    tokens: tuple[Token, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
     def add(self, piece: Piece) -> None:
         """Append a piece."""
         self.answer += piece.answer
         self.thought += piece.thought
         self.tokens += tuple(piece.tokens)
+        self.calls += tuple(piece.calls)
 
 
 def service_of(request: Request) -> Service:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rwkv_cli.errors import UsageError
-from rwkv_cli.server.api.content import messages_of, text_of
+from rwkv_cli.server.api.content import arguments_of, role_of, text_of
 from rwkv_cli.server.chat.answer import Counts, prepare
 from rwkv_cli.server.chat.messages import Message
 from rwkv_cli.server.chat.request import ChatRequest, kept_of, sampling_of, stops_of
-from rwkv_cli.server.http import Fields, Stream, api_error, error_body, event, read_fields, while_connected
+from rwkv_cli.server.chat.tools import Form
+from rwkv_cli.server.http import (
+    Fields,
+    Stream,
+    api_error,
+    dumps,
+    error_body,
+    event,
+    read_fields,
+    while_connected,
+)
 from rwkv_cli.server.service import Answers, Collected, note, service_of
+from rwkv_cli.text.tool_calls.tools import ToolCall, tools_of
 
 
 async def messages(request: Request) -> Response:
@@ -54,13 +65,56 @@ def _asked(fields: Fields, request: Request, limit: int) -> ChatRequest:
     thinking = fields.object("thinking").text("type")
     return ChatRequest(
         model=fields.text("model"),
-        messages=[*before, *messages_of(fields.objects("messages"))],
+        messages=[*before, *_messages(fields.objects("messages"))],
         effort={"enabled": "medium", "adaptive": "medium", "disabled": "none"}.get(thinking or ""),
         max_tokens=limit,
         stop=stops_of(fields, "stop_sequences"),
         sampling=sampling_of(fields),
         kept=kept_of(fields, request.headers),
+        form=_form(fields),
     )
+
+
+def _messages(all_fields: Sequence[Fields]) -> list[Message]:
+    """Messages whose parts may be calls of tools, and their results. Raises UsageError."""
+    talk = list[Message]()
+    for n, fields in enumerate(all_fields):
+        content, role = fields.get("content"), role_of(fields, "messages")
+        parts = content if isinstance(content, list) else []
+        named = {
+            kind: [each for each in parts if _kind(each) == kind] for kind in ("tool_use", "tool_result")
+        }
+        where = f"{{messages}}[{n}].content"
+        for part in named["tool_result"]:
+            talk.append(Message("user", text_of(part.get("content"), where), is_result=True))
+        rest = [each for each in parts if _kind(each) not in named] if parts else content
+        calls = tuple(
+            ToolCall(str(each.get("name")), arguments_of(each.get("input"))) for each in named["tool_use"]
+        )
+        if rest or calls or not parts:
+            talk.append(Message(role, text_of(rest, where), calls))
+    return talk
+
+
+def _kind(part: object) -> object:
+    return part.get("type") if isinstance(part, dict) else None
+
+
+def _form(fields: Fields) -> Form:
+    """Tools in Anthropic's form; those that run at Anthropic's are left out."""
+    described = [
+        {
+            "name": each.get("name"),
+            "description": each.get("description"),
+            "parameters": each.get("input_schema"),
+        }
+        for each in fields.objects("tools")
+        if "input_schema" in each
+    ]
+    choice = fields.object("tool_choice")
+    kind = choice.text("type") or "auto"
+    wanted = {"any": "required", "tool": choice.text("name") or ""}.get(kind, kind)
+    return Form(tools_of(described), wanted) if described else Form()
 
 
 async def _guarded(events: AsyncIterator[str], request: Request) -> AsyncIterator[str]:
@@ -97,7 +151,9 @@ class _Form:
         content = list[dict[str, Any]]()
         if found.thought:
             content.append({"type": "thinking", "thinking": found.thought, "signature": ""})
-        content.append({"type": "text", "text": found.answer})
+        if found.answer or not found.calls:
+            content.append({"type": "text", "text": found.answer})
+        content += [_tool_use(call) for call in found.calls]
         return self._message(content, self._stop_reason, _usage(self._answers.counts))
 
     async def events(self, request: Request) -> AsyncIterator[str]:
@@ -117,11 +173,16 @@ class _Form:
                     index, kind = index + 1, wanted
                 delta = {"type": f"{kind}_delta", kind: text}
                 yield _block("content_block_delta", index, delta=delta)
-        if index < 0:
+        if index < 0 and not self._answers.all[0].calls:
             for each in _turned(index, kind, "text"):
                 yield each
             index = 0
-        yield _block("content_block_stop", index)
+        if index >= 0:
+            yield _block("content_block_stop", index)
+        for call in self._answers.all[0].calls:
+            index += 1
+            for each in _called(call, index):
+                yield each
         ended = {"stop_reason": self._stop_reason, "stop_sequence": None}
         usage = _usage(self._answers.counts)
         yield event({"type": "message_delta", "delta": ended, "usage": usage}, "message_delta")
@@ -130,6 +191,8 @@ class _Form:
 
     @property
     def _stop_reason(self) -> str:
+        if self._answers.all[0].calls:
+            return "tool_use"
         return "max_tokens" if self._answers.all[0].finish == "length" else "end_turn"
 
 
@@ -142,6 +205,26 @@ def _turned(index: int, kind: str, wanted: str) -> list[str]:
         else {"type": "thinking", "thinking": "", "signature": ""}
     )
     return [*ended, _block("content_block_start", index + 1, content_block=block)]
+
+
+def _tool_use(call: ToolCall) -> dict[str, Any]:
+    return {
+        "type": "tool_use",
+        "id": f"toolu_{secrets.token_hex(12)}",
+        "name": call.name,
+        "input": call.arguments,
+    }
+
+
+def _called(call: ToolCall, index: int) -> list[str]:
+    """The events of a call."""
+    whole = _tool_use(call)
+    delta = {"type": "input_json_delta", "partial_json": dumps(whole["input"])}
+    return [
+        _block("content_block_start", index, content_block={**whole, "input": {}}),
+        _block("content_block_delta", index, delta=delta),
+        _block("content_block_stop", index),
+    ]
 
 
 def _block(name: str, index: int, **fields: object) -> str:

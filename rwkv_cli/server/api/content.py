@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rwkv_cli.engine.constraints.requests import FIELDS
 from rwkv_cli.errors import UsageError
 from rwkv_cli.server.chat.messages import Message, Role
+from rwkv_cli.server.chat.tools import Form
 from rwkv_cli.server.http import Fields
+from rwkv_cli.text.tool_calls.tools import Tool, ToolCall, tools_of
 
 MOST_MESSAGES = 10_000
 _ROLES: Mapping[str, Role] = {
@@ -56,7 +60,49 @@ def messages_of(all_fields: Sequence[Fields], name: str = "messages") -> list[Me
     """The messages of a chat in OpenAI's or ollama's form. Raises UsageError."""
     if len(all_fields) > MOST_MESSAGES:
         raise UsageError(f"{{{name}}} has {len(all_fields):,} messages; {MOST_MESSAGES:,} are allowed")
-    return [
-        Message(role_of(fields, name), text_of(fields.get("content"), f"{{{name}}}[{n}].content"))
-        for n, fields in enumerate(all_fields)
-    ]
+    return [_message(fields, name, n) for n, fields in enumerate(all_fields)]
+
+
+def _message(fields: Fields, name: str, n: int) -> Message:
+    text = text_of(fields.get("content"), f"{{{name}}}[{n}].content")
+    role = role_of(fields, name)
+    calls = tuple(_call(each) for each in fields.objects("tool_calls")) if role == "assistant" else ()
+    return Message(role, text, calls, is_result=fields.get("role") in ("tool", "function"))
+
+
+def _call(fields: Fields) -> ToolCall:
+    """A call that a model made before, as a client sends it back."""
+    function = fields.object("function")
+    return ToolCall(function.text("name") or "", arguments_of(function.get("arguments")))
+
+
+def arguments_of(value: Any) -> Mapping[str, Any]:
+    """The arguments of a call: an object, or a text of JSON. Raises UsageError."""
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.strip() else value or {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError("the arguments of a tool call must be a JSON object")
+    return found
+
+
+def tools_in(fields: Fields) -> tuple[Tool, ...]:
+    """The tools in a body; those that are no functions, which run at OpenAI's, are refused. Raises UsageError."""
+    return tools_of(fields.get("tools")) if fields.get("tools") else ()
+
+
+def choice_of(fields: Fields) -> str:
+    """Which tool to call: auto, none, required or a name. Raises UsageError."""
+    value = fields.get("tool_choice")
+    if isinstance(value, dict):
+        inner = value.get("function", value)
+        value = inner.get("name") if isinstance(inner, dict) else None
+    if value is not None and not isinstance(value, str):
+        raise UsageError("{tool_choice} must be auto, none, required or a function")
+    return value or "auto"
+
+
+def form_of(fields: Fields) -> Form:
+    """What an answer may and has to look like, in OpenAI's words and ours. Raises UsageError."""
+    return Form(tools_in(fields), choice_of(fields), {name: fields.get(name) for name in FIELDS})

@@ -17,14 +17,15 @@ from rwkv_cli.errors import UsageError
 from rwkv_cli.files.model_file import ModelFile, is_model_file
 from rwkv_cli.reporting import format_count
 from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS, SamplingOverrides
-from rwkv_cli.server.api.content import messages_of
-from rwkv_cli.server.chat.answer import Counts
+from rwkv_cli.server.api.content import messages_of, tools_in
+from rwkv_cli.server.chat.answer import Counts, Piece
 from rwkv_cli.server.chat.completion import CompletionRequest
 from rwkv_cli.server.chat.messages import Message
 from rwkv_cli.server.chat.request import ChatRequest, kept_of, sampling_of, stops_of, think_of
+from rwkv_cli.server.chat.tools import Form
 from rwkv_cli.server.http import Fields, Stream, api_error, dumps, error_body, read_fields, while_connected
 from rwkv_cli.server.loaded import Known, Loaded
-from rwkv_cli.server.service import Answers, note, service_of
+from rwkv_cli.server.service import Answers, Collected, note, service_of
 
 _BILLION = 1_000_000_000
 
@@ -75,7 +76,20 @@ def _chat_request(fields: Fields, options: Fields, messages: list[Message], requ
         stop=stops_of(options),
         sampling=_sampling(options),
         kept=kept_of(fields, request.headers),
+        form=_form(fields),
     )
+
+
+def _form(fields: Fields) -> Form:
+    """ollama's `format` is "json" or a schema."""
+    wanted = fields.get("format")
+    if wanted in (None, ""):
+        return Form(tools_in(fields))
+    if wanted == "json":
+        return Form(tools_in(fields), fields={"json_object": True})
+    if not isinstance(wanted, dict):
+        raise UsageError("{format} must be json or a JSON Schema")
+    return Form(tools_in(fields), fields={"json_schema": wanted})
 
 
 def _limit(options: Fields) -> int:
@@ -127,13 +141,20 @@ def _remembered(fields: Fields) -> list[Message]:
 # --------------------------------------------------------------------------------------------------------- responses
 
 
-def _chat_piece(answer: str, thought: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer}
-    return {"message": {**message, "thinking": thought} if thought else message}
+def _chat_piece(found: Piece | Collected) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": found.answer}
+    if found.thought:
+        message["thinking"] = found.thought
+    if found.calls:
+        calls = [{"function": {"name": each.name, "arguments": each.arguments}} for each in found.calls]
+        message["tool_calls"] = calls
+    return {"message": message}
 
 
-def _text_piece(answer: str, thought: str) -> dict[str, Any]:
-    return {"response": answer, "thinking": thought} if thought else {"response": answer}
+def _text_piece(found: Piece | Collected) -> dict[str, Any]:
+    return (
+        {"response": found.answer, "thinking": found.thought} if found.thought else {"response": found.answer}
+    )
 
 
 async def _respond(
@@ -147,7 +168,7 @@ async def _respond(
         finally:
             await answers.close()
         note(request, name, answers.counts, [answers.all[0].finish])
-        body = {**_head(name), **piece_of(found.answer, found.thought), **_end(answers)}
+        body = {**_head(name), **piece_of(found), **_end(answers)}
         return JSONResponse({**body, "context": _context(talk, found.answer)} if talk else body)
 
     async def lines() -> AsyncIterator[str]:
@@ -156,11 +177,9 @@ async def _respond(
             async for _, piece in answers.pieces():
                 if piece:
                     whole += piece.answer
-                    yield (
-                        dumps({**_head(name), **piece_of(piece.answer, piece.thought), "done": False}) + "\n"
-                    )
+                    yield (dumps({**_head(name), **piece_of(piece), "done": False}) + "\n")
             note(request, name, answers.counts, [answers.all[0].finish])
-            last = {**_head(name), **piece_of("", ""), **_end(answers)}
+            last = {**_head(name), **piece_of(Piece()), **_end(answers)}
             yield dumps({**last, "context": _context(talk, whole)} if talk else last) + "\n"
         except Exception as error:
             yield dumps(error_body(request.url.path, api_error(error))) + "\n"
@@ -242,7 +261,11 @@ async def show(request: Request) -> Response:
                 "rwkv7.context_length": service_of(request).settings.max_prompt,
                 "rwkv7.vocab_size": config.vocab_size,
             },
-            "capabilities": ["completion", *(["thinking"] if template.thinking else [])],
+            "capabilities": [
+                "completion",
+                *(["tools"] if template.system is not None else []),
+                *(["thinking"] if template.thinking else []),
+            ],
             "modified_at": listed["modified_at"],
         }
     )

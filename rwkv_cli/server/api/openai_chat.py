@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS
-from rwkv_cli.server.api.content import messages_of
+from rwkv_cli.server.api.content import form_of, messages_of
 from rwkv_cli.server.chat.answer import Counts, Piece
 from rwkv_cli.server.chat.request import (
     MOST_LIKELY,
@@ -36,6 +36,7 @@ from rwkv_cli.server.http import (
 from rwkv_cli.server.service import Answers, Collected, note, service_of
 from rwkv_cli.server.worker import Token
 from rwkv_cli.text.tokenizer import Tokenizer
+from rwkv_cli.text.tool_calls.tools import ToolCall
 
 DONE = "data: [DONE]\n\n"
 
@@ -74,6 +75,7 @@ def chat_request(fields: Fields, request: Request) -> ChatRequest:
         logprobs=fields.flag("logprobs"),
         top=top if fields.flag("logprobs") else 0,
         kept=kept_of(fields, request.headers),
+        form=form_of(fields),
     )
 
 
@@ -113,9 +115,12 @@ class _Form:
             yield chunk(index, {"role": "assistant", "content": ""})
         async for index, piece in self._answers.pieces():
             if piece is None:
-                yield chunk(index, {}, finish_of(self._answers.all[index].finish))
-            else:
+                yield chunk(index, {}, self._finish(index))
+                continue
+            if piece.answer or piece.thought or piece.tokens:
                 yield chunk(index, _delta(piece), None, self._logprobs(piece.tokens))
+            for delta in _call_deltas(piece.calls):
+                yield chunk(index, delta)
         if with_usage:
             yield f'{before}"choices":[],"usage":{dumps(usage_of(self._answers.counts))}}}\n\n'
         note(
@@ -133,12 +138,16 @@ class _Form:
                 "index": index,
                 "message": _message(each),
                 "logprobs": self._logprobs(each.tokens),
-                "finish_reason": finish_of(answer.finish),
+                "finish_reason": self._finish(index),
             }
-            for index, (each, answer) in enumerate(zip(found, self._answers.all, strict=True))
+            for index, each in enumerate(found)
         ]
         head = {**self._head, "object": "chat.completion"}
         return {**head, "choices": choices, "usage": usage_of(self._answers.counts)}
+
+    def _finish(self, index: int) -> str:
+        answer = self._answers.all[index]
+        return "tool_calls" if answer.calls else finish_of(answer.finish)
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self._asked.logprobs or self._tokenizer is None:
@@ -153,7 +162,28 @@ def _delta(piece: Piece) -> dict[str, str]:
 
 def _message(found: Collected) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": found.answer, "refusal": None}
+    if found.calls:
+        message |= {"content": found.answer or None, "tool_calls": [_call(each) for each in found.calls]}
     return {**message, "reasoning_content": found.thought} if found.thought else message
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": new_call_id(), **call.to_json()}
+
+
+def new_call_id() -> str:
+    """An id of a call, by which its result refers to it."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _call_deltas(calls: Sequence[ToolCall]) -> Iterator[dict[str, Any]]:
+    """Calls as a stream has them: first the name, then the arguments."""
+    for index, call in enumerate(calls):
+        whole = _call(call)
+        function = {"name": call.name, "arguments": ""}
+        yield {"tool_calls": [{"index": index, **whole, "function": function}]}
+        arguments = {"arguments": whole["function"]["arguments"]}
+        yield {"tool_calls": [{"index": index, "function": arguments}]}
 
 
 def finish_of(finish: str | None) -> str:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rwkv_cli.errors import UsageError
+from rwkv_cli.server.api.content import form_of
 from rwkv_cli.server.api.openai_chat import DONE, finish_of, guarded, usage_of
 from rwkv_cli.server.chat.answer import Counts
 from rwkv_cli.server.chat.completion import Completion, CompletionRequest
@@ -41,6 +42,7 @@ async def completions(request: Request) -> Response:
         top=None if fields.get("logprobs") in (None, False) else fields.integer("logprobs", 0, MOST_LIKELY),
         echo=fields.flag("echo"),
         kept=kept_of(fields, {}),
+        form=form_of(fields),
     )
     n = count_of(fields)
     answers = await while_connected(request, service_of(request).completions(asked, n))

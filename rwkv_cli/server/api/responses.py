@@ -13,13 +13,15 @@ from starlette.responses import JSONResponse, Response
 
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS
-from rwkv_cli.server.api.content import messages_of, text_of
+from rwkv_cli.server.api.content import arguments_of, choice_of, messages_of, text_of
 from rwkv_cli.server.chat.answer import Counts
 from rwkv_cli.server.chat.messages import Message
 from rwkv_cli.server.chat.request import ChatRequest, kept_of, limit_of, sampling_of, think_of
-from rwkv_cli.server.http import Fields, Stream, api_error, event, read_fields, while_connected
+from rwkv_cli.server.chat.tools import Form
+from rwkv_cli.server.http import Fields, Stream, api_error, dumps, event, read_fields, while_connected
 from rwkv_cli.server.response_store import ResponseStore, Stored, new_id
 from rwkv_cli.server.service import Answers, Collected, Service, note, service_of
+from rwkv_cli.text.tool_calls.tools import ToolCall, tools_of
 
 
 async def responses(request: Request) -> Response:
@@ -37,6 +39,7 @@ async def responses(request: Request) -> Response:
         max_tokens=limit_of(fields, "max_output_tokens", default=MAX_ANSWER_TOKENS),
         sampling=sampling_of(fields),
         kept=kept_of(fields, request.headers),
+        form=_form_of(fields),
     )
     answers = await while_connected(request, service.answers(asked))
     form = _Form(service, answers, fields, said)
@@ -80,11 +83,24 @@ def _input(fields: Fields) -> list[Message]:
         kind = item.text("type") or "message"
         if kind == "message":
             talk += messages_of([item], f"input[{n}]")
+        elif kind == "function_call":
+            call = ToolCall(item.text("name") or "", arguments_of(item.get("arguments")))
+            talk.append(Message("assistant", "", (call,)))
         elif kind == "function_call_output":
-            talk.append(Message("user", text_of(item.get("output"), f"{{input}}[{n}].output")))
+            text = text_of(item.get("output"), f"{{input}}[{n}].output")
+            talk.append(Message("user", text, is_result=True))
         else:
             raise UsageError(f"{{input}}[{n}] is of the type {kind[:40]!r}, which is not supported")
     return talk
+
+
+def _form_of(fields: Fields) -> Form:
+    """What the answer may and has to look like; a format is in `text`."""
+    wanted = fields.object("text").object("format")
+    kind = wanted.text("type") or "text"
+    response_format = {"type": kind, "json_schema": wanted.values} if kind != "text" else None
+    tools = [each.values for each in fields.objects("tools") if each.get("type") == "function"]
+    return Form(tools_of(tools) if tools else (), choice_of(fields), {"response_format": response_format})
 
 
 class _Form:
@@ -101,7 +117,7 @@ class _Form:
         is_whole = self._answers.all[0].finish != "length"
         body = self._body("completed" if is_whole else "incomplete", self._items(found), self._answers.counts)
         if self._fields.flag("store", True):
-            said = (*self._said, Message("assistant", found.answer))
+            said = (*self._said, Message("assistant", found.answer, found.calls))
             await asyncio.to_thread(self._service.responses.keep, self._id, Stored(said, body))
         return body
 
@@ -124,9 +140,9 @@ class _Form:
             "reasoning": {"effort": fields.object("reasoning").get("effort"), "summary": None},
             "store": fields.flag("store", True),
             "temperature": fields.get("temperature"),
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "text": fields.get("text") or {"format": {"type": "text"}},
+            "tool_choice": fields.get("tool_choice") or "auto",
+            "tools": fields.get("tools") or [],
             "top_p": fields.get("top_p"),
             "truncation": "disabled",
             "usage": _usage(counts) if counts else None,
@@ -134,7 +150,20 @@ class _Form:
 
     def _items(self, found: Collected) -> list[dict[str, Any]]:
         items = [self._reasoning(found.thought, "completed")] if found.thought else []
-        return [*items, self._message([_part(found.answer)], "completed")]
+        if found.answer or not found.calls:
+            items.append(self._message([_part(found.answer)], "completed"))
+        return [*items, *(self._call(n, call, "completed") for n, call in enumerate(found.calls))]
+
+    def _call(self, n: int, call: ToolCall, status: str) -> dict[str, Any]:
+        key = f"{self._message_id.removeprefix('msg_')}{n}"
+        return {
+            "id": f"fc_{key}",
+            "type": "function_call",
+            "status": status,
+            "call_id": f"call_{key}",
+            "name": call.name,
+            "arguments": dumps(call.arguments) if status == "completed" else "",
+        }
 
     def _message(self, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
         return {
@@ -174,12 +203,15 @@ class _Form:
                     yield self._delta(kind, index, text)
                 if piece:
                     found.add(piece)
-            if kind != "answer":  # there is a message in any case
+            if kind != "answer" and not found.calls:  # there is a message in any case
                 for each in self._turned(found, kind, "answer", index):
                     yield each
-                index += 1
-            for each in self._ended(found, "answer", index):
+                kind, index = "answer", index + 1
+            for each in self._ended(found, kind, index) if kind else ():
                 yield each
+            for n, call in enumerate(found.calls):
+                for each in self._called(n, call, index + 1 + n):
+                    yield each
             note(request, self._answers.known.name, self._answers.counts, [self._answers.all[0].finish])
             body = await self.kept(found)
             yield self._event(body["status"], response=body)
@@ -190,7 +222,7 @@ class _Form:
             }
             yield self._event("failed", response=body)
 
-    def _event(self, name: str, **fields: object) -> str:
+    def _event(self, name: str, /, **fields: object) -> str:
         self._number += 1
         kind = f"response.{name}"
         return event({"type": kind, "sequence_number": self._number, **fields}, kind)
@@ -218,6 +250,18 @@ class _Form:
         item = self._message([], "in_progress")
         events.append(self._event("output_item.added", output_index=index + 1, item=item))
         return [*events, self._event("content_part.added", **at, content_index=0, part=_part(""))]
+
+    def _called(self, n: int, call: ToolCall, index: int) -> list[str]:
+        """The events of a call."""
+        item = self._call(n, call, "completed")
+        at = {"item_id": item["id"], "output_index": index}
+        begun = self._call(n, call, "in_progress")
+        return [
+            self._event("output_item.added", output_index=index, item=begun),
+            self._event("function_call_arguments.delta", **at, delta=item["arguments"]),
+            self._event("function_call_arguments.done", **at, arguments=item["arguments"], name=call.name),
+            self._event("output_item.done", output_index=index, item=item),
+        ]
 
     def _ended(self, found: Collected, kind: str, index: int) -> list[str]:
         at = self._at(kind, index)

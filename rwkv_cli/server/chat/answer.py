@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import Finish
 from rwkv_cli.engine.scheduler import Handle, Request
 from rwkv_cli.engine.session import Snapshot
@@ -16,6 +17,7 @@ from rwkv_cli.server.chat import place as places
 from rwkv_cli.server.chat.messages import Dialogue, Writer, dialogue
 from rwkv_cli.server.chat.place import Place
 from rwkv_cli.server.chat.request import ChatRequest
+from rwkv_cli.server.chat.tools import CallFilter, with_calls, written
 from rwkv_cli.server.http import ApiError
 from rwkv_cli.server.loaded import Known, Loaded
 from rwkv_cli.server.settings import ServerSettings
@@ -23,6 +25,8 @@ from rwkv_cli.server.worker import Job, Options, Token, log
 from rwkv_cli.sessions.transcript import Turn
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.thinking import Part
+from rwkv_cli.text.tool_calls.layout import ToolFormat
+from rwkv_cli.text.tool_calls.tools import ToolCall
 
 LONG = 512
 """Tokens of a prompt whose place is kept on disk before it is answered."""
@@ -55,6 +59,7 @@ class Piece:
     answer: str = ""
     thought: str = ""
     tokens: Sequence[Token] = ()
+    calls: Sequence[ToolCall] = ()  # of tools, at the end
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Prepared:
     tokens: Sequence[int]  # of everything, for the cache
     known: int  # how many of them were read before
     start: Snapshot | None  # where the model stands after these
+    form: ToolFormat | None  # of calls of tools
+    grammar: Grammar | None  # that the answer has to follow
 
 
 def prepare(loaded: Loaded, known: Known, request: ChatRequest, template: Template | None) -> Prepared:
@@ -78,9 +85,12 @@ def prepare(loaded: Loaded, known: Known, request: ChatRequest, template: Templa
     begins = places.begins_with(request.kept, answers) or known.state
     place = places.open_place(loaded.model, loaded.template, begins, template)
     mode = request.mode(place.template)
-    messages = [
-        each for each in request.messages if not (each.role == "system" and each.text == place.system)
-    ]
+    form = request.form.format(place.template, request.messages)
+    grammar = request.form.grammar(form)
+    if grammar:  # what it is made of is kept, so that the thread of the model has less to do
+        loaded.model.constraint(grammar, place.template, mode)
+    messages = written(request.messages, form, request.form.offered)
+    messages = [each for each in messages if not (each.role == "system" and each.text == place.system)]
     talk = dialogue(messages, has_system=place.template.system is not None and place.after == "nothing")
     writer = Writer(loaded.model, place.template, mode, place.after)
     name = places.ends_in(request.kept)
@@ -91,8 +101,8 @@ def prepare(loaded: Loaded, known: Known, request: ChatRequest, template: Templa
     if name and request.kept.chat and not found and places.exists(name):
         name = None  # another request in the same chat, such as one for a title
     if found and found[0] >= len(mark):
-        return Prepared(place, talk, writer, mode, name, before, tokens, *found)
-    return Prepared(place, talk, writer, mode, name, before, tokens, len(mark), place.snapshot)
+        return Prepared(place, talk, writer, mode, name, before, tokens, *found, form, grammar)
+    return Prepared(place, talk, writer, mode, name, before, tokens, len(mark), place.snapshot, form, grammar)
 
 
 class Answer:
@@ -106,7 +116,9 @@ class Answer:
         self._job: Job | None = None
         self._text = _Trimmed(trims_start=prepared.talk.begun is None)
         self._thought = _Trimmed()
+        self._filter = CallFilter(request.form.offered)
         self._answered, self._is_kept = "", False
+        self.calls: Sequence[ToolCall] = ()
         self.finish: Finish | None = None
         self._mark = len(prepared.place.mark)
         self.counts = Counts(len(prepared.tokens) - self._mark)
@@ -128,6 +140,7 @@ class Answer:
                 template=prepared.place.template,
                 think=prepared.mode,
                 stop=request.stop,
+                constraint=prepared.grammar,
                 start=start,
                 said=prepared.writer.said(prepared.talk),
                 submit=submit,
@@ -148,15 +161,25 @@ class Answer:
                 yield piece
         self._count()
         self.finish = self._job.finish
+        if last := self._last():
+            yield last
         await self._keep()
 
     def _piece(self, parts: Sequence[Part], tokens: Sequence[Token]) -> Piece | None:
         thought = self._thought.feed("".join(part.text for part in parts if part.thought))
-        answer = self._text.feed("".join(part.text for part in parts if not part.thought))
+        text = self._filter.feed("".join(part.text for part in parts if not part.thought))
+        answer = self._text.feed(text)
         self._answered += answer
         if not (thought or answer or (tokens and self._request.logprobs)):
             return None
         return Piece(answer, thought, tokens)
+
+    def _last(self) -> Piece | None:
+        """What was held back because it might be a call, as text or as calls."""
+        text, self.calls = self._filter.flush()
+        answer = self._text.feed(text)
+        self._answered += answer
+        return Piece(answer, calls=self.calls) if answer or self.calls else None
 
     def _count(self) -> None:
         assert self._job
@@ -173,6 +196,7 @@ class Answer:
             log.warning("an answer that was cancelled is lost: %s", error)
             return
         self._piece(job.rest, ())
+        self._last()
         self._count()
         try:
             await self._keep(is_whole=False)
@@ -192,7 +216,8 @@ class Answer:
             turns.keep(prepared.tokens, job.prompt_end, on_disk=is_long)
         if job.end is None:
             return
-        turn = prepared.writer.turn(prepared.talk, self._answered)
+        said = with_calls(self._answered, self.calls, prepared.form)
+        turn = prepared.writer.turn(prepared.talk, said)
         turns.keep([*prepared.before, *turn], job.end)
         if prepared.name:
             self._save(prepared, job, job.end, is_whole)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import Finish
 from rwkv_cli.engine.scheduler import Handle, Request
 from rwkv_cli.engine.session import Snapshot
@@ -20,6 +21,7 @@ from rwkv_cli.sampling_settings import SamplingOverrides, combined
 from rwkv_cli.server.chat import place as places
 from rwkv_cli.server.chat.answer import Counts, Piece, arriving, check_prompt
 from rwkv_cli.server.chat.request import Kept
+from rwkv_cli.server.chat.tools import Form
 from rwkv_cli.server.loaded import Loaded
 from rwkv_cli.server.settings import ServerSettings
 from rwkv_cli.server.worker import Job, Options, Token, log_softmax, most_likely
@@ -28,6 +30,7 @@ from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.thinking import Part
+from rwkv_cli.text.tool_calls.tools import ToolCall
 
 Array = NDArray[np.float32]
 
@@ -49,6 +52,7 @@ class CompletionRequest:
     )
     echo: bool = False
     kept: Kept = field(default_factory=Kept)
+    form: Form = field(default_factory=Form)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Source:
     tokens: Sequence[int]  # to read
     text: str
     saved: SavedState | None = None
+    grammar: Grammar | None = None  # that the continuation has to follow
 
 
 def prepare(loaded: Loaded, request: CompletionRequest) -> list[Source]:
@@ -67,7 +72,9 @@ def prepare(loaded: Loaded, request: CompletionRequest) -> list[Source]:
     if name:
         saved = state_file.load(state_store.find(places.checked(name)))
         state_file.fit(saved, loaded.model)
-    return [_source(loaded, prompt, saved) for prompt in request.prompts]
+    if grammar := request.form.grammar(None):
+        loaded.model.constraint(grammar, plain_template(loaded.model.template))
+    return [replace(_source(loaded, prompt, saved), grammar=grammar) for prompt in request.prompts]
 
 
 def _source(loaded: Loaded, prompt: str | Sequence[int], saved: SavedState | None) -> Source:
@@ -103,6 +110,7 @@ class Completion:
         self._text = ""
         self.echoed: list[Token] = []  # the tokens of the prompt with their probabilities
         self.finish: Finish | None = None
+        self.calls: Sequence[ToolCall] = ()  # none: a text has no tools
         self.counts = Counts(len(source.tokens))
 
     @property
@@ -132,6 +140,7 @@ class Completion:
                 max_tokens=request.max_tokens,
                 template=plain_template(self._loaded.model.template),
                 stop=request.stop,
+                constraint=source.grammar,
                 start=self._start,
                 submit=submit,
                 **sampling,

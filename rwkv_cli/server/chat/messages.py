@@ -11,6 +11,7 @@ from rwkv_cli.model import Model
 from rwkv_cli.sessions.transcript import Kind
 from rwkv_cli.text.chat_template import JinjaTemplate
 from rwkv_cli.text.template import Template
+from rwkv_cli.text.tool_calls.tools import ToolCall
 
 Role = Literal["system", "user", "assistant"]
 
@@ -21,6 +22,8 @@ class Message:
 
     role: Role
     text: str
+    calls: tuple[ToolCall, ...] = ()  # of tools, by the assistant
+    is_result: bool = False  # of a call
 
 
 @dataclass(frozen=True)

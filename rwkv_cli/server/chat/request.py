@@ -9,6 +9,7 @@ from typing import cast
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import MAX_ANSWER_TOKENS, SamplingOverrides
 from rwkv_cli.server.chat.messages import Message
+from rwkv_cli.server.chat.tools import Form
 from rwkv_cli.server.http import Fields
 from rwkv_cli.text.template import Template
 
@@ -57,6 +58,7 @@ class ChatRequest:
     logprobs: bool = False  # whether each token is wanted, with its probability
     top: int = 0  # most likely tokens that are wanted with each token
     kept: Kept = field(default_factory=Kept)
+    form: Form = field(default_factory=Form)
 
     def mode(self, template: Template) -> str | None:
         """The mode of thinking. Raises UsageError for one that was named and does not exist."""
