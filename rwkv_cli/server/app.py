@@ -21,6 +21,7 @@ from rwkv_cli.server.api import (
     ollama,
     openai_chat,
     openai_completions,
+    page,
     responses,
     states,
     tokens,
@@ -91,6 +92,8 @@ def _routes() -> list[BaseRoute]:
         post("/tokenize", tokens.tokenize),
         post("/detokenize", tokens.detokenize),
         Route("/tokenizer_info", tokens.tokenizer_info),
+        Route("/", page.index),
+        Route("/page/{path:path}", page.file),
         Route("/health", catalog.health),
         Route("/metrics", catalog.metrics),
     ]
