@@ -103,6 +103,7 @@ function showTree(path) {
       const text = `${node.role === "user" ? "›" : "·"} ${node.content.slice(0, 50) || "…"}`;
       const item = button(text, `Go to: ${node.content.slice(0, 50)}`, () => goTo(node.id));
       item.setAttribute("role", "treeitem");
+      if (nodes.length > 1) item.classList.add("branch");
       if (onPath.has(node.id)) item.classList.add("here");
       item.setAttribute("aria-current", String(node.id === tree.at));
       const inner = branch(node.id);
