@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -34,13 +34,16 @@ class Service:
         self.metrics = Metrics()
         self.responses = ResponseStore()
 
-    async def answers(self, asked: ChatRequest, n: int = 1, template: str | None = None) -> Answers:
+    async def answers(
+        self, request: Request, asked: ChatRequest, n: int = 1, template: str | None = None
+    ) -> Answers:
         """Begin `n` answers. Raises UsageError, StateError, ApiError before anything is read."""
         if n > 1 and (asked.kept.session or asked.kept.save_as):
             raise UsageError("{n} must be 1 where the end is saved as a state")
         layout: Template | None = get_template(template) if template else None
+        self._log_prompt(asked.messages[-1].text if asked.messages else "")
         known, loaded = await self.models.acquire(asked.model)
-        answers = Answers(self, known, loaded)
+        answers = Answers(self, request, known, loaded, n)
         try:
             check_queue(self.settings, loaded)
             prepared = await asyncio.to_thread(prepare, loaded, known, asked, layout)
@@ -53,12 +56,14 @@ class Service:
             raise
         return answers
 
-    async def completions(self, asked: CompletionRequest, n: int = 1) -> Answers:
+    async def completions(self, request: Request, asked: CompletionRequest, n: int = 1) -> Answers:
         """Begin `n` continuations of each prompt. Raises like `answers`."""
         if n * len(asked.prompts) > 1 and (asked.kept.session or asked.kept.save_as):
             raise UsageError("one text can be saved as a state, not several: {n} must be 1, with one prompt")
+        for prompt in asked.prompts:
+            self._log_prompt(prompt if isinstance(prompt, str) else f"{len(prompt)} tokens")
         known, loaded = await self.models.acquire(asked.model)
-        answers = Answers(self, known, loaded)
+        answers = Answers(self, request, known, loaded, n)
         try:
             check_queue(self.settings, loaded)
             for source in await asyncio.to_thread(completion.prepare, loaded, asked):
@@ -70,6 +75,10 @@ class Service:
             await asyncio.shield(answers.close())
             raise
         return answers
+
+    def _log_prompt(self, text: str) -> None:
+        if self.settings.log_prompts:
+            self.log(f"asked: {text!r}")
 
     def note(self, counts: Counts) -> None:
         """Count an answer in the metrics."""
@@ -88,8 +97,9 @@ class Service:
 class Answers:
     """Answers to the same request. `close` them in any case."""
 
-    def __init__(self, service: Service, known: Known, loaded: Loaded) -> None:
-        self._service, self.known, self.loaded = service, known, loaded
+    def __init__(self, service: Service, request: Request, known: Known, loaded: Loaded, n: int) -> None:
+        """`n` answers belong to each prompt."""
+        self._service, self._request, self.known, self.loaded, self._n = service, request, known, loaded, n
         self.all = list[Answer | Completion]()
         self._is_closed = False
 
@@ -133,10 +143,10 @@ class Answers:
     @property
     def counts(self) -> Counts:
         """Tokens of all answers together."""
-        first = self.all[0].counts
+        first, prompts = self.all[0].counts, [each.counts for each in self.all[:: self._n]]
         return Counts(
-            first.prompt,
-            first.cached,
+            sum(each.prompt for each in prompts),
+            sum(each.cached for each in prompts),
             sum(each.counts.generated for each in self.all),
             first.first_after,
             first.seconds,
@@ -156,6 +166,10 @@ class Answers:
             self.loaded.release()
             for answer in self.all:
                 self._service.note(answer.counts)
+            if self.all:
+                finish = ",".join(each.finish or "cancelled" for each in self.all)
+                record = {"model": self.known.name, "counts": self.counts, "finish": finish}
+                self._request.scope["rwkv"] = record  # for the log
 
 
 @dataclass
@@ -179,12 +193,3 @@ def service_of(request: Request) -> Service:
     """The service of a request."""
     service: Service = request.app.state.service
     return service
-
-
-def note(request: Request, model: str, counts: Counts, finish: Sequence[str | None]) -> None:
-    """Leave what the log says of a request."""
-    request.scope["rwkv"] = {
-        "model": model,
-        "counts": counts,
-        "finish": ",".join(each or "-" for each in finish),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -50,6 +51,9 @@ class Options:
     submitter: object = None
 
 
+PATIENCE = 0.004
+"""Seconds that tokens may wait for others to be handed over with them, except for the first and the last one."""
+
 _NO_ERROR: BaseException | None = None
 
 
@@ -61,7 +65,7 @@ class Job(AsyncIterator[Sequence[Token]]):
 
     def __init__(self, worker: Worker, options: Options) -> None:
         self._worker, self.options = worker, options
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._arrived, self._news = deque[Token](), asyncio.Event()
         self._is_over, self._error = False, _NO_ERROR
         self._since = time.perf_counter()
@@ -70,6 +74,7 @@ class Job(AsyncIterator[Sequence[Token]]):
         self.prompt_end: Snapshot | None = None
         self.end: Snapshot | None = None
         self.rest: Sequence[Part] = ()  # of a job that was cancelled: text that was held back
+        self.is_begun = False  # whether there was a token
         self.first_after: float | None = None  # seconds from submission to the first token
 
     @property
@@ -90,6 +95,10 @@ class Job(AsyncIterator[Sequence[Token]]):
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
+        return self.taken()
+
+    def taken(self) -> Sequence[Token]:
+        """The tokens that have arrived and were not iterated over."""
         tokens = [*self._arrived]
         self._arrived.clear()
         return tokens
@@ -139,6 +148,10 @@ class Job(AsyncIterator[Sequence[Token]]):
         return Token(step.token, float(logprobs[step.token]), step.parts, top)
 
 
+News = tuple[Job, list[Token], bool, BaseException | None]
+"""Tokens of a job, whether they were the last ones, and what ended it."""
+
+
 class Worker:
     """One thread for one model. Everything that touches its backend happens there."""
 
@@ -149,6 +162,8 @@ class Worker:
         self._scheduler = Scheduler(model.backend, self.slots)
         self._jobs = dict[Handle, Job]()
         self._calls = deque[tuple[Callable[[], Any], Future[Any]]]()
+        self._news = list[News]()  # that the event loop has not been told of
+        self._posted = 0.0  # when it was told last
         self._wake = threading.Event()
         self._is_stopped = False
         self._thread = threading.Thread(target=self._run, name=f"model {model.path.stem}", daemon=True)
@@ -210,6 +225,7 @@ class Worker:
 
     def cancel(self, job: Job) -> None:
         """End a job; on the thread of the model."""
+        self._post()
         if any(each is job for each in self._jobs.values()):
             del self._jobs[job.handle]
             job.stop()
@@ -247,7 +263,7 @@ class Worker:
                 future.set_exception(error)
 
     def _hand_over(self, moved: Sequence[Handle]) -> None:
-        by_loop = dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Token], bool, BaseException | None]]]()
+        is_urgent = False
         for handle in moved:
             if not (job := self._jobs.get(handle)):
                 continue
@@ -261,31 +277,32 @@ class Worker:
                 error = failure
             if is_over:
                 self._jobs.pop(handle, None)
-            by_loop.setdefault(job._loop, []).append((job, tokens, is_over, error))
-        for loop, news in by_loop.items():
-            _post(loop, news)
+            is_urgent |= is_over or not job.is_begun
+            job.is_begun = True
+            self._news.append((job, tokens, is_over, error))
+        if is_urgent or time.perf_counter() - self._posted > PATIENCE:
+            self._post()
+
+    def _post(self) -> None:
+        """Hand the news of all jobs to the event loop; nothing if that has ended."""
+        self._posted = time.perf_counter()
+        if not self._news:
+            return
+        news, self._news = self._news, []
+
+        def deliver() -> None:
+            for job, tokens, is_over, error in news:
+                job.deliver(tokens, is_over, error)
+
+        with contextlib.suppress(RuntimeError):
+            news[0][0].loop.call_soon_threadsafe(deliver)
 
     def _fail_all(self, error: BaseException) -> None:
         jobs, self._jobs = self._jobs, {}
-        for job in jobs.values():
-            _post(job._loop, [(job, [], True, error)])
+        self._news += [(job, [], True, error) for job in jobs.values()]
+        self._post()
         if not self._is_stopped:
             self._scheduler = Scheduler(self.model.backend, self.slots)
-
-
-def _post(
-    loop: asyncio.AbstractEventLoop, news: Sequence[tuple[Job, list[Token], bool, BaseException | None]]
-) -> None:
-    """Hand tokens to the event loop; nothing if that has ended."""
-
-    def deliver() -> None:
-        for job, tokens, is_over, error in news:
-            job.deliver(tokens, is_over, error)
-
-    try:
-        loop.call_soon_threadsafe(deliver)
-    except RuntimeError:
-        return
 
 
 def log_softmax(logits: Array) -> Array:

@@ -130,6 +130,12 @@ StateDisk = Annotated[
 ]
 
 
+LogPrompts = Annotated[
+    bool,
+    typer.Option("--log-prompts", help="Also log what is asked.", rich_help_panel=options.OUTPUT),
+]
+
+
 def serve(
     *,
     model: options.Model = None,
@@ -150,6 +156,7 @@ def serve(
     memory: Memory = None,
     state_memory: StateMemory = "512MB",
     state_disk: StateDisk = "8GB",
+    log_prompts: LogPrompts = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Serve models to programs and browsers.
@@ -189,6 +196,7 @@ def serve(
         memory_bytes=None if memory is None else _size("--memory", memory),
         state_bytes=_size("--state-memory", state_memory),
         disk_bytes=_size("--state-disk", state_disk),
+        log_prompts=log_prompts,
         sampling=settings.load().sampling,
     )
 

@@ -26,7 +26,7 @@ from rwkv_cli.server.http import (
     read_fields,
     while_connected,
 )
-from rwkv_cli.server.service import Answers, Collected, note, service_of
+from rwkv_cli.server.service import Answers, Collected, service_of
 from rwkv_cli.text.tool_calls.tools import ToolCall, tools_of
 
 
@@ -36,15 +36,16 @@ async def messages(request: Request) -> Response:
     if (limit := fields.integer("max_tokens", 1)) is None:
         raise UsageError("{max_tokens} is missing: it is the most tokens of the answer")
     asked = _asked(fields, request, limit)
-    answers = await while_connected(request, service_of(request).answers(asked, 1, fields.text("template")))
+    answers = await while_connected(
+        request, service_of(request).answers(request, asked, 1, fields.text("template"))
+    )
     form = _Form(answers)
     if fields.flag("stream"):
-        return Stream(_guarded(form.events(request), request), answers.close)
+        return Stream(_guarded(form.events(), request), answers.close)
     try:
         (found,) = await while_connected(request, answers.collect())
     finally:
         await answers.close()
-    note(request, answers.known.name, answers.counts, [answers.all[0].finish])
     return JSONResponse(form.whole(found))
 
 
@@ -156,7 +157,7 @@ class _Form:
         content += [_tool_use(call) for call in found.calls]
         return self._message(content, self._stop_reason, _usage(self._answers.counts))
 
-    async def events(self, request: Request) -> AsyncIterator[str]:
+    async def events(self) -> AsyncIterator[str]:
         """The events of a stream."""
         start = self._message([], None, _usage(self._answers.counts) | {"output_tokens": 0})
         yield event({"type": "message_start", "message": start}, "message_start")
@@ -186,7 +187,6 @@ class _Form:
         ended = {"stop_reason": self._stop_reason, "stop_sequence": None}
         usage = _usage(self._answers.counts)
         yield event({"type": "message_delta", "delta": ended, "usage": usage}, "message_delta")
-        note(request, self._answers.known.name, self._answers.counts, [self._answers.all[0].finish])
         yield event({"type": "message_stop"}, "message_stop")
 
     @property

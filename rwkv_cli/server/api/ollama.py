@@ -25,7 +25,7 @@ from rwkv_cli.server.chat.request import ChatRequest, kept_of, sampling_of, stop
 from rwkv_cli.server.chat.tools import Form
 from rwkv_cli.server.http import Fields, Stream, api_error, dumps, error_body, read_fields, while_connected
 from rwkv_cli.server.loaded import Known, Loaded
-from rwkv_cli.server.service import Answers, Collected, note, service_of
+from rwkv_cli.server.service import Answers, Collected, service_of
 
 _BILLION = 1_000_000_000
 
@@ -38,7 +38,7 @@ async def chat(request: Request) -> Response:
         return await _load(request, fields, {"message": {"role": "assistant", "content": ""}})
     options = fields.object("options")
     asked = _chat_request(fields, options, messages, request)
-    answers = await while_connected(request, service_of(request).answers(asked))
+    answers = await while_connected(request, service_of(request).answers(request, asked))
     return await _respond(request, fields, answers, _chat_piece)
 
 
@@ -58,11 +58,13 @@ async def generate(request: Request) -> Response:
             sampling=_sampling(options),
             kept=kept_of(fields, {}),
         )
-        answers = await while_connected(request, service.completions(asked))
+        answers = await while_connected(request, service.completions(request, asked))
         return await _respond(request, fields, answers, _text_piece)
     before = [Message("system", system)] if (system := fields.text("system")) else []
     talk = [*before, *_remembered(fields), Message("user", prompt)]
-    answers = await while_connected(request, service.answers(_chat_request(fields, options, talk, request)))
+    answers = await while_connected(
+        request, service.answers(request, _chat_request(fields, options, talk, request))
+    )
     return await _respond(request, fields, answers, _text_piece, [*talk])
 
 
@@ -167,7 +169,6 @@ async def _respond(
             (found,) = await while_connected(request, answers.collect())
         finally:
             await answers.close()
-        note(request, name, answers.counts, [answers.all[0].finish])
         body = {**_head(name), **piece_of(found), **_end(answers)}
         return JSONResponse({**body, "context": _context(talk, found.answer)} if talk else body)
 
@@ -178,7 +179,6 @@ async def _respond(
                 if piece:
                     whole += piece.answer
                     yield (dumps({**_head(name), **piece_of(piece), "done": False}) + "\n")
-            note(request, name, answers.counts, [answers.all[0].finish])
             last = {**_head(name), **piece_of(Piece()), **_end(answers)}
             yield dumps({**last, "context": _context(talk, whole)} if talk else last) + "\n"
         except Exception as error:

@@ -33,7 +33,7 @@ from rwkv_cli.server.http import (
     read_fields,
     while_connected,
 )
-from rwkv_cli.server.service import Answers, Collected, note, service_of
+from rwkv_cli.server.service import Answers, Collected, service_of
 from rwkv_cli.server.worker import Token
 from rwkv_cli.text.tokenizer import Tokenizer
 from rwkv_cli.text.tool_calls.tools import ToolCall
@@ -47,17 +47,16 @@ async def chat_completions(request: Request) -> Response:
     asked = chat_request(fields, request)
     answers = await while_connected(
         request,
-        service_of(request).answers(asked, count_of(fields), fields.text("template")),
+        service_of(request).answers(request, asked, count_of(fields), fields.text("template")),
     )
     form = _Form(answers, asked)
     if fields.flag("stream"):
         usage = fields.object("stream_options").flag("include_usage")
-        return Stream(guarded(form.events(request, usage), request), answers.close)
+        return Stream(guarded(form.events(usage), request), answers.close)
     try:
         found = await while_connected(request, answers.collect())
     finally:
         await answers.close()
-    note(request, answers.known.name, answers.counts, [each.finish for each in answers.all])
     return JSONResponse(form.whole(found))
 
 
@@ -102,7 +101,7 @@ class _Form:
             "model": answers.known.name,
         }
 
-    async def events(self, request: Request, with_usage: bool) -> AsyncIterator[str]:
+    async def events(self, with_usage: bool) -> AsyncIterator[str]:
         """The chunks of a stream, as server-sent events."""
         before = f"data: {dumps(self._head)[:-1]},"
         after = ',"usage":null}\n\n' if with_usage else "}\n\n"
@@ -123,12 +122,6 @@ class _Form:
                 yield chunk(index, delta)
         if with_usage:
             yield f'{before}"choices":[],"usage":{dumps(usage_of(self._answers.counts))}}}\n\n'
-        note(
-            request,
-            self._answers.known.name,
-            self._answers.counts,
-            [each.finish for each in self._answers.all],
-        )
         yield DONE
 
     def whole(self, found: Sequence[Collected]) -> dict[str, Any]:

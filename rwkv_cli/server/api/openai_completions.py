@@ -14,11 +14,10 @@ from starlette.responses import JSONResponse, Response
 from rwkv_cli.errors import UsageError
 from rwkv_cli.server.api.content import form_of
 from rwkv_cli.server.api.openai_chat import DONE, finish_of, guarded, usage_of
-from rwkv_cli.server.chat.answer import Counts
 from rwkv_cli.server.chat.completion import Completion, CompletionRequest
 from rwkv_cli.server.chat.request import MOST_LIKELY, count_of, kept_of, limit_of, sampling_of, stops_of
 from rwkv_cli.server.http import Fields, Stream, dumps, read_fields, while_connected
-from rwkv_cli.server.service import Answers, note, service_of
+from rwkv_cli.server.service import Answers, service_of
 from rwkv_cli.server.worker import Token
 from rwkv_cli.text.tokenizer import Tokenizer
 
@@ -45,17 +44,16 @@ async def completions(request: Request) -> Response:
         form=form_of(fields),
     )
     n = count_of(fields)
-    answers = await while_connected(request, service_of(request).completions(asked, n))
-    form = _Form(answers, asked, n)
+    answers = await while_connected(request, service_of(request).completions(request, asked, n))
+    form = _Form(answers, asked)
     if fields.flag("stream"):
         usage = fields.object("stream_options").flag("include_usage")
-        return Stream(guarded(form.events(request, usage), request), answers.close)
+        return Stream(guarded(form.events(usage), request), answers.close)
     try:
         choices = await while_connected(request, form.choices())
     finally:
         await answers.close()
-    note(request, answers.known.name, form.counts(), [each.finish for each in answers.all])
-    return JSONResponse({**form.head, "choices": choices, "usage": usage_of(form.counts())})
+    return JSONResponse({**form.head, "choices": choices, "usage": usage_of(answers.counts)})
 
 
 def prompts_of(fields: Fields) -> list[str | Sequence[int]]:
@@ -82,8 +80,8 @@ def _are_tokens(value: list[Any]) -> bool:
 class _Form:
     """The form of the answers."""
 
-    def __init__(self, answers: Answers, asked: CompletionRequest, n: int) -> None:
-        self._answers, self._asked, self._n = answers, asked, n
+    def __init__(self, answers: Answers, asked: CompletionRequest) -> None:
+        self._answers, self._asked = answers, asked
         self._tokenizer = answers.loaded.model.tokenizer
         self.head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
@@ -91,13 +89,6 @@ class _Form:
             "created": int(time.time()),
             "model": answers.known.name,
         }
-
-    def counts(self) -> Counts:
-        """Tokens of all prompts and continuations."""
-        counts, every = self._answers.counts, self._answers.all
-        counts.prompt = sum(each.counts.prompt for each in every[:: self._n])
-        counts.cached = sum(each.counts.cached for each in every[:: self._n])
-        return counts
 
     async def choices(self) -> list[dict[str, Any]]:
         """All choices, once they are complete."""
@@ -107,7 +98,7 @@ class _Form:
             for index, each in enumerate(found)
         ]
 
-    async def events(self, request: Request, with_usage: bool) -> AsyncIterator[str]:
+    async def events(self, with_usage: bool) -> AsyncIterator[str]:
         """The chunks of a stream, as server-sent events."""
         before = f"data: {dumps(self.head)[:-1]},"
         after = ',"usage":null}\n\n' if with_usage else "}\n\n"
@@ -127,8 +118,7 @@ class _Form:
             elif piece.answer or self._asked.top is not None:
                 yield chunk(index, piece.answer, piece.tokens)
         if with_usage:
-            yield f'{before}"choices":[],"usage":{dumps(usage_of(self.counts()))}}}\n\n'
-        note(request, self._answers.known.name, self.counts(), [each.finish for each in self._answers.all])
+            yield f'{before}"choices":[],"usage":{dumps(usage_of(self._answers.counts))}}}\n\n'
         yield DONE
 
     def _echo(self, index: int) -> str:

@@ -20,7 +20,7 @@ from rwkv_cli.server.chat.request import ChatRequest, kept_of, limit_of, samplin
 from rwkv_cli.server.chat.tools import Form
 from rwkv_cli.server.http import Fields, Stream, api_error, dumps, event, read_fields, while_connected
 from rwkv_cli.server.response_store import ResponseStore, Stored, new_id
-from rwkv_cli.server.service import Answers, Collected, Service, note, service_of
+from rwkv_cli.server.service import Answers, Collected, Service, service_of
 from rwkv_cli.text.tool_calls.tools import ToolCall, tools_of
 
 
@@ -41,15 +41,14 @@ async def responses(request: Request) -> Response:
         kept=kept_of(fields, request.headers),
         form=_form_of(fields),
     )
-    answers = await while_connected(request, service.answers(asked))
+    answers = await while_connected(request, service.answers(request, asked))
     form = _Form(service, answers, fields, said)
     if fields.flag("stream"):
-        return Stream(form.events(request), answers.close)
+        return Stream(form.events(), answers.close)
     try:
         (found,) = await while_connected(request, answers.collect())
     finally:
         await answers.close()
-    note(request, answers.known.name, answers.counts, [answers.all[0].finish])
     return JSONResponse(await form.kept(found))
 
 
@@ -186,7 +185,7 @@ class _Form:
 
     # --- a stream ---------------------------------------------------------------------------------------------------
 
-    async def events(self, request: Request) -> AsyncIterator[str]:
+    async def events(self) -> AsyncIterator[str]:
         """The events of a stream."""
         yield self._event("created", response=self._body("in_progress", []))
         yield self._event("in_progress", response=self._body("in_progress", []))
@@ -212,7 +211,6 @@ class _Form:
             for n, call in enumerate(found.calls):
                 for each in self._called(n, call, index + 1 + n):
                     yield each
-            note(request, self._answers.known.name, self._answers.counts, [self._answers.all[0].finish])
             body = await self.kept(found)
             yield self._event(body["status"], response=body)
         except Exception as error:

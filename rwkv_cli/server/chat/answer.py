@@ -195,7 +195,8 @@ class Answer:
         except RwkvError as error:
             log.warning("an answer that was cancelled is lost: %s", error)
             return
-        self._piece(job.rest, ())
+        arrived = [part for token in job.taken() for part in token.parts]
+        self._piece([*arrived, *job.rest], ())
         self._last()
         self._count()
         try:

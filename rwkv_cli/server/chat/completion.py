@@ -196,7 +196,8 @@ class Completion:
         """See `Answer.close`."""
         if self._job and not self._is_kept:
             await self._job.cancel()
-            self._text += "".join(part.text for part in self._job.rest)
+            arrived = [part for token in self._job.taken() for part in token.parts]
+            self._text += "".join(part.text for part in (*arrived, *self._job.rest))
             self._count()
             await self._keep()
 
