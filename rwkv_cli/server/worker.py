@@ -51,7 +51,7 @@ class Options:
     submitter: object = None
 
 
-PATIENCE = 0.004
+PATIENCE = 0.01
 """Seconds that tokens may wait for others to be handed over with them, except for the first and the last one."""
 
 _NO_ERROR: BaseException | None = None
