@@ -18,6 +18,7 @@ from rwkv_cli.server.access_log import AccessLog
 from rwkv_cli.server.api import (
     anthropic,
     catalog,
+    description,
     ollama,
     openai_chat,
     openai_completions,
@@ -45,7 +46,7 @@ def make_app(settings: ServerSettings, reporter: Reporter, report: Log) -> Starl
         await service.models.close()
 
     app = Starlette(
-        routes=_routes(),
+        routes=make_routes(),
         middleware=[Middleware(AccessLog, service=service), Middleware(Guard, settings=settings)],
         exception_handlers={
             HTTPException: _failed,
@@ -60,7 +61,9 @@ def make_app(settings: ServerSettings, reporter: Reporter, report: Log) -> Starl
     return app
 
 
-def _routes() -> list[BaseRoute]:
+def make_routes() -> list[BaseRoute]:
+    """Every route."""
+
     def post(path: str, endpoint: Endpoint) -> Route:
         return Route(path, endpoint, methods=["POST"])
 
@@ -94,6 +97,7 @@ def _routes() -> list[BaseRoute]:
         Route("/tokenizer_info", tokens.tokenizer_info),
         Route("/", page.index),
         Route("/page/{path:path}", page.file),
+        Route("/openapi.json", description.openapi),
         Route("/health", catalog.health),
         Route("/metrics", catalog.metrics),
     ]

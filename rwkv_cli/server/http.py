@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from rwkv_cli.errors import (
 )
 
 T = TypeVar("T")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 BODY_SECONDS = 60
 """That a client may take to send a request."""
 
@@ -197,6 +199,10 @@ async def read_fields(request: Request) -> Fields:
         raise ApiError(408, f"the request did not arrive within {BODY_SECONDS} seconds") from None
     try:
         value = json.loads(body or b"{}")
+        if _SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError("a text contains half a surrogate pair: it is not valid Unicode") from None
     except (ValueError, RecursionError):
         raise UsageError("the body of the request is not valid JSON") from None
     if not isinstance(value, dict):
