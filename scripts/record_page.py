@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Take the pictures of the server's page in docs/images: python scripts/record_page.py. Needs playwright and Chromium."""
+"""Take the pictures of the server's page in docs/images. Needs playwright and Chromium.
+
+python scripts/record_page.py
+"""
 
 from __future__ import annotations
 

@@ -76,6 +76,7 @@ def make_routes() -> list[BaseRoute]:
         post("/v1/responses", responses.responses),
         Route("/v1/responses/{id}", responses.retrieve),
         Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+        *(post(path, catalog.embeddings) for path in ("/v1/embeddings", "/api/embed", "/api/embeddings")),
         post("/v1/messages", anthropic.messages),
         post("/v1/messages/count_tokens", anthropic.count_tokens),
         post("/api/chat", ollama.chat),

@@ -22,6 +22,7 @@ from rwkv_cli.sessions.prompt_cache import PromptCache
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import for_chat
 
+_LAST_SECONDS = 10
 Log = Callable[[str], None]
 
 
@@ -81,38 +82,49 @@ class Models:
 
     def listed(self) -> list[Known]:
         """All that can be asked for, the default one first; tuned states among them, each under its own name."""
-        found = {self.default.name: self.default}
-        for stored in model_store.listed():
-            found.setdefault(stored.name, Known(stored.name, stored.path))
-        found.setdefault(registry.DEFAULT, Known(registry.DEFAULT, paths.EMBEDDED_MODEL))
+        found = self._models()
         for known in self._tuned(found):
             found.setdefault(known.name, known)
         return [*found.values()]
 
+    def _models(self) -> dict[str, Known]:
+        """The models by name, without tuned states."""
+        found = {self.default.name: self.default}
+        for stored in model_store.listed():
+            found.setdefault(stored.name, Known(stored.name, stored.path))
+        found.setdefault(registry.DEFAULT, Known(registry.DEFAULT, paths.EMBEDDED_MODEL))
+        return found
+
     def _tuned(self, found: dict[str, Known]) -> Iterator[Known]:
         """The tuned states, for those of the models that they were made for."""
         for name in state_store.names():
-            try:
-                summary = state_file.peek(state_store.find(name))
-            except RwkvError:
-                continue
-            if summary.tokens or summary.has_conversation:
-                continue
-            location = summary.model.location
-            base = next((each for each in found.values() if location in (each.name, str(each.path))), None)
-            if base:
-                yield Known(name, base.path, name)
+            if known := self._begun_with(name, found):
+                yield known
+
+    @staticmethod
+    def _begun_with(state: str, found: dict[str, Known]) -> Known | None:
+        """A model that begins with a state, if that was tuned for one that is there."""
+        try:
+            summary = state_file.peek(state_store.find(state))
+        except RwkvError:
+            return None
+        location = summary.model.location
+        base = next((each for each in found.values() if location in (each.name, str(each.path))), None)
+        is_tuned = not (summary.tokens or summary.has_conversation)
+        return Known(state, base.path, state) if base and is_tuned else None
 
     def find(self, name: str | None) -> Known:
         """The model of a name, None for the default one. Raises ApiError 404 with the nearest names."""
         wanted = (name or self.default.name).strip().removesuffix(":latest")
-        known = self.listed()
-        for each in known:
-            if each.name.casefold() == wanted.casefold():
-                return each
+        models = self._models()
+        by_case = {each.casefold(): known for each, known in models.items()}
+        if known := by_case.get(wanted.casefold()):
+            return known
+        if wanted in state_store.names() and (known := self._begun_with(wanted, models)):
+            return known
         if "/" not in wanted and "\\" not in wanted and (path := _pulled(wanted)):
             return Known(wanted, path)
-        names = [each.name for each in known]
+        names = [each.name for each in self.listed()]
         hint = did_you_mean(wanted[:100], names) or f"; there are {', '.join(names[:10])}"
         raise ApiError(404, f"unknown model {wanted[:100]!r}{hint}", "model_not_found", param="model")
 
@@ -138,9 +150,7 @@ class Models:
         settings = self._settings
         model = models.load(known.path, settings.device, threads=settings.threads, reporter=self._reporter)
         turns = TurnCache(model, settings.state_bytes, settings.disk_bytes)
-        name = next(
-            (each.name for each in self.listed() if each.path == known.path and not each.state), known.name
-        )
+        name = next((each.name for each in self._models().values() if each.path == known.path), known.name)
         return Loaded(name, Worker(model, settings.parallel), turns, known.size)
 
     async def _make_room(self, size: int) -> None:
@@ -158,7 +168,10 @@ class Models:
         self._log(f"unloaded {loaded.name}")
 
     async def close(self) -> None:
-        """Let all models go."""
+        """Let all models go; requests that were cut off have a moment to save what was said."""
+        until = time.monotonic() + _LAST_SECONDS
+        while any(each.users for each in self.loaded) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
         for loaded in self.loaded:
             await self.unload(loaded)
 

@@ -51,6 +51,7 @@ class Options:
     submitter: object = None
 
 
+_UNLOADED = "the model was unloaded"
 PATIENCE = 0.01
 """Seconds that tokens may wait for others to be handed over with them, except for the first and the last one."""
 
@@ -219,6 +220,9 @@ class Worker:
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Have a function called between two steps, on the thread of the model."""
         future = Future[T]()
+        if self._is_stopped:
+            future.set_exception(DeviceError(_UNLOADED))
+            return future
         self._calls.append((function, future))
         self._wake.set()
         return future
@@ -249,7 +253,7 @@ class Worker:
             if not moved and not self._scheduler.running and not self._scheduler.waiting:
                 self._wake.wait()
                 self._wake.clear()
-        self._fail_all(DeviceError("the model was unloaded"))
+        self._fail_all(DeviceError(_UNLOADED))
         self._do_calls()
 
     def _do_calls(self) -> None:

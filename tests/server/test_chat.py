@@ -188,6 +188,12 @@ def test_models(client):
     assert client.get("/v1/models/nothing").status_code == 404
 
 
+def test_embeddings_are_refused_with_a_sentence(client):
+    response = client.post("/v1/embeddings", json={"model": "gosling", "input": [[1, 2]]})
+    assert response.status_code == 501
+    assert "no embeddings" in response.json()["error"]["message"]
+
+
 def test_what_is_not_there(client):
     assert client.get("/nothing").status_code == 404
     assert client.get("/v1/chat/completions").status_code == 405

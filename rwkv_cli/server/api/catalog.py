@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from rwkv_cli import __version__
+from rwkv_cli.server.http import ApiError
 from rwkv_cli.server.loaded import Known
 from rwkv_cli.server.service import service_of
 
@@ -27,6 +28,11 @@ async def one_model(request: Request) -> Response:
 
 def _entry(known: Known) -> dict[str, Any]:
     return {"id": known.name, "object": "model", "created": known.created, "owned_by": "rwkv"}
+
+
+async def embeddings(_: Request) -> Response:
+    """What this server cannot do, as a sentence rather than nothing."""
+    raise ApiError(501, "this server makes no embeddings: RWKV-7 models continue texts", "not_supported")
 
 
 async def health(request: Request) -> Response:
