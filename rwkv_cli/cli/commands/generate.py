@@ -34,6 +34,8 @@ def generate(
     max_tokens: options.MaxTokens = None,
     echo: options.Echo = False,
     stop: options.Stop = None,
+    unordered: options.Unordered = False,
+    resume: options.ResumeBatch = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -57,8 +59,8 @@ def generate(
         # Read a file once, and ask about it as often as you like
         rwkv state save book --prompt-file book.txt
         rwkv generate --state book "Who is the hero?"
-        # Answer every line of a file
-        rwkv generate --batch questions.txt > answers.jsonl
+        # Answer every line of a file; after an interruption, the same command continues
+        rwkv generate --batch questions.txt --resume answers.jsonl
     """
     from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, run
@@ -73,14 +75,15 @@ def generate(
         others = {
             "--prompt": prompt,
             "--prompt-file": prompt_file,
-            "--state": state,
             "--save-state": save_state,
         }
         options.refuse_with("--batch", others)
         if echo:
             raise UsageError("--batch has the prompt in every line anyway: leave out --echo")
-    elif batch_size is not None:
-        raise UsageError("--batch-size needs --batch")
+    else:
+        options.refuse_without(
+            "--batch", {"--batch-size": batch_size, "--unordered": unordered or None, "--resume": resume}
+        )
     request = Request(
         template=options.parse_template("raw" if raw else template),
         system=options.parse_system(system),
@@ -106,5 +109,5 @@ def generate(
     if batch is not None:
         from rwkv_cli.cli.commands.batch import run as run_batch
 
-        raise typer.Exit(run_batch(request, batch, batch_size))
+        raise typer.Exit(run_batch(request, batch, batch_size, unordered=unordered, out=resume))
     raise typer.Exit(run(request))
