@@ -277,7 +277,7 @@ def test_what_has_no_end_is_read_to_a_limit(rwkv, monkeypatch):
     assert result.sentence == "/dev/zero has more than 2 MB, which is the most that is read: use a part of it"
     result = rwkv("generate", "--batch", "/dev/zero")
     assert result.code == 2
-    assert result.sentence == "/dev/zero, line 1: it has more than 2,000 MB, and no end is in sight"
+    assert result.sentence == "/dev/zero, line 1: it has more than 200 MB, and no end is in sight"
 
 
 @pytest.mark.parametrize("arguments", [("generate",), ("state", "save", "s")])

@@ -18,7 +18,7 @@ from rwkv_cli.errors import UsageError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it at the beginning of a file
 _PART = 1 << 20
-_MOST_LIMITS = 1000
+_MOST_LIMITS = 100
 """A line that is this many times too long is taken for one without an end, such as that of /dev/zero."""
 
 
