@@ -29,10 +29,8 @@ from rwkv_cli.engine.session import Session
 from rwkv_cli.engine.state import State
 from rwkv_cli.sampling_settings import SamplingSettings
 
-PASSAGE = "The little fox went to the river. He saw a boat, and in the boat there was a man with a red hat. "
-
 TEXTS = {
-    "repeats": (PASSAGE * 6, SamplingSettings(temperature=0)),
+    "repeats": ("- apples: 3\n- pears: 5\n- plums: 7\n" * 8, SamplingSettings(temperature=0)),
     "new": ("Once upon a time there was", SamplingSettings(seed=1)),
 }
 
