@@ -1,7 +1,5 @@
-// Many tokens: the inputs of the output matrix; a warp for each head of each token.
-//
-//     gated = ((group norm of y; ln_x) + bonus * v) * g
-#include "common.cuh"
+// Many tokens: the inputs of the output matrix; a warp for each head of each token. See gate.cuh.
+#include "gate.cuh"
 
 extern "C" __global__ void gate(const float* __restrict__ y,       // [T, C]
                                 const float* __restrict__ v,       // [T, C]
@@ -15,10 +13,5 @@ extern "C" __global__ void gate(const float* __restrict__ y,       // [T, C]
     if (item >= T * H) return;
     const int c = item % H * HEAD + 2 * lane;
     const size_t i = (size_t)(item / H) * C + c;
-    float2 p = load2(y + i);
-    const float2 my_v = load2(v + i), my_g = load2(g + i), w = load2(weight + c), b = load2(bias + c);
-    const float mean = warp_sum(sum_of(p)) / HEAD, extra = bonus[item];
-    p = p - mean;
-    const float factor = rsqrtf(warp_sum(sum_of(p * p)) / HEAD + GROUP_NORM_EPSILON);
-    store(gated + i, (p * factor * w + b + my_v * extra) * my_g);
+    store(gated + i, gated_value(load2(y + i), load2(v + i), load2(g + i), bonus[item], load2(weight + c), load2(bias + c)));
 }

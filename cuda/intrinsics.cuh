@@ -4,6 +4,7 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
+typedef unsigned long long u64;
 
 // Two float16 in a word, the first in the lower half, as floats.
 __device__ __forceinline__ float2 halves(u32 v) {
@@ -20,6 +21,18 @@ __device__ __forceinline__ u32 to_halves(float first, float second) {
     return v;
 }
 
+// Differences and products of two float16 each.
+__device__ __forceinline__ u32 subtract_halves(u32 a, u32 b) {
+    u32 v;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+__device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
+    u32 v;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+
 // c + the dot product of four signed bytes and four signed bytes.
 __device__ __forceinline__ int dot4(u32 a, u32 b, int c) {
     int d;
@@ -32,6 +45,23 @@ __device__ __forceinline__ int dot4_unsigned(u32 a, u32 b, int c) {
     int d;
     asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
+}
+
+// c [16, 8] += a [16, 16] b [16, 8], by a warp, in float16 with float32 sums. With g = lane / 4 and q = lane % 4, a lane has
+//
+//     a0, a2    row g, columns 2q and 2q + 1, and those 8 further; a1, a3 the same of row g + 8
+//     b0, b1    column g, rows 2q and 2q + 1, and those 8 further
+//     c.x, c.y  row g, columns 2q and 2q + 1; c.z, c.w the same of row g + 8
+__device__ __forceinline__ void multiply_add(float4& c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w) : "r"(a0), "r"(a1), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w) : "r"(a2), "r"(a3), "r"(b1));
+#endif
 }
 
 // 16 or 8 bytes that are read once per token, and so not kept in the first-level cache. Undefined if they are not `wanted`,
@@ -72,6 +102,17 @@ __device__ __forceinline__ void copy_in_background(void* to, const void* from) {
                  : "memory");
 #else
     *(uint4*)to = *(const uint4*)from;
+#endif
+}
+
+// The same of 4 or 8 bytes.
+template <int bytes> __device__ __forceinline__ void copy_little_in_background(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "n"(bytes)
+                 : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < bytes / 4; i++) ((u32*)to)[i] = ((const u32*)from)[i];
 #endif
 }
 

@@ -1,12 +1,8 @@
 // Decoding, first of five operations of a layer: r, k, v and the first halves of the low-rank maps, of one token.
 //
 //     u = LN(x; ln1);  each matrix times u + (shift_att - u) * its own mix
-//
-// A block has rows of one matrix; the host gives each matrix blocks in proportion to the time that its rows take.
 #include "rows.cuh"
-#include "vectors.cuh"
-
-enum { RECEPTANCE, KEY, VALUE, W1, A1, V1, G1, MATRICES };
+#include "projected.cuh"
 
 template <int kind>
 __device__ __forceinline__ void project_rows(const Matrix<kind>& m, int begin, int end, const float* x, const float* shift,
@@ -38,22 +34,13 @@ project(const float* x,         // [C] the residual stream
         int end_r, int end_k, int end_v, int end_w1, int end_a1, int end_v1,  // blocks; g1 has the last ones
         int rank_w, int rank_a, int rank_v, int rank_g) {
     const int ends[MATRICES] = {end_r, end_k, end_v, end_w1, end_a1, end_v1, (int)gridDim.x};
-    const int rows[MATRICES] = {C, C, C, rank_w, rank_a, rank_v, rank_g};
     const int mixes[MATRICES] = {ATT_X_R, ATT_X_K, ATT_X_V, ATT_X_W, ATT_X_A, ATT_X_V, ATT_X_G};
-    int matrix = RECEPTANCE, first_block = 0, first_row = 0, n = C, last_block = end_r, mix = ATT_X_R;
+    const Projected mine(C, ends, rank_w, rank_a, rank_v, rank_g);
+    int mix = ATT_X_R;
 #pragma unroll
-    for (int i = 1; i < MATRICES; i++)
-        if ((int)blockIdx.x >= ends[i - 1]) {
-            first_row = i == W1 ? 0 : first_row + n;  // the low-rank maps are a matrix of their own
-            matrix = i;
-            first_block = ends[i - 1];
-            last_block = ends[i];
-            n = rows[i];
-            mix = mixes[i];
-        }
-    const int block = blockIdx.x - first_block, blocks = last_block - first_block;
-    const int begin = first_row + share(n, block, blocks), end = first_row + share(n, block + 1, blocks);
+    for (int i = 1; i < MATRICES; i++) mix = mine.matrix == i ? mixes[i] : mix;
     const float* my_mix = vectors + mix * C;
+    const int matrix = mine.matrix, begin = mine.begin, end = mine.end;
     if (matrix < W1)
         project_rows<KIND>({main, scales, C}, begin, end, x, shift, vectors, my_mix, blockIdx.x == 0 ? u : 0, matrix, rkv);
     else

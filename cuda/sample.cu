@@ -1,65 +1,50 @@
-// The choice of the next token, by the rules of `Sampler` in rwkv_cli/engine/sampling.py.
-//
-// One block does it for one sequence: the logits are a quarter of a megabyte in the second-level cache, and blocks that
-// wait for each other would take longer than to read them a few times. Every sum has a fixed order, so that the same
-// numbers give the same token.
-#include "common.cuh"
+// The choice of the next token, last of three kernels: see sampling.cuh. A block has a sequence.
+#include "sampling.cuh"
 
-#define THREADS 1024             // the most that a block can have; tests launch fewer, and only bounds depend on it
-#define LOWEST -3.402823466e38f  // the lowest float: tokens below it, at minus infinity, are never chosen
-#define NOT_A_NUMBER -1          // in place of a token: a logit is NaN or infinite
-#define NOTHING_LEFT -2          // in place of a token: none may be chosen
+#define THREADS 1024     // at most
+#define AHEAD 8          // values that a lane requests together
+#define BINS 1024        // of a histogram of values
+#define REACH 16.f       // of the first one, below the peak, at most: the last bin has all that is further
+#define FEW 512          // values whose order is found by comparing all with all
+#define NO_TOKEN 0x7fffffff
 
-// Only a few tokens are so likely that top-p can end among them, and only those are read repeatedly. They are looked for
-// at most one, two or three times DEPTH below the highest logit; where that is not enough, everywhere.
-#define DEPTHS 3
-#define DEPTH 5.f
+// Weights as integers, so that sums do not depend on their order: 2^40 of them for the likeliest token.
+#define UNIT 1099511627776.f
 
-// What the host writes for every token, and reads back; rwkv_cli/engine/gpu/device_sampler.py takes the layout from here.
-struct Change {
-    int token;
-    float amount;  // added to its logit
-};
-struct Request {
-    int token;         // to be read first: for embed.cu
-    int n;             // changes
-    Change* changes;   // [n], of different tokens; `sample` keeps the original logits in them
-    double random;     // in [0, 1)
-    double log_min_p;  // minus infinity for none
-    float temperature, top_p;
-};
-struct Choice {
-    int token;
-    float logprob;  // under the logits as the model gave them
-};
-
-// softmax(logits) = exp(logits - peak) / total
-struct Softmax {
-    float peak, total;
-    float above[DEPTHS];  // the part of the total at most 1, 2, .. times DEPTH below the peak
-
-    // `logits` [V]; `sums` [LANES] is shared memory for this alone.
-    __device__ __forceinline__ Softmax(const float* logits, int V, float* sums) : peak(LOWEST), total(0), above() {
-#pragma unroll 8
-        for (int i = threadIdx.x; i < V; i += blockDim.x) peak = fmaxf(peak, logits[i]);
-        peak = max_of_neighbours<LANES>(peak);
-        __syncthreads();
-        if (threadIdx.x % LANES == 0) sums[threadIdx.x / LANES] = peak;
-        __syncthreads();
-        for (int i = 0; i < (int)blockDim.x / LANES; i++) peak = fmaxf(peak, sums[i]);
-#pragma unroll 8
-        for (int i = threadIdx.x; i < V; i += blockDim.x) {
-            const float weight = expf(logits[i] - peak);
-            total += weight;
+// The values of a part of a sequence, by ascending id: candidates, or all.
+struct Part {
+    const float* values;
+    const int* tokens;  // null for the consecutive ones from `begin` on
+    int begin, n;
+    __device__ __forceinline__ int token(int i) const { return tokens ? tokens[i] : begin + i; }
+    // Zeros of either sign are equal: adding one makes them the same.
+    __device__ __forceinline__ float value(int i) const { return i < n ? values[i] + 0.f : -INFINITE; }
+    // use(i, value) of all values, i by i in each lane; with minus infinity beyond the end, so that all lanes take part.
+    template <class Use> __device__ __forceinline__ void each(const Use& use) const {
+        for (int first = threadIdx.x % LANES; first - (int)(threadIdx.x % LANES) < n; first += AHEAD * LANES) {
+            float v[AHEAD];
 #pragma unroll
-            for (int d = 0; d < DEPTHS; d++) above[d] += logits[i] >= peak - (d + 1) * DEPTH ? weight : 0.f;
+            for (int j = 0; j < AHEAD; j++) v[j] = value(first + j * LANES);
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) use(first + j * LANES, v[j]);
         }
-        total = block_sum(total, sums);
-#pragma unroll
-        for (int d = 0; d < DEPTHS; d++) above[d] = block_sum(above[d], sums);
     }
-    // False if a logit is NaN or +inf, or all are -inf; a valid total is >= 1, since the peak adds 1.
-    __device__ __forceinline__ bool is_valid() const { return total >= 1; }
+};
+
+struct Source {
+    const float* values;
+    const int *tokens, *counts;  // of candidates; null if these are all tokens
+    int V;
+    __device__ __forceinline__ Part part(int p) const {
+        if (counts) return {values + p * LIST, tokens + p * LIST, 0, counts[p]};
+        const int begin = share(V, p, PARTS);
+        return {values + begin, nullptr, begin, share(V, p + 1, PARTS) - begin};
+    }
+    // use(value) of all values; a warp has a part at a time.
+    template <class Use> __device__ __forceinline__ void each(const Use& use) const {
+        for (int p = threadIdx.x / LANES; p < PARTS; p += blockDim.x / LANES)
+            part(p).each([&](int, float v) { use(v); });
+    }
 };
 
 // Floats as unsigned integers of the same order, and back.
@@ -69,28 +54,169 @@ __device__ __forceinline__ u32 to_ordered(float v) {
 }
 __device__ __forceinline__ float from_ordered(u32 v) { return __uint_as_float(v >> 31 ? v & ~(1u << 31) : ~v); }
 
-// The highest float such that the tokens whose logits are not below it have at least `wanted` of the total, or `floor` if
-// that is higher: by bisection. `candidates` [V, rounded up to a multiple of the threads] is for the logits that are not
-// below `floor`.
-__device__ __forceinline__ float top_p_cutoff(const float* logits, int V, const Softmax& softmax, float wanted,
-                                              float floor, float* candidates, float* sums) {
-    int n = 0;
-    candidates += threadIdx.x;
-#pragma unroll 8
-    for (int i = threadIdx.x; i < V; i += blockDim.x)
-        if (logits[i] >= floor) candidates[n++ * blockDim.x] = logits[i];
-    u32 low = to_ordered(floor), high = to_ordered(softmax.peak) + 1;  // no token is that likely
-    while (high - low > 1) {
-        const u32 middle = low + (high - low) / 2;
-        const float cutoff = from_ordered(middle);
-        float mine = 0;
-        for (int i = 0; i < n; i++) {
-            const float v = candidates[i * blockDim.x];
-            if (v >= cutoff) mine += expf(v - softmax.peak);
-        }
-        (block_sum(mine, sums) >= wanted ? low : high) = middle;
+// How much weight tokens have, and how many they are.
+struct Amount {
+    u64 weight;
+    int count;
+    __device__ __forceinline__ void operator+=(const Amount& more) {
+        weight += more.weight;
+        count += more.count;
     }
-    return from_ordered(low);
+};
+
+struct Histogram {
+    u32 low[BINS], high[BINS], count[BINS];  // low and high words of weights
+    __device__ __forceinline__ void clear() {
+        for (int i = threadIdx.x; i < BINS; i += blockDim.x) low[i] = high[i] = count[i] = 0;
+    }
+    __device__ __forceinline__ void add(int bin, u64 weight) {
+        const u32 part = (u32)weight, before = atomicAdd(&low[bin], part);
+        const u32 rest = (u32)(weight >> 32) + (before + part < before);
+        if (rest) atomicAdd(&high[bin], rest);
+        atomicAdd(&count[bin], 1u);
+    }
+    __device__ __forceinline__ Amount of(int bin) const { return {(u64)high[bin] << 32 | low[bin], (int)count[bin]}; }
+};
+
+// The rules that count from the likeliest token on: top-p and top-k.
+struct Rank {
+    double wanted;  // weight, for top-p
+    float peak, bins_per_unit;
+    int top_k;
+    __device__ __forceinline__ Rank(const Request& r, const Softmax& softmax)
+        : wanted(r.top_p < 1 ? (double)r.top_p * softmax.total * UNIT : 1e300), peak(softmax.peak),
+          bins_per_unit((BINS - 1) / fmaxf(fminf(softmax.peak - softmax.lowest, REACH), 1e-30f)), top_k(r.top_k) {}
+    __device__ __forceinline__ bool is_reached(const Amount& a) const {
+        return (double)a.weight >= wanted || (top_k && a.count >= top_k);
+    }
+    __device__ __forceinline__ u64 weight(float v) const { return (u64)(expf(v - peak) * UNIT); }
+};
+
+// Shared memory of `cutoff_of`.
+struct Search {
+    Histogram bins;
+    Amount of_lane[LANES], above;  // above: of what is certainly kept
+    float values[FEW];
+    u64 weights[FEW];
+    u32 lowest, highest, best;
+    int bin, n;
+};
+
+// By one warp: the first bin where `rank` is reached, and what is above it; a bin of -1 if there is none.
+__device__ __forceinline__ void find_bin(Search& s, const Rank& rank) {
+    const int lane = threadIdx.x, EACH = BINS / LANES;
+    Amount mine = {0, 0}, before = s.above;
+    for (int j = 0; j < EACH; j++) mine += s.bins.of(lane * EACH + (j + lane) % EACH);  // each lane another bank
+    s.of_lane[lane] = mine;
+    if (lane == 0) s.bin = -1;
+    __syncwarp();
+    for (int i = 0; i < lane; i++) before += s.of_lane[i];
+    Amount after = before;
+    after += mine;
+    if (rank.is_reached(before) || !rank.is_reached(after)) return;  // one lane is left, or none
+    for (int j = 0; j < EACH; j++) {
+        after = before;
+        after += s.bins.of(lane * EACH + j);
+        if (rank.is_reached(after)) {
+            s.bin = lane * EACH + j;
+            break;
+        }
+        before = after;
+    }
+    s.above = before;
+}
+
+// The highest value such that `rank` is reached by the tokens that are not below it, or `lowest` if it never is.
+//
+// A histogram says in which bin the value is. If there are few values, they are compared; otherwise there is a finer histogram
+// of what is in the bin. The first one has bins of equal widths down to the lowest logit, and the others divide the bits of
+// floats.
+__device__ __forceinline__ float cutoff_of(const Source& source, const Rank& rank, float lowest, Search& s) {
+    u32 low = to_ordered(lowest), high = to_ordered(rank.peak);
+    if (threadIdx.x == 0) s.above = {0, 0};
+    for (bool first = true;; first = false) {
+        int shift = 0;
+        while ((high - low) >> shift >= BINS) shift++;
+        auto bin_of = [&](float v) {
+            if (first) return v >= lowest ? (int)fminf((rank.peak - v) * rank.bins_per_unit, BINS - 1) : -1;
+            const u32 ordered = to_ordered(v);
+            return low <= ordered && ordered <= high ? (int)((high - ordered) >> shift) : -1;
+        };
+        s.bins.clear();
+        __syncthreads();
+        source.each([&](float v) {
+            const int bin = bin_of(v);
+            if (bin >= 0) s.bins.add(bin, rank.weight(v));
+        });
+        __syncthreads();
+        if (threadIdx.x < LANES) find_bin(s, rank);
+        if (threadIdx.x == 0) {
+            s.n = 0;
+            s.lowest = ~0u;
+            s.highest = s.best = 0;
+        }
+        __syncthreads();
+        const int bin = s.bin;
+        if (bin < 0) return lowest;
+        const bool few = s.bins.count[bin] <= FEW;
+        source.each([&](float v) {
+            if (bin_of(v) != bin) return;
+            if (few) {
+                const int at = atomicAdd(&s.n, 1);
+                s.values[at] = v;
+                s.weights[at] = rank.weight(v);
+            } else {
+                atomicMin(&s.lowest, to_ordered(v));
+                atomicMax(&s.highest, to_ordered(v));
+            }
+        });
+        __syncthreads();
+        if (few) break;
+        low = s.lowest;
+        high = s.highest;
+        if (low == high) return from_ordered(low);
+    }
+    for (int i = threadIdx.x; i < s.n; i += blockDim.x) {
+        Amount sum = s.above;
+        for (int j = 0; j < s.n; j++)
+            if (s.values[j] >= s.values[i]) sum += {s.weights[j], 1};
+        if (rank.is_reached(sum)) atomicMax(&s.best, to_ordered(s.values[i]));
+    }
+    __syncthreads();
+    return from_ordered(s.best);
+}
+
+// Of tokens at the cutoff, top-k leaves those with the lowest ids: the last one that stays, or NO_TOKEN if all do.
+// `above` and `tied` [PARTS] and `last` are shared memory for this alone.
+__device__ __forceinline__ int last_tied(const Source& source, float cutoff, int top_k, int* above, int* tied, int* last) {
+    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    for (int p = warp; p < PARTS; p += blockDim.x / LANES) {
+        int more = 0, same = 0;
+        source.part(p).each([&](int, float v) {
+            more += __popc(__ballot_sync(ALL_LANES, v > cutoff));
+            same += __popc(__ballot_sync(ALL_LANES, v == cutoff));
+        });
+        if (lane == 0) {
+            above[p] = more;
+            tied[p] = same;
+        }
+    }
+    if (threadIdx.x == 0) *last = NO_TOKEN;
+    __syncthreads();
+    int left = top_k, part = 0;
+    for (int p = 0; p < PARTS; p++) left -= above[p];
+    while (part < PARTS && tied[part] <= left) left -= tied[part++];
+    if (part < PARTS && warp == 0) {  // the one that has the tie after the last
+        const Part here = source.part(part);
+        if (left == 0 && lane == 0) *last = here.token(0) - 1;
+        here.each([&](int i, float v) {
+            const u32 same = __ballot_sync(ALL_LANES, v == cutoff);
+            if (v == cutoff && __popc(same & ((1u << lane) - 1)) == left - 1) *last = here.token(i);
+            left -= __popc(same);
+        });
+    }
+    __syncthreads();
+    return *last;
 }
 
 // The number of the one of n consecutive intervals that contains `place`, which on return counts from where that interval
@@ -111,79 +237,100 @@ template <class Size> __device__ __forceinline__ int interval(int n, const Size&
     return last;
 }
 
-// One block per multiprocessor: with a second one, each would have half the registers.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-sample(float* logits,           // [sequences, stride], of which V are used; changed and changed back
-       const Request* requests, // [sequences]
-       float* candidates,       // [sequences, V rounded up to a multiple of the threads]
-       Choice* choices,         // [sequences]
+__device__ __forceinline__ double warp_sum(double v) {
+#pragma unroll
+    for (int i = LANES / 2; i; i /= 2) v += __shfl_xor_sync(ALL_LANES, v, i);
+    return v;
+}
+__device__ __forceinline__ u64 warp_sum(u64 v) {
+#pragma unroll
+    for (int i = LANES / 2; i; i /= 2) v += __shfl_xor_sync(ALL_LANES, v, i);
+    return v;
+}
+
+// Shared memory of `draw`.
+struct Sums {
+    double of_part[PARTS], of_thread[THREADS], of_warp[THREADS / LANES];
+};
+
+// A token by the inverse of the distribution function; weight(value, token) is 0 for those that are not kept. Thread 0 gets
+// it. Three short searches find it: for its part, the thread that has it there, and itself.
+template <class Weight> __device__ __forceinline__ int draw(const Source& source, double random, const Weight& weight, Sums& s) {
+    const int t = threadIdx.x, threads = blockDim.x, warps = threads / LANES, lane = t % LANES;
+    for (int p = t / LANES; p < PARTS; p += warps) {
+        const Part here = source.part(p);
+        double sum = 0;
+        here.each([&](int i, float v) { sum += weight(here, i, v); });
+        sum = warp_sum(sum);
+        if (lane == 0) s.of_part[p] = sum;
+    }
+    __syncthreads();
+    double total = 0;
+    for (int p = 0; p < PARTS; p++) total += s.of_part[p];
+    double place = random * total;
+    const Part here = source.part(interval(PARTS, [&](int p) { return s.of_part[p]; }, place));
+    auto in_part = [&](int i) { return (double)weight(here, i, here.value(i)); };
+    double mine = 0;
+    for (int i = share(here.n, t, threads); i < share(here.n, t + 1, threads); i++) mine += in_part(i);
+    s.of_thread[t] = mine;
+    mine = warp_sum(mine);
+    if (lane == 0) s.of_warp[t / LANES] = mine;
+    __syncthreads();
+    if (t) return 0;
+    const int warp = interval(warps, [&](int i) { return s.of_warp[i]; }, place) * LANES;
+    const int thread = warp + interval(LANES, [&](int i) { return s.of_thread[warp + i]; }, place);
+    const int first = share(here.n, thread, threads), n = share(here.n, thread + 1, threads) - first;
+    return here.token(first + interval(n, [&](int i) { return in_part(first + i); }, place));
+}
+
+// The candidates of a sequence, if they are all that can be kept, and otherwise all tokens. `weights` [LANES] is shared memory.
+__device__ __forceinline__ Source source_of(const Request& r, const Rank& rank, const Source& listed, const Source& all,
+                                            u64* weights) {
+    const int lane = threadIdx.x % LANES;
+    const int count = listed.counts[lane];
+    if (__ballot_sync(ALL_LANES, count < 0)) return all;
+    if (lowest_candidate(r, rank.peak) == lowest_kept(r, rank.peak)) return listed;
+    Amount sum = {0, (int)warp_sum((float)count)};
+    u64 mine = 0;
+    listed.each([&](float v) { mine += v == -INFINITE ? 0 : rank.weight(v); });
+    mine = warp_sum(mine);
+    if (lane == 0) weights[threadIdx.x / LANES] = mine;
+    __syncthreads();
+    for (int i = 0; i < (int)blockDim.x / LANES; i++) sum.weight += weights[i];
+    return rank.is_reached(sum) ? listed : all;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+sample(const float* logits, const float* adjusted, const Request* requests,  // as in survey.cu
+       const Survey* own, const Survey* changed, const float* values, const int* tokens, const int* counts,
+       Choice* choices,  // [sequences]
        int V, int stride) {
-    __shared__ float sums[LANES];
-    __shared__ double of_thread[THREADS], of_warp[THREADS / LANES];
+    __shared__ union { Search search; Sums sums; } shared;
+    __shared__ u64 weights[LANES];
+    __shared__ int above[PARTS], tied[PARTS], last;
     wait_for_previous();
     let_next_begin();
-    const int t = threadIdx.x, threads = blockDim.x, sequence = blockIdx.x;
+    const int sequence = blockIdx.x;
     const Request r = requests[sequence];
-    logits += (size_t)sequence * stride;
-    candidates += (size_t)sequence * ((V + threads - 1) / threads * threads);
-    const Softmax own(logits, V, sums);
-    if (!own.is_valid()) {
-        if (t == 0) choices[sequence].token = NOT_A_NUMBER;
+    const Softmax model(own + sequence * PARTS), softmax(changed + sequence * PARTS);
+    if (!model.is_valid() || !softmax.is_valid()) {
+        if (threadIdx.x == 0) choices[sequence] = {model.is_valid() ? NOTHING_LEFT : NOT_A_NUMBER, 0.f};
         return;
     }
-    auto change = [&](bool back) {
-        __syncthreads();
-        for (int i = t; i < r.n; i += threads) {
-            float& logit = logits[r.changes[i].token];
-            const float before = logit;
-            logit = back ? r.changes[i].amount : before + r.changes[i].amount;
-            r.changes[i].amount = before;
-        }
-        __syncthreads();
+    const Rank rank(r, softmax);
+    const float* row = logits + (size_t)r.row * stride;
+    const size_t lists = (size_t)sequence * PARTS;
+    const Source listed = {values + lists * LIST, tokens + lists * LIST, counts + lists, V};
+    const Source all = {is_adjusted(r) ? adjusted + (size_t)sequence * V : row, nullptr, nullptr, V};
+    const Source source = source_of(r, rank, listed, all, weights);
+    float cutoff = lowest_kept(r, softmax.peak);
+    if (is_cut_by_rank(r)) cutoff = cutoff_of(source, rank, cutoff, shared.search);
+    const int end = r.top_k ? last_tied(source, cutoff, r.top_k, above, tied, &last) : NO_TOKEN;
+    __syncthreads();  // the search is over
+    auto weight = [&](const Part& part, int i, float v) {
+        if (v < cutoff || (v == cutoff && end != NO_TOKEN && part.token(i) > end)) return 0.f;
+        return expf((v - softmax.peak) / r.temperature);
     };
-    Softmax softmax = own;
-    if (r.n) {
-        change(false);
-        softmax = Softmax(logits, V, sums);
-    }
-
-    const float wanted = r.top_p * softmax.total;
-    float cutoff = fmaxf(LOWEST, (float)(softmax.peak + r.log_min_p));
-    if (softmax.is_valid() && r.top_p < 1) {
-        float floor = LOWEST;
-#pragma unroll
-        for (int d = DEPTHS; d > 0; d--)
-            if (softmax.above[d - 1] >= wanted) floor = softmax.peak - d * DEPTH;
-        cutoff = top_p_cutoff(logits, V, softmax, wanted, fmaxf(cutoff, floor), candidates, sums);
-    }
-
-    // A thread has consecutive tokens, so three short searches find the one: for its warp, its thread and itself.
-    auto weight = [&](int i) {
-        return logits[i] >= cutoff ? expf((logits[i] - softmax.peak) / r.temperature) : 0.f;
-    };
-    const int begin = share(V, t, threads), end = share(V, t + 1, threads);
-    double mine = 0;
-#pragma unroll 8
-    for (int i = begin; i < end; i++) mine += weight(i);
-    of_thread[t] = mine;
-    __syncthreads();
-    if (t % LANES == 0) {
-        double total = 0;
-        for (int i = 0; i < LANES; i++) total += of_thread[t + i];
-        of_warp[t / LANES] = total;
-    }
-    __syncthreads();
-    int token = NOTHING_LEFT;
-    if (t == 0 && softmax.is_valid()) {
-        double total = 0;
-        for (int i = 0; i < threads / LANES; i++) total += of_warp[i];
-        double place = r.random * total;
-        const int warp = interval(threads / LANES, [&](int i) { return of_warp[i]; }, place);
-        const int thread = warp * LANES + interval(LANES, [&](int i) { return of_thread[warp * LANES + i]; }, place);
-        const int first = share(V, thread, threads);
-        const int n = share(V, thread + 1, threads) - first;
-        token = first + interval(n, [&](int i) { return weight(first + i); }, place);
-    }
-    if (r.n) change(true);
-    if (t == 0) choices[sequence] = {token, token < 0 ? 0.f : logits[token] - own.peak - logf(own.total)};
+    const int token = draw(source, r.random, weight, shared.sums);
+    if (threadIdx.x == 0) choices[sequence] = {token, row[token] - model.peak - logf(model.total)};
 }

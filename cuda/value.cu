@@ -5,7 +5,7 @@
 // The matrix is stored by hidden unit, [F, C], and units that are zero, most of them in trained models, are not read. A
 // block has some channels and a part of the hidden units. The last block of the same channels to finish adds up all parts,
 // in order, so that the sum is always the same.
-#include "common.cuh"
+#include "parts.cuh"
 
 #define CHANNELS (KIND == INT4 ? 512 : 256)  // of a block: a warp reads pieces of rows of 512 or 256 bytes
 #define WARPS 16  // as in the kernels before and after: a multiprocessor has the registers for one block
@@ -188,32 +188,6 @@ struct Sums {
     }
 };
 
-// Whether this block is the last of n to arrive here: then it sees what the others have written before. `arrived` counts
-// them, `is_last` is shared memory for this alone.
-__device__ __forceinline__ bool is_last_of(int n, int* arrived, bool* is_last) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();  // for all threads of the block, by the barriers before and after
-        *is_last = atomicAdd(arrived, 1) == n - 1;
-        __threadfence();
-    }
-    __syncthreads();
-    return *is_last;
-}
-
-// `total` plus channel c of parts [n, C], added up in this order.
-__device__ __forceinline__ float sum_of_parts(const float* parts, int C, int n, int c, float total) {
-    const int AT_ONCE = 16;
-    for (int first = 0; first < n; first += AT_ONCE) {
-        float v[AT_ONCE];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) v[i] = first + i < n ? __ldcg(parts + (size_t)(first + i) * C + c) : 0.f;
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) total += v[i];
-    }
-    return total;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS)
 value(const float* h,       // [F]
       const u8* weights,    // [F, C]
@@ -273,6 +247,6 @@ value(const float* h,       // [F]
         parts[(size_t)part * C + c] = total;
     }
     if (!is_last_of(n_parts, &arrived[blockIdx.x], &is_last)) return;
-    if (t < channels) x[c] = sum_of_parts(parts, C, n_parts, c, x[c]);
+    if (t < channels) x[c] = sum_of_parts(parts + c, C, n_parts, x[c]);
     if (t == 0) arrived[blockIdx.x] = 0;
 }

@@ -1,24 +1,5 @@
-// One token each of many sequences: the recurrence, as in wkv7.cu. Most of the time goes into reading and writing the
-// states, so a block has a whole head of one sequence, and requests all of it at once.
-//
-//     S = S * diag(w) - (S kk) b^T + v k^T;  y = S r       of each head, with b = kk * a
-#include "state.cuh"
-
-#define THREADS 256
-#define WARPS (THREADS / LANES)
-#define ACROSS (HEAD / 4)               // threads that have a key together, four values each
-#define KEYS (HEAD * ACROSS / THREADS)  // of a thread
-
-enum { W, KK, B, K, R, V, VECTORS };
-
-// The sum over all keys of v [4 values], `parts` [WARPS, N] in shared memory; every thread gets those of its values.
-__device__ __forceinline__ float4 sum_over_keys(float4 v, float* parts) {
-    add_keys<HEAD>(v, parts);
-    float4 total = zeros4();
-#pragma unroll
-    for (int i = 0; i < WARPS; i++) total = total + load4(parts + i * HEAD + threadIdx.x % ACROSS * 4);
-    return total;
-}
+// One token each of many sequences: the recurrence. See token_state.cuh.
+#include "token_state.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 wkv7_token(const float* __restrict__ w,      // [T, C]
@@ -36,29 +17,13 @@ wkv7_token(const float* __restrict__ w,      // [T, C]
     __shared__ __align__(16) float in[VECTORS][HEAD], parts[WARPS * HEAD];
     const int t = threadIdx.x, slot = slots[blockIdx.y], c0 = blockIdx.x * HEAD;
     const size_t token = (size_t)blockIdx.y * C + c0;
-    // A thread's keys are t / ACROSS, and every THREADS / ACROSS further.
-    float4* S = (float4*)(wkv + slot * state_size + (size_t)c0 * HEAD) + t;
-    float4 s[KEYS];
-#pragma unroll
-    for (int j = 0; j < KEYS; j++) s[j] = S[j * THREADS];
+    HeadState state(wkv + slot * state_size + (size_t)c0 * HEAD);
     const float* vectors[VECTORS] = {w, kk, b, k, r, v};
 #pragma unroll
     for (int m = 0; m < VECTORS; m++)
         if (t / HEAD == m % (THREADS / HEAD)) in[m][t % HEAD] = vectors[m][token + t % HEAD];
     if (t < HEAD) (shift + slot * state_size)[c0 + t] = last[(size_t)slot * C + c0 + t];
     __syncthreads();
-    auto key = [&](int j) { return t / ACROSS + j * (THREADS / ACROSS); };
-    float4 removed = zeros4(), read = zeros4();
-#pragma unroll
-    for (int j = 0; j < KEYS; j++) removed = removed + s[j] * in[KK][key(j)];
-    removed = sum_over_keys(removed, parts);
-    const float4 added = load4(in[V] + t % ACROSS * 4);
-#pragma unroll
-    for (int j = 0; j < KEYS; j++) {
-        s[j] = s[j] * in[W][key(j)] - removed * in[B][key(j)] + added * in[K][key(j)];
-        S[j * THREADS] = s[j];
-        read = read + s[j] * in[R][key(j)];
-    }
-    read = sum_over_keys(read, parts);
+    const float4 read = state.advance(in, parts);
     if (t < ACROSS) store(y + token + t * 4, read);
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkv_cli.catalog.pull import pull
     from rwkv_cli.catalog.quantize import quantize
+    from rwkv_cli.engine.constraints.grammar import Grammar
     from rwkv_cli.engine.session import Session, Snapshot
     from rwkv_cli.engine.state import State
     from rwkv_cli.errors import RwkvError
@@ -31,6 +32,7 @@ __all__ = [
     "Answer",
     "Conversation",
     "Generation",
+    "Grammar",
     "Model",
     "Prompt",
     "RwkvError",
@@ -54,6 +56,7 @@ _HOMES = {
     "Answer": "sessions.batch",
     "Conversation": "sessions.conversation",
     "Generation": "generation",
+    "Grammar": "engine.constraints.grammar",
     "Model": "model",
     "Prompt": "sessions.batch",
     "RwkvError": "errors",

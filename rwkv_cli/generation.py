@@ -39,7 +39,9 @@ class Step(Shown):
     """One generated token."""
 
     token: int
-    logprob: float  # the natural logarithm of the probability that the model gave the token
+    logprob: (
+        float  # the natural logarithm of the probability that the model gave the token; 0 where it was forced
+    )
     finish: Finish | None = None  # set on the last step
 
 
@@ -65,13 +67,14 @@ class Generation(Iterator[Step]):
         `splitter` tells thoughts from the answer; without one, all text is the answer. `unfinished` are the bytes of a
         character that was read half of before.
         """
-        self._source = source
+        self._source, self.stop = source, tuple(stop)
         self._stream = TextStream(tokenizer, stop, unfinished)
         self._splitter = splitter
         self._tokenizer = tokenizer
         # To take back what must not be read: where the session last stood with no text held back, if tokens were read
         # since; and what was shown of their text.
         self._mark: Snapshot | None = None
+        self._marked = 0  # tokens that the mark has read of those generated
         self._shown = ""
         self._read_before = unfinished  # of the first character of what was shown
         self._left: bytes | None = None  # of a character, once the session was taken back to before its end
@@ -95,6 +98,11 @@ class Generation(Iterator[Step]):
             for _ in self:
                 pass
         return "".join(self._given)
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The tokens that it follows."""
+        return self._source.prompt
 
     @property
     def session(self) -> Session:
@@ -131,6 +139,7 @@ class Generation(Iterator[Step]):
             raise StopIteration
         if self._source.keeps and self._mark is None and self._stream.is_holding:
             self._mark = self._source.snapshot()
+            self._marked = self.usage.generated_tokens - 1  # without the pending one
         choice = next(self._source)
         text = "" if self._is_ended_by_token else self._stream.feed(choice.token)
         if self._stream.is_holding:
@@ -181,7 +190,7 @@ class Generation(Iterator[Step]):
     @property
     def _is_ended_by_token(self) -> bool:
         """Whether the last token is one that ends the text: it has no text, and is not read."""
-        return self._source.finish in ("end", "stop")
+        return self._source.finish in ("end", "stop") and not self._source.is_complete
 
     def commit(self, *, whole_characters: bool = False) -> Snapshot:
         """The place after the text as it stands; no more steps may follow.
@@ -196,19 +205,26 @@ class Generation(Iterator[Step]):
             self._source.read_prompt()
         elif self._is_ended_by_token:
             self.session.drop_pending()
-        elif self.finish == "stop" or (
+        elif self._stream.is_stopped or (
             self.is_inside_character and (self.finish is None or whole_characters)
         ):
             self._take_back()
         return self.session.freeze()
 
     def _take_back(self) -> None:
+        taken = self.usage.generated_tokens - self._marked if self._mark else 1
         self.session.drop_pending()
         if self._mark:
             self.session.rewind(self._mark)
         self._left = b"" if self._shown else self._read_before
-        if self._shown and self._tokenizer:
-            self.session.feed(self._tokenizer.encode(self._unread()))
+        shown = self._tokenizer.encode(self._unread()) if self._shown and self._tokenizer else []
+        self.session.feed(shown)
+        if self._stream.is_stopped:
+            self.sampler.constraint = None  # what was cut off may be a part of what it demands
+        elif self.sampler.constraint:
+            self.sampler.constraint.rollback(taken)
+            for token in shown:
+                self.sampler.constraint.accept(token)
         self._forget_mark()
 
     def _unread(self) -> str:

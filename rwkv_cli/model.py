@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.catalog import model_store, registry
 from rwkv_cli.config import ModelConfig
-from rwkv_cli.convert.cache import cached_model_file
+from rwkv_cli.convert.cache import cached_draft, cached_model_file
 from rwkv_cli.convert.conversion import describe
 from rwkv_cli.engine.backends import registry as backends
 from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.constraint import Constraint, ConstraintMemory
+from rwkv_cli.engine.drafting import Drafter, LookupDrafter, ModelDrafter, SelfDrafter
 from rwkv_cli.engine.generate import (
     UNLIMITED,
     Ending,
@@ -42,6 +44,10 @@ from rwkv_cli.text.templates import get_template
 from rwkv_cli.text.thinking import ThoughtSplitter
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from rwkv_cli.engine.constraints.grammar import Grammar
+    from rwkv_cli.engine.constraints.vocabulary import Vocabulary
+
 __all__ = ["UNLIMITED", "Model", "load", "perplexity"]
 
 Array = NDArray[np.float32]
@@ -57,6 +63,7 @@ class Model:
     path: Path  # of the file that it was loaded from
     tokenizer: Tokenizer | None  # None if the checkpoint has none
     backend: Backend
+    new_drafter: Callable[[], Drafter] | None = None  # for each text, to make it faster
 
     def __repr__(self) -> str:
         info, size = self.info, format_count(self.config.n_params)
@@ -102,16 +109,68 @@ class Model:
         state.check_fits(self.config)
         return state.copy()
 
-    def sampler(self, settings: SamplingSettings, memory: SamplerMemory | None = None) -> Sampler:
+    def sampler(
+        self,
+        settings: SamplingSettings,
+        memory: SamplerMemory | None = None,
+        constraint: Constraint | None = None,
+    ) -> Sampler:
         """A sampler for this model's vocabulary, which continues from what another one remembers."""
-        return Sampler(settings, self._exempt, memory)
+        return Sampler(settings, self._exempt, memory, constraint)
 
-    def session(self, settings: SamplingSettings, start: Snapshot | None = None) -> Session:
+    def session(
+        self,
+        settings: SamplingSettings,
+        start: Snapshot | None = None,
+        constraint: Constraint | None = None,
+    ) -> Session:
         """A session of this model, whose sampler continues from what `start` remembers.
 
-        Raises UsageError for the snapshot of a model of another shape.
+        Its constraint goes on, unless there is another one. Raises UsageError for the snapshot of a model of another
+        shape, StateError for a damaged one.
         """
-        return Session(self.backend, self.sampler(settings, start.memory if start else None), start)
+        return self._session(self._continued(settings, start, constraint), start)
+
+    def _continued(
+        self, settings: SamplingSettings, start: Snapshot | None, constraint: Constraint | None
+    ) -> Sampler:
+        memory = start.memory if start else None
+        if constraint is None and memory and memory.constraint:
+            constraint = self._restored(memory.constraint)
+        return self.sampler(settings, memory, constraint)
+
+    def _session(self, sampler: Sampler, start: Snapshot | None) -> Session:
+        return Session(self.backend, sampler, start, self.new_drafter() if self.new_drafter else None)
+
+    def constraint(
+        self, grammar: Grammar, template: Template, think: str | None = None, *, said: str | None = None
+    ) -> Constraint:
+        """What makes an answer in a template follow a grammar, after the thought if the mode has one.
+
+        `said` is for an answer that is continued: the text up to there. Raises UsageError for a grammar that allows
+        nothing, and where the model has no tokenizer.
+        """
+        from rwkv_cli.engine.constraints.guided import following
+
+        begun = said if said is not None else template.answer_prefix(think)
+        ends = (self._end_of_document, *sorted(self.stop_tokens(template) - {self._end_of_document}))
+        return following(grammar, self._vocabulary(ends), begun if template.is_chat else None)
+
+    def _restored(self, memory: ConstraintMemory) -> Constraint:
+        from rwkv_cli.engine.constraints.guided import GrammarConstraint
+
+        return GrammarConstraint.restored(memory, self._vocabulary(memory.ends))
+
+    def _vocabulary(self, ends: tuple[int, ...]) -> Vocabulary:
+        from rwkv_cli.engine.constraints.vocabulary import vocabulary
+
+        if self.tokenizer is None:
+            raise UsageError("a constraint needs a tokenizer, which this model does not have")
+        return vocabulary(self.tokenizer, self.config.vocab_size, ends)  # type: ignore[arg-type]  # by identity
+
+    @property
+    def _end_of_document(self) -> int:
+        return self.tokenizer.end_of_document if self.tokenizer else 0
 
     def generate(
         self,
@@ -122,6 +181,7 @@ class Model:
         system: str | None = None,
         think: str | None = None,
         stop: Sequence[str] = (),
+        constraint: Grammar | None = None,
         start: Snapshot | None = None,
         after_document: bool = False,
         said: str | None = None,
@@ -136,12 +196,14 @@ class Model:
         `prompt` is a text, formatted by `template` (None for the model's own), or tokens; `think` is one of the
         template's thinking modes. `max_tokens` of -1 sets no limit. The defaults of `sampling` are those of the
         template and, if it is the model's own, those of the model file. The generation also ends at the end of the
-        document and before a stop string, which is not part of the text. `start` is where to continue from, with its
-        sampler: no prompt is needed there, and one in a template of conversations is the next turn, or the first one
-        `after_document`. It is left as it is. `said` is the text up to there, where an answer is continued: it tells
-        whether that is in the middle of a thought; `unfinished` are the bytes of a character that `start` has read half
-        of. `reader` reads the prompt, perhaps from a cache; `submit`, such as `Scheduler.submit`, has the tokens
-        computed beside those of others. `progress` receives the tokens read. Raises UsageError for invalid settings.
+        document and before a stop string, which is not part of the text. `constraint` is what the answer has to look
+        like: it ends as soon as nothing may follow, and the stop strings of the template have no meaning. `start` is
+        where to continue from, with its sampler: no prompt is needed there, and one in a template of conversations is
+        the next turn, or the first one `after_document`. It is left as it is. `said` is the text up to there, where an
+        answer is continued: it tells whether that is in the middle of a thought; `unfinished` are the bytes of a
+        character that `start` has read half of. `reader` reads the prompt, perhaps from a cache; `submit`, such as
+        `Scheduler.submit`, has the tokens computed beside those of others. `progress` receives the tokens read. Raises
+        UsageError for invalid settings.
         """
         layout = get_template(template) if isinstance(template, str) else template or self.template
         has_read = start is not None and start.logits is not None
@@ -152,17 +214,22 @@ class Model:
         if len(prompt) or not has_read:
             check_tokens(np.asarray(prompt), self.config.vocab_size)
         settings = self.sampling_settings(layout, think, **sampling)
+        if start and start.memory and start.memory.constraint and len(prompt):  # what that followed is over
+            start = replace(start, memory=replace(start.memory, constraint=None))
+        followed = self.constraint(constraint, layout, think, said=said) if constraint else None
+        sampler = self._continued(settings, start, followed)
+        is_constrained = sampler.constraint is not None
         request = Request(
             prompt,
-            self.sampler(settings, start.memory if start else None),
+            sampler,
             self.ending(layout, max_tokens),
             start,
         )
         generation = Generation(
             submit(request) if submit else self._run_alone(request, reader),
             self.tokenizer,
-            (*layout.stop, *stop),
-            splitter=ThoughtSplitter(layout, think, said=said),
+            stop if is_constrained else (*layout.stop, *stop),
+            splitter=ThoughtSplitter(layout, think, said=said, trims=is_constrained and said is None),
             unfinished=unfinished,
         )
         if progress:
@@ -171,7 +238,7 @@ class Model:
 
     def _run_alone(self, request: Request, reader: PromptReader) -> TokenLoop:
         """The tokens of a request, as they are asked for."""
-        session = Session(self.backend, request.sampler, request.start)
+        session = self._session(request.sampler, request.start)
         return TokenLoop(session, request.tokens, request.ending, reader)
 
     def ending(self, template: Template, max_tokens: int) -> Ending:
@@ -247,13 +314,16 @@ def load(
     device: str = backends.AUTO,
     *,
     threads: int | None = None,
+    draft: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Model:
     """Open a model: the embedded one, a model file, or a published checkpoint of any format.
 
     `device` is one of `engine.backends.registry.DEVICES`; "auto" takes the GPU where it can. On "reference" a
     checkpoint is read as it is, in float32; on the others it is quantized to int8 once, into the user's cache.
-    `threads` is for the CPU; None takes one per core. Raises an RwkvError, in one sentence, if that fails.
+    `threads` is for the CPU; None takes one per core. With a `draft`, single texts are generated by speculation: it
+    proposes, with "lookup", what came before, with "self" what the same weights say in int4, or what another model with
+    the same vocabulary says; the text stays the same. Raises an RwkvError, in one sentence, if that fails.
     """
     reporter = reporter or default_reporter()
     if threads is not None and not 1 <= threads <= MOST_THREADS:
@@ -269,7 +339,31 @@ def load(
     backend, _, failure = backends.open_backend(device, source, threads, reporter.compiling)
     if failure:
         reporter.note(f"computing on the CPU: {failure}")
-    return Model(info, path, tokenizer, backend)
+    model = Model(info, path, tokenizer, backend)
+    if draft is not None:
+        if not isinstance(source, ModelFile):
+            raise UsageError("{draft} needs a model file: not {device=reference} on a checkpoint")
+        model.new_drafter = _drafters(model, source.path, draft, device, threads, reporter)
+    return model
+
+
+def _drafters(
+    model: Model, file: Path, draft: str | Path, device: str, threads: int | None, reporter: Reporter
+) -> Callable[[], Drafter]:
+    """What makes drafters for a model. Raises UsageError for a draft that cannot propose its tokens."""
+    if draft == "lookup":
+        return LookupDrafter
+    if draft == "self":
+        if model.info.weight_type == "int4":
+            raise UsageError("{draft} is self, which is int4, and the model is int4 itself: use lookup")
+        backend = load(cached_draft(file, reporter), device, threads=threads, reporter=reporter).backend
+        return lambda: SelfDrafter(backend)
+    other = load(draft, device, threads=threads, reporter=reporter)
+    if (other.info.tokenizer, other.config.vocab_size) != (model.info.tokenizer, model.config.vocab_size):
+        raise UsageError(
+            f"{draft} has another vocabulary than {model.path}: a draft must have the same tokens"
+        )
+    return lambda: ModelDrafter(other.backend)
 
 
 def _opened(path: Path, device: str, reporter: Reporter) -> tuple[ModelFile | Checkpoint, ModelInfo]:

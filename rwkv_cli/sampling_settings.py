@@ -58,11 +58,6 @@ class SamplingSettings:
         """Whether only the most likely token can be chosen."""
         return self.temperature == 0 or self.top_p == 0 or self.top_k == 1
 
-    @property
-    def needs_ranking(self) -> bool:
-        """Whether the choice depends on how many tokens are more likely than another."""
-        return self.top_k > 0 and not self.greedy
-
 
 SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingSettings))
 NUMERIC_FIELDS = tuple(name for name in SAMPLING_FIELDS if name not in ("logit_bias", "banned", "seed"))

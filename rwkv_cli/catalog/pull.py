@@ -16,6 +16,7 @@ from rwkv_cli.catalog.reference import Reference
 from rwkv_cli.convert.conversion import convert_checkpoint, source_name
 from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.errors import CheckpointError, DownloadError
+from rwkv_cli.evaluation import advice
 from rwkv_cli.files.atomic import remove_leftovers, storage_error
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.lock import locked
@@ -143,6 +144,8 @@ def _convert(
     """Quantize what was fetched, into the store."""
     reference, entry = remote.reference, remote.reference.entry
     with open_checkpoint(fetched.path) as checkpoint:
+        if warning := advice.warning(checkpoint.config, weight_type):
+            reporter.note(warning)
         published = _published_name(reference, checkpoint)
         if entry and entry.template:
             chosen = ChosenTemplate(get_template(entry.template), f"models.toml, [{entry.name}]")

@@ -8,8 +8,9 @@ from rwkv_cli.catalog import registry
 from rwkv_cli.convert.conversion import Source, convert, open_source
 from rwkv_cli.convert.template_choice import ChosenTemplate
 from rwkv_cli.errors import StorageError, UsageError
+from rwkv_cli.evaluation import advice
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, WeightType
+from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, Rounder, WeightType
 from rwkv_cli.reporting import Reporter, default_reporter
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
@@ -89,10 +90,13 @@ def write(
     weight_type: WeightType,
     reporter: Reporter,
     chosen: ChosenTemplate | None,
+    rounder: Rounder | None = None,
 ) -> None:
     """Write the model file, and say what there is to know about its accuracy. Raises like `conversion.convert`."""
     if source.is_quantized:
         reporter.note(
             f"{source.path.name} is {source.dtype}: converting it rounds a second time, which costs accuracy"
         )
-    convert(source, target, weight_type, reporter, chosen)
+    if warning := advice.warning(source.config, weight_type):
+        reporter.note(warning)
+    convert(source, target, weight_type, reporter, chosen, rounder)

@@ -64,6 +64,11 @@ def devices(incomplete: str) -> list[str]:
     return [name for name in DEVICES if name.startswith(incomplete)]
 
 
+def drafts(incomplete: str) -> list[str]:
+    """The values of --draft."""
+    return [name for name in ("lookup", "self") if name.startswith(incomplete)] + models(incomplete)
+
+
 def templates(incomplete: str) -> list[str]:
     """Templates by name; where none begins like that, the shell completes files."""
     from rwkv_cli.text import templates

@@ -21,6 +21,7 @@ from rwkv_cli.cli.commands.bench import bench
 from rwkv_cli.cli.commands.cache import cache
 from rwkv_cli.cli.commands.chat import chat
 from rwkv_cli.cli.commands.config import config
+from rwkv_cli.cli.commands.eval import evaluate
 from rwkv_cli.cli.commands.export import export
 from rwkv_cli.cli.commands.generate import generate
 from rwkv_cli.cli.commands.help import help_command
@@ -109,6 +110,7 @@ for command, panel in (
 app.command(cls=Command, rich_help_panel=MACHINE)(config)
 app.command(cls=Command, rich_help_panel=MACHINE)(cache)
 app.command(cls=Command, rich_help_panel=MACHINE)(warm_up)
+app.command("eval", cls=Command, rich_help_panel=MODELS)(evaluate)
 app.command("list", cls=Command, rich_help_panel=MODELS, help=_LIST)(list_models)
 app.command("help", cls=Command, rich_help_panel=MACHINE)(help_command)
 app.add_typer(state, rich_help_panel=RUN)

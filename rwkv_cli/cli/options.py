@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rwkv_cli.text.template import Template as PromptFormat
 
 INPUT, CONVERSATION, MODEL, STATE, OUTPUT = "Input", "Conversation", "Model", "State", "Output"
+CHECK = "Check"
 SAMPLING = "Sampling (the defaults are the model's own: see rwkv info)"
 
 # ----------------------------------------------------------------------------------------------- input, conversation
@@ -193,6 +195,16 @@ Threads = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL|lookup|self",
+        help="What proposes tokens, to be faster; the text stays the same.",
+        autocompletion=completion.drafts,
+        rich_help_panel=MODEL,
+    ),
+]
 WeightType = Annotated[
     Literal["int8", "int4", "fp16", "fp32"],
     typer.Option(
@@ -210,6 +222,16 @@ ExportType = Annotated[
         help="How weights are stored: bf16, fp16, fp32 or q8_0.",
         show_default="bf16; fp16 for st and gguf",
         rich_help_panel=MODEL,
+    ),
+]
+
+Questions = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions",
+        metavar="FILE",
+        help="Count exact answers: JSON lines with task, prompt and answer.",
+        rich_help_panel=CHECK,
     ),
 ]
 
@@ -348,7 +370,12 @@ def with_verbose(command: Callable[..., None]) -> Callable[..., None]:
 _FLAGS: Mapping[str, str] = {"banned": "--ban", "weight_type": "--type", "keep_text": "--text"}
 """Fields whose option is not called like them."""
 
-_CHAT_SETTINGS = frozenset({*NUMERIC_FIELDS, "seed", "max_tokens", "think", "show_thinking", "markdown"})
+FORMS = ("json_schema", "json_object", "regex", "grammar", "choice")
+"""Fields that say what an answer has to look like."""
+
+_CHAT_SETTINGS = frozenset(
+    {*NUMERIC_FIELDS, "seed", "max_tokens", "think", "show_thinking", "markdown", *FORMS}
+)
 
 
 def as_flag(field: str, value: str | None = None) -> str:

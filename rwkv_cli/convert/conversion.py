@@ -16,7 +16,7 @@ from rwkv_cli.convert.template_choice import ChosenTemplate, choose_template
 from rwkv_cli.files import weight_layouts
 from rwkv_cli.files.checkpoints import Checkpoint, open_checkpoint
 from rwkv_cli.files.model_file import ModelFile, ModelInfo, is_model_file, write_model
-from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, WeightType
+from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, Rounder, WeightType
 from rwkv_cli.files.weight_source import WeightSource
 from rwkv_cli.reporting import Reporter
 from rwkv_cli.text.tokenizer import load_tokenizer
@@ -170,12 +170,16 @@ def convert(
     weight_type: WeightType,
     reporter: Reporter,
     chosen: ChosenTemplate | None = None,
+    rounder: Rounder | None = None,
 ) -> None:
-    """Write a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError."""
+    """Write a model file; all or nothing. Raises StorageError, CheckpointError, TokenizerError.
+
+    `rounder` takes the place of rounding int4 to the nearest, see `calibration`.
+    """
     info = source.info(weight_type, chosen)
     if info.tokenizer:
         load_tokenizer(info.tokenizer, info.config.vocab_size)  # refuse a vocabulary that does not fit
-    write_model(target, source.weights, info, reporter.quantizing)
+    write_model(target, source.weights, info, reporter.quantizing, rounder)
 
 
 def file_bytes(source: Source, weight_type: WeightType) -> int:

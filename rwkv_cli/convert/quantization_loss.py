@@ -1,10 +1,10 @@
-"""What a conversion costs: the perplexity of a text before and after, and the error of each tensor."""
+"""What a conversion costs: how differently a text is predicted, questions answered, and the error of each tensor."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,16 @@ from cpu_kernels.runtime.leftovers import temporary_beside
 from rwkv_cli.convert.conversion import Source, convert
 from rwkv_cli.engine.backends import registry
 from rwkv_cli.engine.backends.base import Backend
-from rwkv_cli.engine.perplexity import perplexity
 from rwkv_cli.errors import UnsupportedModelError, UsageError
+from rwkv_cli.evaluation.comparison import Comparison, compare_models
+from rwkv_cli.evaluation.questions import Question
+from rwkv_cli.evaluation.text import windows_of
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import WeightType, type_of
 from rwkv_cli.files.weight_source import WeightSource
 from rwkv_cli.reporting import Reporter
-from rwkv_cli.text.tokenizer import load_tokenizer
+from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
 
 WINDOWS = 4
 LENGTH = 512
@@ -41,39 +43,45 @@ class TensorError:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Before and after."""
+class Loss:
+    """What was measured."""
 
-    tokens: int  # that were predicted
-    before: float  # perplexity
-    after: float
+    models: Comparison
     tensors: list[TensorError]  # the worst first
 
 
-def tokens_of(source: Source, text: str) -> list[int]:
-    """The tokens of a text. Raises UsageError for a model without a tokenizer, or too short a text."""
+def tokenizer_of(source: Source) -> Tokenizer:
+    """The tokenizer of a model. Raises UsageError if it has none."""
     spec = source.info("int8", digest=False).tokenizer
     if spec is None:
         raise UsageError(f"{source.path} has no tokenizer, so a text cannot be compared")
-    tokens = load_tokenizer(spec, source.config.vocab_size).encode(text)
+    return load_tokenizer(spec, source.config.vocab_size)
+
+
+def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text. Raises UsageError for too short a text."""
+    tokens = tokenizer.encode(text)
     if len(tokens) < 2:
         raise UsageError("the text to compare with is too short: it must have at least two tokens")
     return tokens
 
 
-def compare(source: Source, target: Path, tokens: list[int], reporter: Reporter) -> Comparison:
+def compare(
+    source: Source,
+    target: Path,
+    tokenizer: Tokenizer,
+    tokens: list[int],
+    questions: Sequence[Question],
+    reporter: Reporter,
+) -> Loss:
     """Measure a model file against what it was made of. Raises StorageError if the disk has no space for that."""
     after = ModelFile(target)
-    length = min(LENGTH, len(tokens) - 1)
-    windows = max(1, min(WINDOWS, len(tokens) // (length + 1)))
+    windows = windows_of(tokens, LENGTH, WINDOWS)
     with _original(source, target.parent, reporter) as original:
-        before = perplexity(_backend(original, reporter), tokens, windows, length)
-    return Comparison(
-        tokens=windows * length,
-        before=before,
-        after=perplexity(_backend(after, reporter), tokens, windows, length),
-        tensors=tensor_errors(source.weights, after),
-    )
+        models = compare_models(
+            _backend(original, reporter), _backend(after, reporter), tokenizer, windows, questions
+        )
+    return Loss(models, tensor_errors(source.weights, after))
 
 
 def tensor_errors(original: WeightSource, made: ModelFile) -> list[TensorError]:

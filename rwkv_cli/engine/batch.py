@@ -7,6 +7,7 @@ state = batch.leave(slot)
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -128,14 +129,20 @@ class Batch(ABC):
 
     def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[Part]:
         """The tokens to read, as arrays int32 [n]. Raises like `read`."""
-        for slot in parts:
-            self._check_slot(slot)
-        if not parts or not all(map(len, parts.values())):
+        flat, lengths = self._flat(parts)
+        return list(zip(parts, np.split(flat, np.cumsum(lengths[:-1])), strict=True))
+
+    def _flat(self, parts: Mapping[int, Sequence[int]]) -> tuple[Tokens, list[int]]:
+        """The tokens to read one after another, int32 [T], and how many of each sequence. Raises like `read`."""
+        if not parts.keys() <= self._taken:
+            for slot in parts:
+                self._check_slot(slot)
+        lengths = list(map(len, parts.values()))
+        if not lengths or not all(lengths):
             raise UsageError(NO_TOKENS)
-        flat: NDArray[Any] = np.concatenate([*parts.values()])
+        flat: NDArray[Any] = np.array(list(itertools.chain.from_iterable(parts.values())))
         check_tokens(flat, self.config.vocab_size)
-        ends = np.cumsum([len(tokens) for tokens in parts.values()])
-        return list(zip(parts, np.split(flat.astype(np.int32), ends[:-1]), strict=True))
+        return flat.astype(np.int32), lengths
 
 
 def passes(parts: Iterable[Part], capacity: int) -> Iterator[list[Part]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +16,8 @@ from rwkv_cli.reporting import Progress
 UNLIMITED = -1
 
 Finish = Literal["end", "stop", "length"]
-"""Why a text ended: the model ended the document, a stop string or token came, or max_tokens were generated."""
+"""Why a text ended: the model ended the document; a stop string or token came, or the constraint allows no more; or
+max_tokens were generated."""
 
 PromptReader = Callable[[Session, Sequence[int], Progress | None], int]
 """Reads a prompt into a session, and returns how many of its tokens did not have to be computed."""
@@ -28,6 +30,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int = 0  # of the prompt, that came from a cache
     generated_tokens: int = 0
+    drafted_tokens: int = 0  # proposed by a drafter
+    accepted_tokens: int = 0  # of those, that were right
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -66,13 +70,18 @@ class Ending:
     def __post_init__(self) -> None:
         check_limit(self.max_tokens)
 
-    def after(self, token: int, generated: int) -> Finish | None:
-        """Why the text ends with this token, one of `generated`; None if it does not."""
+    def after(self, token: int, generated: int, sampler: Sampler) -> tuple[Finish | None, bool]:
+        """Why the text ends with this token, one of `generated`, and whether that is since it is complete.
+
+        None if it does not. `sampler` has accepted the token, and knows whether anything may follow it.
+        """
         if token == self.end_of_document:
-            return "end"
+            return "end", False
         if token in self.stop_tokens:
-            return "stop"
-        return "length" if generated == self.max_tokens else None
+            return "stop", False
+        if sampler.is_complete:
+            return "stop", True
+        return ("length" if generated == self.max_tokens else None), False
 
 
 class TokenSource(Iterator[Choice], Protocol):
@@ -80,6 +89,13 @@ class TokenSource(Iterator[Choice], Protocol):
 
     usage: Usage
     progress: Progress | None  # of the prompt
+
+    is_complete: bool  # they ended since a constraint allows nothing more
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """What they follow."""
+        ...
 
     @property
     def finish(self) -> Finish | None:
@@ -124,14 +140,19 @@ class TokenLoop(Iterator[Choice]):
         ending: Ending,
         reader: PromptReader = read_directly,
     ) -> None:
-        """`prompt` may be empty where the session has read something. Raises UsageError where it has not."""
+        """`prompt` may be empty where the session has read something. Raises UsageError where it has not.
+
+        The text ends as `ending` says, or where the constraint of the sampler allows nothing more.
+        """
         if not len(prompt) and not session.has_read:
             raise UsageError(NOTHING_READ)
-        self.session = session
+        self.session, self.prompt = session, prompt
         self.usage = Usage(prompt_tokens=len(prompt))
         self.finish: Finish | None = None
+        self.is_complete = False
         self.progress: Progress | None = None
-        self._prompt: Sequence[int] | None = prompt  # None once it was read
+        self._is_read = False
+        self._forced = deque[int]()  # tokens that have to come next
         self._ending, self._reader = ending, reader
 
     keeps = True
@@ -146,21 +167,35 @@ class TokenLoop(Iterator[Choice]):
             raise StopIteration
         self.read_prompt()
         start = time.perf_counter()
-        choice = self.session.sample()
+        choice = self._choice()
         if self.usage.generated_tokens:
             self.usage.decode_seconds += time.perf_counter() - start
         self.usage.generated_tokens += 1
-        self.finish = self._ending.after(choice.token, self.usage.generated_tokens)
+        if speculation := self.session.speculation:
+            self.usage.drafted_tokens, self.usage.accepted_tokens = speculation.counts
+        self.finish, self.is_complete = self._ending.after(
+            choice.token, self.usage.generated_tokens, self.session.sampler
+        )
         return choice
+
+    def _choice(self) -> Choice:
+        """The next token: what is forced, of which the model is not asked, or what it chooses."""
+        if not self._forced:
+            self._forced.extend(self.session.sampler.forced())
+        if not self._forced:
+            return self.session.sample()
+        token = self._forced.popleft()
+        self.session.force(token)
+        return Choice(token, 0.0)
 
     def read_prompt(self) -> None:
         """Read the prompt, unless that was done."""
-        if self._prompt is None:
+        if self._is_read:
             return
         start = time.perf_counter()
-        if len(self._prompt):
-            self.usage.cached_tokens = self._reader(self.session, self._prompt, self.progress)
-        self._prompt = None
+        if len(self.prompt):
+            self.usage.cached_tokens = self._reader(self.session, self.prompt, self.progress)
+        self._is_read = True
         self.usage.prefill_seconds = time.perf_counter() - start
 
     def snapshot(self) -> Snapshot:

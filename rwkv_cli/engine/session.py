@@ -6,6 +6,7 @@ Tokens go in and come out; text is the business of others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.drafting import Drafter
 from rwkv_cli.engine.sampling import Choice, Sampler, SamplerMemory
+from rwkv_cli.engine.speculation import Speculation
 from rwkv_cli.engine.state import State
 from rwkv_cli.engine.token_ids import check_tokens
 from rwkv_cli.errors import UsageError
@@ -63,15 +66,33 @@ class Session:
     backend can read a token and choose its successor in one step.
     """
 
-    def __init__(self, backend: Backend, sampler: Sampler, start: Snapshot | None = None) -> None:
-        """`start` is left as it is. Raises UsageError for one of a model of another shape."""
+    def __init__(
+        self,
+        backend: Backend,
+        sampler: Sampler,
+        start: Snapshot | None = None,
+        drafter: Drafter | None = None,
+    ) -> None:
+        """`start` is left as it is. `drafter` proposes tokens, which may make it faster and changes nothing else.
+
+        Raises UsageError for the start of a model of another shape.
+        """
         self.backend, self.sampler = backend, sampler
         start = start or Snapshot.empty(backend.config)
         start.state.check_fits(backend.config)
-        self.state = start.state.copy()
+        self._state = start.state.copy()
+        self.speculation = Speculation(backend, drafter) if drafter else None
         self.n_tokens = start.n_tokens
         self.pending: int | None = None
+        self._unread: list[int] = []  # tokens before the pending one, that were forced and not read yet
         self._logits: Array | Callable[[], Array] | None = start.logits
+
+    @property
+    def state(self) -> State:
+        """The state after the last token that was read."""
+        if self.speculation:
+            self._state = self.speculation.settle(self._state)
+        return self._state
 
     @property
     def logits(self) -> Array:
@@ -99,21 +120,52 @@ class Session:
             check_tokens(np.asarray(tokens), self.backend.config.vocab_size)
         if self.pending is not None:
             tokens, self.pending = [self.pending, *tokens], None
+        if self._unread:
+            tokens, self._unread = [*self._unread, *tokens], []
         if len(tokens):
             self._logits = self.backend.forward(tokens, self.state, progress)
             self.n_tokens += len(tokens)
+            if self.speculation:
+                self.speculation.observe(tokens)
 
     def sample(self) -> Choice:
         """Choose the next token, after reading the pending one. Raises like `Sampler.sample`."""
+        if self._unread:  # several tokens in one pass
+            self.feed(())
         if self.pending is None:
             choice = self.backend.choose_from(self.logits, self.sampler)
         else:
             token, self.pending, self._logits = self.pending, None, None
             self.n_tokens += 1
-            choice, self._logits = self.backend.choose(token, self.state, self.sampler)
+            choice = self._read_and_choose(token)
         self.sampler.accept(choice.token)
         self.pending = choice.token
         return choice
+
+    def _read_and_choose(self, token: int) -> Choice:
+        """Read the token that was pending and choose the next one."""
+        if not self.speculation:
+            choice, self._logits = self.backend.choose(token, self._state, self.sampler)
+            return choice
+        logits, self._state = self.speculation.read(token, self._state, self.sampler)
+        start = time.perf_counter()
+        if logits is None:
+            choice, self._logits = self.backend.choose(token, self._state, self.sampler)
+        else:
+            choice, self._logits = self.backend.choose_from(logits, self.sampler), logits
+        self.speculation.took(time.perf_counter() - start, plain=logits is None)
+        return choice
+
+    def force(self, token: int) -> None:
+        """Take a token that has to come next, without asking the model; those in a row are read in one pass."""
+        self.take(token)
+        self.sampler.accept(token)
+
+    def take(self, token: int) -> None:
+        """Take a token that the sampler has accepted: it is pending, those before it are to be read."""
+        if self.pending is not None:
+            self._unread.append(self.pending)
+        self.pending = token
 
     def drop_pending(self) -> None:
         """Forget the token that was chosen last, without reading it."""
@@ -121,6 +173,10 @@ class Session:
 
     def snapshot(self) -> Snapshot:
         """A copy of where the session stands; a pending token is not part of it."""
+        if self._unread:
+            pending, self.pending = self.pending, None
+            self.feed(())
+            self.pending = pending
         logits = self.logits if self.has_read else None
         return Snapshot(self.state.copy(), logits, self.n_tokens, self.sampler.memory)
 
@@ -132,8 +188,10 @@ class Session:
 
     def rewind(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot that is not used elsewhere, such as an earlier one; the sampler is unchanged."""
-        self.state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
-        self.pending = None
+        if self.speculation:
+            self.speculation.settle(self._state)
+        self._state, self._logits, self.n_tokens = snapshot.state, snapshot.logits, snapshot.n_tokens
+        self.pending, self._unread = None, []
 
     def fork(self) -> Session:
         """An independent copy: a branch of the text."""

@@ -159,6 +159,14 @@ class State:
         """The heat map that a notebook shows."""
         return heat_map.html(heat_map.norms(self.wkv), f"State, {format_size(self.nbytes)}")
 
+    def assign(self, other: State) -> None:
+        """Take the values of another state of the same shape. Raises UsageError for another one."""
+        for part in self.PARTS:
+            mine, theirs = getattr(self, part), getattr(other, part)
+            if mine.shape != theirs.shape:
+                raise UsageError(f"{part} has the shape {list(theirs.shape)}; it must be {list(mine.shape)}")
+            mine[...] = theirs
+
     def copy(self) -> State:
         """An independent copy: a branch of the text."""
         if (owner := self.owner) and (copy := owner.snapshot(self)):

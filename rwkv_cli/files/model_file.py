@@ -37,7 +37,7 @@ from rwkv_cli.files.safetensors import (
     map_safetensors,
     release_pages,
 )
-from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.files.weight_layouts import Rounder, WeightType
 from rwkv_cli.files.weight_source import WeightProgress, WeightSource
 from rwkv_cli.sampling_settings import parse_defaults
 from rwkv_cli.text import templates
@@ -138,9 +138,15 @@ def is_usable(path: Path) -> bool:
 
 
 def write_model(
-    path: Path, source: WeightSource, info: ModelInfo, progress: WeightProgress | None = None
+    path: Path,
+    source: WeightSource,
+    info: ModelInfo,
+    progress: WeightProgress | None = None,
+    rounder: Rounder | None = None,
 ) -> None:
     """Quantize a checkpoint into a model file, one tensor at a time; all or nothing, see `SafetensorsWriter`.
+
+    `rounder` rounds what is stored as int4; it is asked in the order of a pass.
 
     Raises StorageError if the file cannot be written, CheckpointError if the checkpoint cannot be read to its end.
     """
@@ -152,13 +158,14 @@ def write_model(
     if vocabulary.size:
         announced[TOKENIZER] = ("U8", vocabulary.shape)
     done, total = 0, info.config.n_params
+    rounding = (rounder,) if rounder else ()
     with SafetensorsWriter(path, announced, _metadata(info)) as writer:
         if vocabulary.size:
             writer.write(TOKENIZER, vocabulary)
         for name in shapes:
             tensor = source.tensor(name)
             done += tensor.size
-            for part, array in weight_layouts.store(name, tensor, info.weight_type).items():
+            for part, array in weight_layouts.store(name, tensor, info.weight_type, *rounding).items():
                 writer.write(part, array)
             release_pages(tensor)  # if it is a view of a mapped file
             del tensor  # before the next one is read

@@ -65,7 +65,7 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
 
     def quantize_rows(rows: slice) -> None:
         groups = w[rows].reshape(-1, GROUP)
-        best = _search_int4(groups)
+        best = search_int4(groups)
         rounded = _round_int4(groups, best, np.empty_like(groups))
         q[rows] = (rounded + INT4_OFFSET).astype(np.uint8).reshape(-1, K)
         scale[rows] = f32_to_bf16(best).reshape(-1, K // GROUP)
@@ -74,7 +74,7 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     return q, scale
 
 
-def _search_int4(groups: Array) -> Array:
+def search_int4(groups: Array) -> Array:
     """The scale [n, 1] for each of n groups [n, 64] that leaves the least squared error; exact in bfloat16."""
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
     # Errors are relative to the largest magnitude: squares of huge or tiny weights overflow or underflow float32.

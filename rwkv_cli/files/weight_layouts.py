@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,7 @@ __all__ = [
     "TILE_ROWS",
     "WEIGHT_TYPES",
     "Layout",
+    "Rounder",
     "WeightType",
     "bytes_per_token",
     "layout_of",
@@ -157,9 +158,20 @@ def bytes_per_token(config: ModelConfig, weight_type: WeightType) -> int:
     return sum(sizes.values()) - embedding + embedding // config.vocab_size + 2 * config.state_bytes
 
 
-def store(name: str, tensor: Array, weight_type: WeightType) -> Stored:
+class Rounder(Protocol):
+    """How a matrix becomes int4: integers [R, K] and scales [R, K/64], as `quantize_int4` gives them."""
+
+    def __call__(self, name: str, tensor: Array, /) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]: ...
+
+
+def _nearest(name: str, tensor: Array, /) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:  # noqa: ARG001
+    return quantize_int4(tensor)
+
+
+def store(name: str, tensor: Array, weight_type: WeightType, rounder: Rounder = _nearest) -> Stored:
     """The arrays to store for one tensor, as `stored_form` announces them; the tensor must be finite.
 
+    `rounder` takes the place of rounding to the nearest for what is stored as int4.
     Raises UnsupportedModelError for values beyond the type.
     """
     layout, kind = layout_of(name), type_of(name, weight_type)
@@ -173,7 +185,7 @@ def store(name: str, tensor: Array, weight_type: WeightType) -> Stored:
         q = _arrange(layout, q[:, : tensor.shape[1]], _together(layout, kind))
         return {name: q, name + SCALE: _arrange(layout, scale, 1)}
     if kind == "int4":
-        q4, scale = quantize_int4(tensor)
+        q4, scale = rounder(name, tensor)
         return {name: _pack(layout, _arrange(layout, q4, 4)), name + SCALE: _arrange(layout, scale, 1)}
     check_range(name, tensor, kind)
     return {name: _arrange(layout, tensor.astype(_NUMPY[kind]), 1)}

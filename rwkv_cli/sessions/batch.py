@@ -12,6 +12,7 @@ from typing import Literal, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import Finish, check_limit
 from rwkv_cli.engine.scheduler import Handle, Request, Scheduler
 from rwkv_cli.engine.session import Snapshot
@@ -51,6 +52,7 @@ class Prompt:
     max_tokens: int | None = None  # None for that of all
     stop: Sequence[str] = ()  # beside those of all
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # over that of all
+    constraint: Grammar | None = None  # what the answer has to look like
     start: Snapshot | None = None  # where it continues, None for where all do
     after_document: bool = False  # whether that start is a document, and not a conversation in this template
     template: Template | None = None  # None for that of all
@@ -235,6 +237,7 @@ class _Run:
             template=prompt.template or self._layout,
             think=prompt.think,
             stop=(*self._stop, *prompt.stop),
+            constraint=prompt.constraint,
             start=self._place(start) if start else None,
             submit=submit,
             **sampling,

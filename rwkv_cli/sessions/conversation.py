@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from rwkv_cli.engine.constraint import Constraint
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import TokenLoop, check_limit
 from rwkv_cli.engine.sampling import GeneratorState, SamplerMemory
 from rwkv_cli.engine.session import Session, Snapshot
@@ -58,6 +60,7 @@ class Conversation:
         self.system = system
         self.think = think
         self.max_tokens = max_tokens
+        self.constraint: Grammar | None = None  # what answers have to look like
         self.chosen = combined(sampling)
         self.turns: list[Turn] = []
         self.start = start or Start()
@@ -97,24 +100,26 @@ class Conversation:
         if len(text) > MOST_CHARACTERS:
             raise UsageError(f"the message has {len(text):,} characters; {MOST_CHARACTERS:,} are allowed")
         turn = Turn(text, "", self.think)
-        session = self._session(self._at(after, progress))
+        constraint = None
+        if self.constraint:
+            constraint = self.model.constraint(self.constraint, self.template, self.think)
+        session = self._session(self._at(after, progress), constraint)
         prompt = self._tokens_of_turn(turn, is_first=not after)
         ending = self.model.ending(self.template, self.max_tokens)
         generation = Generation(
             TokenLoop(session, prompt, ending),
             self.model.tokenizer,
-            self.template.stop,
-            splitter=ThoughtSplitter(self.template, self.think),
+            () if constraint else self.template.stop,
+            splitter=ThoughtSplitter(self.template, self.think, trims=constraint is not None),
         )
         if progress:
             generation.report_to(progress)
         return AnswerStream(generation, lambda answer: self._record(turn, after, answer))
 
-    def _session(self, start: Snapshot | None) -> Session:
+    def _session(self, start: Snapshot | None, constraint: Constraint | None = None) -> Session:
         """A session that continues from a snapshot."""
-        return self.model.session(
-            self.settings, self._with_generator(start or Snapshot.empty(self.model.config))
-        )
+        start = self._with_generator(start or Snapshot.empty(self.model.config))
+        return self.model.session(self.settings, start, constraint)
 
     def _with_generator(self, snapshot: Snapshot) -> Snapshot:
         """A snapshot with its own counts and the generator of the conversation."""
@@ -179,6 +184,7 @@ class Conversation:
             max_tokens=self.max_tokens,
             **self.chosen,
         )
+        other.constraint = self.constraint
         other.turns, other.snapshots = self.turns.copy(), self.snapshots.copy()
         other._generator = self._generator
         return other
@@ -204,6 +210,7 @@ class Conversation:
             answers = [gap + self.parts_of(each)[1] for each in self.turns]
             turns = zip(self.turns, answers, strict=True)
             other.turns = [Turn(each.user, answer, None, each.finish) for each, answer in turns]
+        other.constraint = self.constraint
         if self.think in template.thinking:
             other.set_think(self.think)
         other._at(len(other.turns), progress)

@@ -59,14 +59,15 @@ def load_model(
     threads: int | None,
     reporter: Reporter,
     default: str | None = None,
+    draft: str | None = None,
 ) -> Model:
     """The model of --model; without it, the one that made the state. Raises StateError where they do not fit.
 
-    `default` is the model in the user's settings, which nobody chose for this state.
+    `default` is the model in the user's settings, which nobody chose for this state. `draft` is as for `model.load`.
     """
     if saved and chosen in (None, default):
         chosen = _model_of(saved, chosen)
-    loaded = models.load(chosen, device, threads=threads, reporter=reporter)
+    loaded = models.load(chosen, device, threads=threads, draft=draft, reporter=reporter)
     if saved and (warning := state_file.fit(saved, loaded)):
         reporter.note(warning)
     return loaded

@@ -32,11 +32,19 @@ class ThoughtSplitter:
     How the text is split into pieces makes no difference. Tags are dropped, all else is passed on.
     """
 
-    def __init__(self, template: Template, think: str | None = None, *, said: str | None = None) -> None:
+    def __init__(
+        self,
+        template: Template,
+        think: str | None = None,
+        *,
+        said: str | None = None,
+        trims: bool = False,
+    ) -> None:
         """`think` is the mode of the template with which the answer was begun; None for its default.
 
-        `said` is for an answer that is continued: the text up to there.
+        `said` is for an answer that is continued: the text up to there. `trims` drops white space before the answer.
         """
+        self._trims = trims
         begun = template.answer_prefix(think) if said is None else said
         self._where: _Where = "before" if template.is_chat else "answer"
         self._held = ""
@@ -73,12 +81,17 @@ class ThoughtSplitter:
                 kept = len(thought) - _begun(thought, CLOSE)
                 thought, self._held = thought[:kept], thought[kept:]
             parts.append(Part(thought, thought=True))
+        if self._trims and self._where == "answer":
+            text = text.lstrip()
+            self._trims = not text
         parts.append(Part(text))
         return [part for part in parts if part.text]
 
     def flush(self) -> list[Part]:
         """What was held back, at the end of the text."""
         held, self._held = self._held, ""
+        if self._trims and self._where != "thought":
+            held = held.lstrip()
         return [Part(held, self._where == "thought")] if held else []
 
 

@@ -228,10 +228,11 @@ def test_bytes_that_a_token_takes(tmp_path, weight_type):
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_the_memory_is_read(tmp_path, monkeypatch, n_threads):
     monkeypatch.setattr(cpu, "PROBE_BYTES", 3 << 18)
-    backend = CpuBackend(write_and_open(tmp_path / "x", fine_weights(), "int8"), n_threads)
+    model = write_and_open(tmp_path / "x", fine_weights(), "int8")
+    backend = CpuBackend(model, n_threads)
     read = backend.memory_reader()
     assert [read(), read()] == [3 << 18] * 2
-    reference = ReferenceBackend(backend._model)
+    reference = ReferenceBackend(model)
     assert backend.bytes_per_token
     assert backend.memory_reader()
     assert (reference.bytes_per_token, reference.memory_reader()) == (None, None)

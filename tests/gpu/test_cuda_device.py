@@ -122,6 +122,7 @@ def test_two_runs_give_the_same_to_the_bit(backends, weight_type):
         {"temperature": 1.5, "top_p": 0.95},
         {"presence_penalty": 1, "frequency_penalty": 0.5, "logit_bias": {66: 4.0}, "banned": {0}},
         {"min_p": 0.05, "top_p": 1},
+        {"top_k": 40, "top_p": 0.95},
     ],
 )
 def test_tokens_are_chosen_as_on_the_host(backends, options):

@@ -14,6 +14,7 @@ from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.gpu import device_sampler
 from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
+from rwkv_cli.engine.gpu.kernel_sources import constants
 from rwkv_cli.engine.sampling import NOT_A_NUMBER, Choice, Sampler
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import RwkvError, UsageError
@@ -54,7 +55,7 @@ class OnDevice:
     def choose(self, sampler: Sampler) -> Choice:
         """As `Sampler.sample`; the logits stay as they are."""
         self._sampler.submit([sampler.request(len(self._logits))])
-        self._gpu.run([self._sampler.step()])
+        self._gpu.run(self._sampler.steps())
         after = np.empty_like(self._logits)
         self._gpu.download(self._memory.address, after)
         np.testing.assert_array_equal(after, self._logits)
@@ -83,7 +84,6 @@ def compare(gpu, logits, chosen, counts=NO_COUNTS, most=None):
 @given(case=cases(50))
 def test_the_distribution_is_that_of_the_sampler(gpu, case):
     logits, chosen, counts = case
-    chosen = replace(chosen, top_k=0)
     assume(naive_distribution(logits, chosen, counts)[1] > 1e-6)
     compare(gpu, logits, chosen, counts)
 
@@ -97,6 +97,9 @@ def test_the_distribution_is_that_of_the_sampler(gpu, case):
         {"top_p": 1, "min_p": 1e-4},
         {"top_p": 1, "temperature": 1.3},
         {"top_p": 0.5, "temperature": 0.5, "banned": frozenset({7})},
+        {"top_p": 1, "top_k": 40},
+        {"top_p": 0.9, "top_k": 2000, "min_p": 1e-5},
+        {"top_p": 1, "top_k": 4900},
     ],
 )
 @pytest.mark.parametrize("spread", [0.01, 1, 4, 30])
@@ -106,7 +109,10 @@ def test_wide_vocabulary(gpu, options, spread):
 
 
 def test_with_as_many_threads_as_there_are(gpu, monkeypatch):
-    monkeypatch.setattr(device_sampler, "THREADS", 1024)
+    for kernel in ("SURVEY_THREADS", "SAMPLE_THREADS"):
+        monkeypatch.setattr(
+            device_sampler, kernel, constants(f"{kernel.split('_')[0].lower()}.cu")["THREADS"]
+        )
     logits = float32(np.random.default_rng(1).standard_normal(5_000))
     compare(gpu, logits, SamplingSettings(presence_penalty=2), {7: 1.0, 4_999: 2.0}, most=3)
 
@@ -127,7 +133,7 @@ def test_many_sequences_at_once_each_by_its_own_settings(gpu):
     here, there = ([Sampler(SamplingSettings(seed=6, **each)) for each in options] for _ in range(2))
     for n in (4, 1, 3, 4, 4, 4, 2):
         on_device.submit([sampler.request(100) for sampler in there[:n]])
-        gpu.run([on_device.step(n)])
+        gpu.run(on_device.steps(n))
         found = on_device.collect(n)
         for sampler, choice in zip(there[:n], found, strict=True):
             sampler.accept(choice.token)
@@ -137,6 +143,63 @@ def test_many_sequences_at_once_each_by_its_own_settings(gpu):
     after = np.empty_like(logits)
     gpu.download(memory.address, after)
     np.testing.assert_array_equal(after, logits)
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.3}, {"top_p": 0.7, "top_k": 1500}, {"top_p": 1, "top_k": 777}]
+)
+@pytest.mark.parametrize("levels", [1, 2, 5, 4000])
+def test_tokens_that_are_equally_likely(gpu, options, levels):
+    """Thousands share one value, or are so close that one histogram cannot tell them apart."""
+    rng = np.random.default_rng(3)
+    steps = rng.integers(0, levels, 5_000)
+    logits = float32(1 + steps / 2**16)
+    chosen = SamplingSettings(**options)
+    probabilities, _ = naive_distribution(logits, chosen)
+    kept = np.flatnonzero(probabilities)
+    there = OnDevice(gpu, logits)
+    for token, number in ((kept[0], 0), (kept[-1], 1 - 1e-9)):
+        assert there.choose(sampler_with(chosen, number)).token == token
+        assert sampler_with(chosen, number).sample(logits).token == token
+
+
+@pytest.mark.parametrize("top_k", range(1, 9))
+def test_top_k_leaves_the_lowest_ids_of_equals(gpu, top_k):
+    logits = float32([1, 3, 2, 3, 2, 3, 2, 0])
+    chosen = SamplingSettings(top_p=1, top_k=top_k)
+    there = OnDevice(gpu, logits)
+    for number in np.linspace(0.01, 0.99, 30):
+        assert (
+            there.choose(sampler_with(chosen, number)).token
+            == sampler_with(chosen, number).sample(logits).token
+        )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0}, {"top_k": 3, "top_p": 1, "banned": frozenset({9})}]
+)
+def test_a_mask_leaves_its_tokens_alone(gpu, options):
+    """As if all others were banned; the logarithm of the probability stays that of the model."""
+    rng = np.random.default_rng(5)
+    logits = float32(rng.standard_normal((2, 100)) * 3)
+    allowed = np.sort(rng.choice(100, 12, replace=False))
+    mask = np.zeros(4, np.uint32)
+    np.bitwise_or.at(mask, allowed // 32, np.uint32(1) << (allowed % 32).astype(np.uint32))
+    memory = gpu.allocate(logits.nbytes)
+    gpu.upload(memory.address, logits)
+    on_device = DeviceSampler(gpu, memory.address, 100, 2)
+    chosen = SamplingSettings(**options)
+    others = frozenset(range(100)) - frozenset(allowed.tolist())
+    banned = replace(chosen, banned=chosen.banned | others)
+    for number in np.linspace(0.01, 0.99, 10):
+        plain = sampler_with(chosen, number).request(100)
+        on_device.submit([plain, plain._replace(mask=mask)], rows=[1, 0])
+        gpu.run(on_device.steps(2))
+        first, second = on_device.collect(2)
+        for found, sampler, row in ((first, chosen, 1), (second, banned, 0)):
+            expected = sampler_with(sampler, number).sample(logits[row])
+            assert found.token == expected.token
+            assert found.logprob == pytest.approx(expected.logprob, abs=1e-5)
 
 
 @pytest.mark.parametrize("option", [{"temperature": 0}, {"top_p": 0}, {"top_k": 1}])

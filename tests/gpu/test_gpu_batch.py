@@ -1,6 +1,7 @@
 """Many sequences at once, on an emulated GPU: each as it is alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from helpers.gpu import FOUND
 from helpers.models import assert_same_state, difference, some_tokens, state_difference
 from helpers.writers import TINY
 
+from rwkv_cli.engine.constraint import mask_of
 from rwkv_cli.engine.gpu import batch as gpu_batch
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.engine.gpu.batch import GpuBatch
+from rwkv_cli.engine.gpu.few_pass import FewPass
 from rwkv_cli.engine.sampling import Sampler
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
@@ -30,7 +33,9 @@ HALF = 2e-3
 def backend(tmp_path_factory):
     """The CUDA backend on an emulated GPU."""
     with few_threads():
-        yield tiny_backend(tmp_path_factory.mktemp("fp16"))
+        made = tiny_backend(tmp_path_factory.mktemp("fp16"))
+        made._gpu.shared_memory = 227 << 10  # enough for the kernels of few tokens
+        yield made
 
 
 def batch_of(backend, slots, capacity=8):
@@ -80,6 +85,54 @@ def test_sequences_that_join_and_leave_are_as_each_alone(backend):
     for slot in (0, 1, 2):
         leave(slot)
     assert batch.free == 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [2, 3, 8, 9, 16, 17])
+def test_one_token_each_of_few_and_of_many(backend, n):
+    """By the kernels of few tokens, and beyond them by those of many."""
+    batch = batch_of(backend, n, capacity=20)
+    slots = [batch.join() for _ in range(n)][::-1]
+    texts = {slot: some_tokens(TINY, 3 + slot % 2, slot) for slot in slots}
+    batch.read({slot: tokens[:-2] for slot, tokens in texts.items()})
+    for i in (-2, -1):
+        found = batch.read({slot: [tokens[i]] for slot, tokens in texts.items()})
+    assert (("few", n) in batch._graphs) == (n <= 16)
+    for row, (slot, tokens) in zip(found, texts.items(), strict=True):
+        alone = Alone(backend)
+        assert difference(row, alone.read(tokens)) <= HALF
+        assert state_difference(batch.leave(slot), alone.state) <= HALF
+
+
+@needs_compiler
+@pytest.mark.parametrize("weight_type", ["int8", "int4"])
+def test_few_tokens_with_integer_weights(weight_type, tmp_path):
+    """Which are converted to float16 in registers: as where whole matrices are converted, up to their rounding."""
+    with few_threads():
+        backend = tiny_backend(tmp_path, weight_type)
+        backend._gpu.shared_memory = 227 << 10
+        few, many = batch_of(backend, 11), batch_of(backend, 11)
+        many._most_few = 0
+        for batch in (few, many):
+            for _ in range(11):
+                batch.join()
+        for i in range(3):
+            parts = {slot: some_tokens(TINY, 1, slot + 11 * i) for slot in range(11)}
+            assert difference(few.read(parts), many.read(parts)) <= 5 * HALF
+    for slot in range(11):
+        assert state_difference(few.leave(slot), many.leave(slot)) <= 5 * HALF
+
+
+@needs_compiler
+def test_few_tokens_need_shared_memory(backend):
+    gpu, weights = backend._gpu, backend._weights
+    assert FewPass.most_tokens(gpu, weights) == 16
+    small = SimpleNamespace(shared_memory=48 << 10, multiprocessors=3)
+    assert FewPass.most_tokens(small, weights) == 0
+    odd = SimpleNamespace(type="int8", config=replace(weights.config, n_embd=192))
+    assert FewPass.most_tokens(gpu, odd) == 0
+    wide = SimpleNamespace(type="fp16", config=replace(weights.config, n_embd=4096))
+    assert FewPass.most_tokens(gpu, wide) == 0
 
 
 @needs_compiler
@@ -139,6 +192,35 @@ def test_the_next_tokens_are_chosen_as_from_the_logits(backend, options):
         assert_same_state(chosen.leave(slot), read.leave(slot))
 
 
+def assert_same_choices(found, expected):
+    assert [choice.token for choice in found] == [choice.token for choice in expected]
+    np.testing.assert_allclose([c.logprob for c in found], [c.logprob for c in expected], atol=1e-5)
+
+
+@needs_compiler
+def test_samplers_in_another_order_than_the_sequences(backend):
+    batch, logits = batch_of(backend, 3), batch_of(backend, 3)
+    for each in (batch, logits):
+        each.join(), each.join(), each.join()
+    parts = {2: [1], 0: [2, 7], 1: [3]}
+    found = batch.choose(parts, {slot: Sampler(SamplingSettings(seed=slot)) for slot in (1, 2)})
+    rows = dict(zip(parts, logits.read(parts), strict=True))
+    expected = {slot: Sampler(SamplingSettings(seed=slot)).choose(rows[slot]) for slot in (1, 2)}
+    assert [*found] == [*expected]
+    assert_same_choices([*found.values()], [*expected.values()])
+
+
+@needs_compiler
+def test_a_token_that_the_model_lacks_is_refused_before_anything_is_read(backend):
+    batch = batch_of(backend, 1)
+    before = batch_of(backend, 1)
+    slot = batch.join()
+    before.join()
+    with pytest.raises(UsageError, match=f"no token {TINY.vocab_size}"):
+        batch.choose({slot: [1]}, {slot: Sampler(SamplingSettings(banned=frozenset({TINY.vocab_size})))})
+    assert_same_state(batch.leave(slot), before.leave(slot))
+
+
 @needs_compiler
 def test_settings_that_rank_and_others_in_one_batch(backend):
     batch, logits = batch_of(backend, 2), batch_of(backend, 2)
@@ -149,7 +231,7 @@ def test_settings_that_rank_and_others_in_one_batch(backend):
     for _ in range(4):
         found = batch.choose({0: [1], 1: [2]}, dict(enumerate(there)))
         expected = [s.sample(row) for s, row in zip(here, logits.read({0: [1], 1: [2]}), strict=True)]
-        assert [*found.values()] == expected
+        assert_same_choices([*found.values()], expected)
         for sampler, choice in zip(there, found.values(), strict=True):
             sampler.accept(choice.token)
 
@@ -161,11 +243,50 @@ def test_a_sequence_without_a_sampler_only_reads(backend):
         each.join(), each.join()
     found = batch.choose({0: [1, 2], 1: [3]}, {1: Sampler(SamplingSettings(seed=1))})
     logits = alone.read({0: [1, 2], 1: [3]})
-    expected = Sampler(SamplingSettings(seed=1)).choose(logits[1])
-    assert found == {1: (expected.token, pytest.approx(expected.logprob, abs=1e-5))}
+    assert [*found] == [1]
+    assert_same_choices([found[1]], [Sampler(SamplingSettings(seed=1)).choose(logits[1])])
     np.testing.assert_array_equal(batch.logits(1), logits[1])
+    assert not batch.choose({0: [4], 1: [5]}, {})
+    alone.read({0: [4], 1: [5]})
     for slot in range(2):
         assert_same_state(batch.leave(slot), alone.leave(slot))
+
+
+class Odd:
+    """A constraint that allows the tokens with odd ids."""
+
+    is_complete = False
+
+    def mask(self):
+        return mask_of(np.arange(1, TINY.vocab_size, 2), TINY.vocab_size)
+
+    def accept(self, token):
+        assert token % 2
+
+
+@needs_compiler
+def test_a_sequence_with_a_constraint_and_one_without_in_one_batch(backend):
+    batch, logits = batch_of(backend, 2), batch_of(backend, 2)
+    here, there = (
+        {slot: Sampler(SamplingSettings(seed=1), constraint=each) for slot, each in enumerate((Odd(), None))}
+        for _ in range(2)
+    )
+    for each in (batch, logits):
+        each.join(), each.join()
+    for _ in range(4):
+        found = batch.choose({0: [1], 1: [2]}, there)
+        rows = logits.read({0: [1], 1: [2]})
+        assert_same_choices([found[slot] for slot in here], [here[slot].choose(rows[slot]) for slot in here])
+        for slot in here:
+            here[slot].accept(found[slot].token)
+            there[slot].accept(found[slot].token)
+
+
+@needs_compiler
+def test_one_sequence_with_a_constraint(backend):
+    sampler, state = Sampler(SamplingSettings(seed=1), constraint=Odd()), State.zeros(TINY)
+    for token in range(4):
+        sampler.accept(backend.choose(token, state, sampler).choice.token)
 
 
 @needs_compiler

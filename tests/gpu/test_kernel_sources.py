@@ -84,18 +84,21 @@ def test_constant_expressions(expression, value):
 
 
 def test_structs_have_the_layout_of_the_compiler():
-    request = kernel_sources.structure("sample.cu", "Request")
-    assert request.itemsize == 40
+    request = kernel_sources.structure("sampling.cuh", "Request")
+    assert request.itemsize == 56
     assert {name: (str(kind), offset) for name, (kind, offset) in request.fields.items()} == {
         "token": ("int32", 0),
         "n": ("int32", 4),
         "changes": ("uint64", 8),
-        "random": ("float64", 16),
-        "log_min_p": ("float64", 24),
-        "temperature": ("float32", 32),
-        "top_p": ("float32", 36),
+        "mask": ("uint64", 16),
+        "random": ("float64", 24),
+        "log_min_p": ("float64", 32),
+        "temperature": ("float32", 40),
+        "top_p": ("float32", 44),
+        "top_k": ("int32", 48),
+        "row": ("int32", 52),
     }
-    assert kernel_sources.structure("sample.cu", "Choice") == np.dtype(
+    assert kernel_sources.structure("sampling.cuh", "Choice") == np.dtype(
         [("token", np.int32), ("logprob", np.float32)], align=True
     )
 
@@ -106,6 +109,7 @@ def test_host_and_kernels_agree():
     assert kernel_sources.constants("weights.cu")["TILE_ROWS"] == weight_layouts.TILE_ROWS
     reasons = sampling.NOT_A_NUMBER, sampling.NOTHING_LEFT
     assert (sample["NOT_A_NUMBER"], sample["NOTHING_LEFT"]) == reasons
+    assert sample["PARTS"] == common["LANES"]
     assert kernel_sources.constants("mix.cu")["MOST_CHANNELS"] == 4096
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.engine.backends.base import Backend
+from rwkv_cli.engine.generate import UNLIMITED, Ending, PromptReader, TokenLoop, read_directly
+from rwkv_cli.engine.session import Session
 from rwkv_cli.engine.state import State
+from rwkv_cli.generation import Generation
 from rwkv_cli.reporting import Progress
 from rwkv_cli.text.tokenizer import TokenizerSpec
 
@@ -75,3 +79,20 @@ class Actor(Backend):
 def spoken(text: str | bytes) -> list[int]:
     """The tokens of a text or of bytes."""
     return [byte + 1 for byte in (text if isinstance(text, bytes) else text.encode())]
+
+
+def generated(
+    session: Session,
+    prompt: Sequence[int],
+    tokenizer: Any,
+    *,
+    max_tokens: int = UNLIMITED,
+    stop: Sequence[str] = (),
+    stop_tokens: Collection[int] = (),
+    reader: PromptReader = read_directly,
+    **options: Any,
+) -> Generation:
+    """A generation of a session, by itself; `options` are those of `Generation`."""
+    end = tokenizer.end_of_document if tokenizer else 0
+    loop = TokenLoop(session, prompt, Ending(end, stop_tokens, max_tokens), reader)
+    return Generation(loop, tokenizer, stop, **options)

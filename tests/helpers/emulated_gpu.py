@@ -23,6 +23,7 @@ from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.gpu import batched_pass, device_sampler, kernel_sources, weights
 from rwkv_cli.engine.gpu.device_protocol import ALIGNMENT, aligned
 from rwkv_cli.engine.gpu.launch_plan import Launch, Product, Step
+from rwkv_cli.files.weight_layouts import WeightType
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -42,14 +43,15 @@ def few_threads() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "_COPY_BLOCKS", 4)
         patch.setattr(batched_pass, "MANY_BLOCKS", 4)
-        patch.setattr(device_sampler, "THREADS", 64)
+        patch.setattr(device_sampler, "SURVEY_THREADS", 64)
+        patch.setattr(device_sampler, "SAMPLE_THREADS", 64)
         yield
 
 
-def tiny_backend(folder: Path) -> CudaBackend:
-    """The CUDA backend on an emulated GPU, with random float16 weights of the sizes `TINY`."""
-    model = write_and_open(folder / "model", random_weights(TINY), "fp16")
-    return CudaBackend(model, EmulatedGpu(build("fp16", folder)))
+def tiny_backend(folder: Path, weight_type: WeightType = "fp16") -> CudaBackend:
+    """The CUDA backend on an emulated GPU, with random weights of the sizes `TINY`."""
+    model = write_and_open(folder / "model", random_weights(TINY), weight_type)
+    return CudaBackend(model, EmulatedGpu(build(weight_type, folder)))
 
 
 def build(weight_type: str, folder: Path) -> dict[str, Kernel]:

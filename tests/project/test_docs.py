@@ -98,6 +98,8 @@ def test_an_option_is_the_same_everywhere():
         "--newest",  # is downloaded, or compared with the known models
         "--system",  # in the panel of the conversation
         "--think",
+        "--tools",
+        "--yes",  # to what: deleting, or calling tools
     }
     found = {}
     for name in COMMANDS:

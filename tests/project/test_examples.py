@@ -49,6 +49,11 @@ def test_a_chat(tmp_path):
     assert blank == end == ""
 
 
+def test_a_form_is_filled_in(tmp_path):
+    printed = run("structured.py", tmp_path)
+    assert re.fullmatch(r".{0,20} is a (fox|goose|mouse) with [0-9] friends\n", printed)
+
+
 def test_a_saved_state_is_continued(tmp_path, model):
     lines = run("resume_state.py", tmp_path).splitlines()
     whole = model.generate("Once upon a time", template=None, seed=1, max_tokens=80)

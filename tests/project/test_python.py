@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.actor import Actor, spoken
+from helpers.actor import Actor, generated, spoken
 from helpers.saved import some_state
 from helpers.talker import talking
 from helpers.writers import random_weights, write_pth
@@ -77,12 +77,10 @@ def test_a_line_break_in_a_name_or_a_text_stays_in_the_line():
 
 
 def generation_of(said, **options):
-    from rwkv_cli.generation import Generation
-
     model = talking()
     backend = Actor(spoken(said))
     session = rwkv_cli.Session(backend, model.sampler(SamplingSettings(temperature=0)))
-    return Generation(session, spoken("x"), model.tokenizer, **options)
+    return generated(session, spoken("x"), model.tokenizer, **options)
 
 
 def test_the_text_is_generated_where_nobody_iterated():

@@ -254,7 +254,7 @@ def test_the_oldest_goes(model, folder, monkeypatch):
     for file in folder.iterdir():
         os.utime(file, (1, 1))
     read(model, second)
-    end = prompt_cache._Entries(model, second)._path(LEAST)
+    end = prompt_cache._Entries(model, second, size)._path(LEAST)
     for file in folder.iterdir():
         if file.stat().st_mtime > 1:
             os.utime(file, (2, 2) if file == end else (3, 3))  # of the second, its end is the oldest

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rwkv_cli
+from rwkv_cli.engine.constraint import GAP, ConstraintMemory
 from rwkv_cli.engine.sampling import SamplerMemory
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import CheckpointError, ModelFileError, StateError, StorageError
@@ -30,7 +31,7 @@ from rwkv_cli.files.safetensors import SafetensorsWriter, map_safetensors
 from rwkv_cli.paths import EMBEDDED_MODEL
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.model_identity import identify, identify_file
-from rwkv_cli.sessions.state_file import SavedState
+from rwkv_cli.sessions.state_file import SavedState, fields
 from rwkv_cli.text.templates import get_template
 
 
@@ -58,6 +59,9 @@ def gosling_int4(tmp_path_factory):
     return rwkv_cli.load(path)
 
 
+CONSTRAINT = ConstraintMemory("regex", "[é✿]+", (0, 5), ">" + GAP, None, (1, 2, 3))
+
+
 def assert_same(a, b):
     """Equal to the bit in everything that a file keeps."""
     assert_same_state(a.snapshot.state, b.snapshot.state)
@@ -76,7 +80,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "parts",
     [
         {},
         {"text": ""},
@@ -85,15 +89,37 @@ def assert_same(a, b):
         {"name": "ä b", "template": get_template("g1"), "created": "2026-01-01T00:00:00+00:00"},
         {"memory": some_memory()},
         {"memory": SamplerMemory({}, np.random.default_rng(1).bit_generator.state)},
+        {"memory": dataclasses.replace(some_memory(), constraint=CONSTRAINT)},
+        {
+            "memory": dataclasses.replace(
+                some_memory(), constraint=dataclasses.replace(CONSTRAINT, thought=b"</th\xff")
+            )
+        },
         {"settings": {"seed": 2**70, "top_p": 0.3, "banned": frozenset({4, 1}), "logit_bias": {3: -1.5}}},
         {"conversation": {"turns": [["half a pair: \ud83d", 1, None, {"a": 0.1}]]}},
     ],
 )
-def test_what_is_saved_is_loaded(path, fields):
-    saved = some_state(**fields)
+def test_what_is_saved_is_loaded(path, parts):
+    saved = some_state(**parts)
     state_file.save(path, saved)
     assert_same(state_file.load(path), saved)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", saved.created)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "poem"}, {"source": 5}, {"ends": 5}, {"ends": ["a"]}, {"lead": "x*"},
+        {"tokens": [1.5]}, {"tokens": [True]}, {"tokens": None},
+    ],
+)  # fmt: skip
+def test_a_damaged_constraint_is_one_sentence(path, monkeypatch, changes):
+    saved = some_state(memory=dataclasses.replace(some_memory(), constraint=CONSTRAINT))
+    plain = dataclasses.asdict
+    monkeypatch.setattr(fields, "asdict", lambda each: plain(each) | changes)
+    state_file.save(path, saved)
+    with pytest.raises(StateError, match="its constraint is damaged"):
+        state_file.load(path)
 
 
 def test_a_state_that_has_read_nothing(path):

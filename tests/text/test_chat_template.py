@@ -151,5 +151,5 @@ def test_time_and_memory_are_limited(source: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(jinja, "SECONDS", 1.5)
     with pytest.raises(UsageError, match=r"takes (more than 2 s, or )?too much memory"):
         from_source(source)
-    monkeypatch.setattr(jinja, "SECONDS", 20.0)
+    monkeypatch.setattr(jinja, "SECONDS", 200.0)  # on a busy machine
     assert from_source(WORLD).render("Why?") == "User: Why?\n\nAssistant:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from typing import Any, cast
 
 from rwkv_cli.cli.batch.lines import Line
 from rwkv_cli.cli.terminal import ui
+from rwkv_cli.engine.constraints import requests
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import check_limit
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import NUMERIC_FIELDS, SamplingOverrides, check_overrides
@@ -28,6 +31,7 @@ class Question:
     stop: tuple[str, ...] = ()  # beside those of the command
     state: str | None = None  # a name or a file
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    constraint: Grammar | None = None
     carried: Fields = field(default_factory=dict)  # {"id": ...}, for the result
     error: str = ""  # why it cannot be answered
 
@@ -93,8 +97,20 @@ def _question(fields: Fields, carried: Fields) -> Question:
         parse_stops(stops),
         fields.get("state"),
         _sampling(fields),
+        _constraint(fields),
         carried,
     )
+
+
+def _constraint(fields: Fields) -> Grammar | None:
+    """What the answer of a line has to look like; lines that demand the same share it. Raises UsageError."""
+    chosen = {name: fields[name] for name in requests.FIELDS if fields.get(name) is not None}
+    return _grammar(json.dumps(chosen)) if chosen else None
+
+
+@functools.lru_cache(maxsize=256)
+def _grammar(fields: str) -> Grammar | None:
+    return requests.grammar_of(json.loads(fields))
 
 
 def _sampling(fields: Fields) -> SamplingOverrides:

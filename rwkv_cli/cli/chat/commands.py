@@ -12,6 +12,7 @@ from typing import cast
 
 from rwkv_cli import paths
 from rwkv_cli.cli import completion
+from rwkv_cli.cli.chat import forms
 from rwkv_cli.cli.chat.loop import Chat, speeds
 from rwkv_cli.cli.terminal.progress import TerminalReporter
 from rwkv_cli.errors import UsageError
@@ -169,7 +170,7 @@ def _system(chat: Chat, text: str) -> None:
     if not text:
         chat.view.say(chat.conversation.system or "no system prompt: set one with /system TEXT")
         return
-    chat.session.reset(text)
+    chat.session.reset(chat.toolbox.system(text) if chat.toolbox else text)
     chat.view.say("new conversation with this system prompt; /undo restores the previous one")
 
 
@@ -184,14 +185,27 @@ def _set(chat: Chat, argument: str) -> None:
         hint = f" (did you mean {near[0].replace('_', '-')}?)" if near else ""
         raise UsageError(f"unknown setting {name!r}{hint}: /set lists them")
     if not value:
-        raise UsageError(f"give it a value: /set {name} {'|'.join(_values(chat, name)) or 'NUMBER'}")
+        raise UsageError(
+            f"give it a value: /set {name} {'|'.join(_values(chat, name)) or forms.WANTED.get(key, 'NUMBER')}"
+        )
     if key in _SWITCHES:
         chat.switch(key, _choice(name, value, _SWITCHES[key]))
+    elif key in forms.WANTED:
+        chat.conversation.constraint = forms.parsed(key, value)
     else:
         _choose(chat.conversation, key, None if value == "default" else value)
     if chat.conversation.turns:
         chat.keep()
     chat.view.say(f"{name}: {_settings(chat)[key.replace('_', '-')]}")
+
+
+def _tool(chat: Chat, result: str) -> None:
+    if chat.toolbox is None:
+        raise UsageError("no tools are offered: start with rwkv chat --tools FILE")
+    if not result:
+        raise UsageError("give the result of the call: /tool RESULT")
+    message = chat.toolbox.form.answer(result)
+    chat.answer(lambda progress: chat.conversation.ask(message, progress))
 
 
 def _show(chat: Chat, _: str) -> None:
@@ -258,7 +272,7 @@ _SETTINGS: dict[str, type] = {
     },
     "max_tokens": int,
     "think": str,
-    **dict.fromkeys(_SWITCHES, str),
+    **dict.fromkeys((*forms.WANTED, *_SWITCHES), str),
 }
 
 
@@ -274,6 +288,8 @@ def _settings(chat: Chat) -> dict[str, str]:
             text += " (set)" if name in conversation.chosen else ""
         elif name in _SWITCHES:
             text = chat.switched(name)
+        elif name in forms.WANTED:
+            text = forms.shown(conversation.constraint, name)
         elif name == "think":
             own = conversation.template.default_thinking or "default"
             text = conversation.think or (own if conversation.template.thinking else "not in this template")
@@ -284,6 +300,8 @@ def _settings(chat: Chat) -> dict[str, str]:
 
 
 def _values(chat: Chat, name: str) -> Sequence[str]:
+    if name == "json-object":
+        return ("on", "off")
     if name == "think":
         return (*chat.conversation.template.thinking, "default")
     return _SWITCHES.get(name.replace("-", "_"), ())
@@ -369,6 +387,7 @@ COMMANDS: dict[str, Command] = {
             _set,
             lambda _: [name.replace("_", "-") for name in _SETTINGS],
         ),
+        Command("tool", "RESULT", "give the model the result of its call", _tool),
         Command("show", "", "show the model, the conversation and the settings", _show),
         Command("stats", "", "show tokens and speeds", _stats),
         Command("export", "FILE.md|FILE.json", "export the conversation as Markdown or JSON", _export),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rwkv_cli.cli import default_model, failures
 from rwkv_cli.cli.chat.input import Reader, unechoed
+from rwkv_cli.cli.chat.toolbox import MOST_ROUNDS, Toolbox
 from rwkv_cli.cli.chat.view import View
 from rwkv_cli.cli.options import as_setting
 from rwkv_cli.cli.terminal import ui
@@ -52,8 +53,11 @@ class Chat:
         view: View,
         dispatch: Callable[[Chat, str], None],
         quiet: bool = False,
+        toolbox: Toolbox | None = None,
     ) -> None:
-        """`dispatch` runs a line that begins with a slash."""
+        """`dispatch` runs a line that begins with a slash; `toolbox` has the tools that the model may call."""
+        self.toolbox = toolbox
+        self._rounds = 0  # of calls since the user's message
         self.session = session
         self.reader = reader
         self.view = view
@@ -122,6 +126,7 @@ class Chat:
                 return
             text = line[1:] if line.startswith("//") else line
             ask = self.conversation.edit if edits else self.conversation.ask
+            self._rounds = 0
             self.answer(lambda progress: ask(text, progress), text)
         except RwkvError as error:
             self._fail(error)
@@ -174,6 +179,31 @@ class Chat:
         self.view.separate()
         if answer.stopped and not self.is_interactive:
             raise KeyboardInterrupt
+        if self.toolbox and not answer.stopped:
+            self._make_calls(self.toolbox)
+
+    def _make_calls(self, toolbox: Toolbox) -> None:
+        """Make the calls in the last answer, and have the model answer to their results."""
+        _, said = self.conversation.parts_of(self.conversation.turns[-1])
+        if not (calls := toolbox.calls_in(said)):
+            return
+        if self._rounds == MOST_ROUNDS:
+            ui.note(f"({MOST_ROUNDS} calls in a row: say something for the model to go on)")
+            return
+        self._rounds += 1
+        if results := toolbox.results(calls, self._is_wanted):
+            self.answer(lambda progress: self.conversation.ask(results, progress))
+
+    def _is_wanted(self, name: str) -> bool:
+        """Ask whether a tool is to be called."""
+        if not self.is_interactive:
+            ui.note("(no terminal to ask on: pass --yes to call tools without asking)")
+            return False
+        ui.note(f"call {name}? y/n")
+        try:
+            return self.reader.read().strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            return False
 
     def keep(self) -> None:
         """Save a named conversation; a failure is shown, and the chat continues."""

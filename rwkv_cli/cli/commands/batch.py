@@ -162,6 +162,7 @@ class _Batch:
                 {"seed": self._seed + line.index},
                 question.sampling,
             ),
+            constraint=question.constraint or request.constraint,
             start=own.snapshot if own else None,
             after_document=own is not None and own.template is None,
             template=resume.layout_for(request.template, own, self._model.template) if own else None,
@@ -187,9 +188,10 @@ class _Batch:
             with self._source.path.open("rb") as file:
                 state = file_digest(file, "sha256").hexdigest()
         sampling = combined(request.settings.sampling, request.sampling, {"seed": None})
+        form = request.constraint and (request.constraint.kind, request.constraint.source)
         about = (
             (identity.weights, identity.weight_type, identity.tokenizer, state, to_json(self._layout)),
-            (request.max_tokens, request.stops, request.system, request.think, sampling),
+            (request.max_tokens, request.stops, request.system, request.think, sampling, form),
         )
         text = json.dumps(about, sort_keys=True, default=sorted)
         return blake2b(text.encode(), digest_size=4).hexdigest()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from rwkv_cli.cli import options
+from rwkv_cli.cli import options, tool_options
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import SamplingOverrides
@@ -26,9 +26,13 @@ def chat(
     system: options.ChatSystem = None,
     think: options.ChatThink = None,
     vi: options.Vi = False,
+    tools: tool_options.ChatTools = None,
+    mcp: tool_options.Mcp = None,
+    yes: tool_options.Yes = False,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    draft: options.Draft = None,
     sampling: SamplingOverrides,
     state: options.State = None,
     no_text: options.NoText = False,
@@ -52,6 +56,8 @@ def chat(
         rwkv chat --continue
         # Ask about a text that was read before
         rwkv chat --state book
+        # Let the model call the tools of an MCP server
+        rwkv chat g1-1.5b --mcp "uvx mcp-server-time"
         # Send one message from a script
         echo "Hello there" | rwkv chat --quiet
     """
@@ -61,6 +67,8 @@ def chat(
 
     if no_text and name is None:
         raise UsageError("--no-text needs --name")
+    if yes and not mcp:
+        raise UsageError("--yes needs --mcp")
     if continues:
         options.refuse_with("--continue", {"--name": name, "--state": state})
     model = options.model_of(model_name, model)
@@ -84,10 +92,14 @@ def chat(
         model=model,
         device=device,
         threads=threads,
+        draft=draft,
         keep_text=not no_text,
         markdown=markdown,
         show_thinking=show_thinking,
         vi=vi,
+        tools=tool_options.parse(tools),
+        mcp=tuple(mcp or ()),
+        yes=yes,
         quiet=quiet,
     )
     _run(request)

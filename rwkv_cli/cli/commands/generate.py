@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from rwkv_cli.cli import options
+from rwkv_cli.cli import options, tool_options
+from rwkv_cli.cli.constraint_options import Constraint, with_constraint
 from rwkv_cli.cli.sampling_options import with_sampling
 from rwkv_cli.errors import UsageError
 from rwkv_cli.sampling_settings import SamplingOverrides
 
 
+@with_constraint
 @with_sampling
 def generate(
     words: options.PromptWords = None,
@@ -22,10 +24,14 @@ def generate(
     raw: options.Raw = False,
     system: options.System = None,
     think: options.Think = None,
+    tools: tool_options.Tools = None,
+    tool_choice: tool_options.ToolChoice = None,
     model: options.Model = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    draft: options.Draft = None,
     sampling: SamplingOverrides,
+    constraint: Constraint = None,
     state: options.State = None,
     save_state: options.SaveState = None,
     no_text: options.NoText = False,
@@ -61,6 +67,8 @@ def generate(
         rwkv generate --state book "Who is the hero?"
         # Answer every line of a file; after an interruption, the same command continues
         rwkv generate --batch questions.txt --resume answers.jsonl
+        # Have an answer that a program can use
+        rwkv generate -m g1-0.1b "Is the sea blue?" --choice yes --choice no
     """
     from rwkv_cli import settings
     from rwkv_cli.cli.commands.one_generation import Request, run
@@ -76,6 +84,8 @@ def generate(
             "--prompt": prompt,
             "--prompt-file": prompt_file,
             "--save-state": save_state,
+            "--draft": draft,
+            "--tools": tools,
         }
         options.refuse_with("--batch", others)
         if echo:
@@ -84,6 +94,9 @@ def generate(
         options.refuse_without(
             "--batch", {"--batch-size": batch_size, "--unordered": unordered or None, "--resume": resume}
         )
+    offered = tool_options.parse(tools, tool_choice)
+    if constraint and tool_choice not in (None, "auto", "none"):
+        raise UsageError("give either --tool-choice or a form of the answer, not both")
     request = Request(
         template=options.parse_template("raw" if raw else template),
         system=options.parse_system(system),
@@ -93,7 +106,11 @@ def generate(
         model=model,
         device=device,
         threads=threads,
+        draft=draft,
         sampling=sampling,
+        constraint=constraint,
+        tools=offered,
+        tool_choice=tool_choice or "auto",
         state=state,
         save_state=save_state,
         keep_text=not no_text,

@@ -25,6 +25,7 @@ class Request(TextRequest):
     model: str | None = None
     device: str = "auto"
     threads: int | None = None
+    draft: str | None = None
     state: str | None = None
     save_state: str | None = None
     compact: bool = False
@@ -102,7 +103,13 @@ def _opened(request: Request) -> Iterator[tuple[Continuation, Path | None, str]]
 def _continuation(request: Request, saved: SavedState | None) -> Continuation:
     with TerminalReporter(request.quiet) as reporter:
         model = resume.load_model(
-            request.model, saved, request.device, request.threads, reporter, request.settings.model
+            request.model,
+            saved,
+            request.device,
+            request.threads,
+            reporter,
+            request.settings.model,
+            request.draft,
         )
         reader = reader_for(model) if request.cache else read_directly
         continuation = Continuation(model, request, saved, reader)
@@ -114,7 +121,8 @@ def _continuation(request: Request, saved: SavedState | None) -> Continuation:
 
 def _output(request: Request, continuation: Continuation) -> TextOutput | JsonOutput:
     if request.json:
-        return JsonOutput(continuation.model.path, request.text if request.echo else None)
+        names = [tool.name for tool in request.tools]
+        return JsonOutput(continuation.model.path, request.text if request.echo else None, names)
     continued = continuation.continued_text
     if request.echo and not continued:
         continued = f"{request.text}\n\n"

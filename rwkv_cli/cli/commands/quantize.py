@@ -10,7 +10,7 @@ import typer
 from rwkv_cli.cli import options
 from rwkv_cli.errors import UsageError
 
-_LORA, _CHECK = "LoRA", "Check"
+_LORA, _CHECK = "LoRA", options.CHECK
 
 
 def quantize(
@@ -26,6 +26,15 @@ def quantize(
     *,
     weight_type: options.WeightType = "int8",
     template: options.ModelTemplate = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXT|FILE",
+            help="With --type int4: round for this text (GPTQ), which takes longer and loses less.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     lora: Annotated[
         Path | None,
         typer.Option(
@@ -54,6 +63,7 @@ def quantize(
             rich_help_panel=_CHECK,
         ),
     ] = None,
+    questions: options.Questions = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -81,9 +91,9 @@ def quantize(
     """
     from rwkv_cli.catalog import quantize as model_files
     from rwkv_cli.catalog import registry
-    from rwkv_cli.cli.reports import quantize
+    from rwkv_cli.cli.reports import quality, quantize
     from rwkv_cli.cli.terminal.progress import TerminalReporter
-    from rwkv_cli.convert import conversion, quantization_loss
+    from rwkv_cli.convert import calibration, conversion, quantization_loss
     from rwkv_cli.convert.template_choice import ChosenTemplate
 
     layout = options.parse_template(template)
@@ -91,7 +101,13 @@ def quantize(
         raise UsageError("{lora_alpha} needs an adapter: give {lora} too")
     path = registry.locate(source)
     opened = conversion.open_source(path, lora, lora_alpha)
-    text = quantize.text_of(compare) if compare is not None else None
+    if questions is not None and compare is None:
+        raise UsageError("--questions needs a text too: give --compare")
+    text = quality.text_of(compare, "--compare") if compare is not None else None
+    asked = quality.questions_of(questions)
+    if calibrate is not None and weight_type != "int4":
+        raise UsageError("--calibrate is of use for --type int4 only: the other types lose next to nothing")
+    sample = quality.text_of(calibrate, "--calibrate") if calibrate is not None else None
     with TerminalReporter(quiet or json) as reporter:
         if opened.remark:
             reporter.note(opened.remark)
@@ -100,10 +116,15 @@ def quantize(
             return
         target = model_files.target_of(path, target, weight_type)
         model_files.check_target(opened, target, weight_type, force, changes=layout is not None)
-        tokens = quantization_loss.tokens_of(opened, text) if text is not None else None
+        if text is not None:
+            tokenizer = quantization_loss.tokenizer_of(opened)
+            tokens = quantization_loss.tokens_of(tokenizer, text)
+        rounder = calibration.for_text(opened, sample) if sample is not None else None
         chosen = ChosenTemplate(layout, "--template") if layout else None
-        model_files.write(opened, target, weight_type, reporter, chosen)
-        loss = quantization_loss.compare(opened, target, tokens, reporter) if tokens else None
+        model_files.write(opened, target, weight_type, reporter, chosen, rounder)
+        loss = None
+        if text is not None:
+            loss = quantization_loss.compare(opened, target, tokenizer, tokens, asked, reporter)
     if json:
         quantize.write_json(opened, target, weight_type, loss)
     elif not quiet:

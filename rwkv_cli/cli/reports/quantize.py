@@ -7,40 +7,15 @@ from pathlib import Path
 
 import typer
 
-from rwkv_cli import paths
-from rwkv_cli.cli.prompt import checked_text, decoded, read_limited
+from rwkv_cli.cli.reports import quality
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.convert import conversion
 from rwkv_cli.convert.conversion import Source
-from rwkv_cli.convert.quantization_loss import Comparison
-from rwkv_cli.errors import DeviceError, UsageError
+from rwkv_cli.convert.quantization_loss import Loss
+from rwkv_cli.errors import DeviceError
 from rwkv_cli.reporting import Reporter, format_size
 
 SHOWN = 10  # of the worst tensors
-_MAX_TEXT = 1 << 24
-
-
-def text_of(compare: str) -> str:
-    """The text of --compare, or of the file that it names. Raises UsageError."""
-    path = _file_of(compare)
-    if path is None:
-        return checked_text(compare, "text of --compare")
-    try:
-        data = read_limited(path, _MAX_TEXT)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
-    if data is None:
-        raise UsageError(f"{path} is too large to compare with: a few thousand words are enough")
-    return decoded(data, f"text in {path}")
-
-
-def _file_of(text: str) -> Path | None:
-    """The file that a text names; None if it names none, or cannot even be a path."""
-    try:
-        path = paths.user_path(text)
-        return path if path.is_file() else None
-    except (UsageError, OSError):
-        return None
 
 
 def show_plan(source: Source, reporter: Reporter, json: bool) -> None:
@@ -88,7 +63,7 @@ def _memory_speed(reporter: Reporter) -> float | None:
     return bench.memory_speed(read, time.perf_counter) if read else None
 
 
-def write_json(source: Source, target: Path, weight_type: str, loss: Comparison | None) -> None:
+def write_json(source: Source, target: Path, weight_type: str, loss: Loss | None) -> None:
     """Print the result as one JSON object."""
     facts: dict[str, object] = {
         "path": str(target),
@@ -104,20 +79,17 @@ def write_json(source: Source, target: Path, weight_type: str, loss: Comparison 
             {"name": each.name, "type": each.weight_type, "relative_error": each.relative}
             for each in loss.tensors
         ]
-        perplexity = {"before": loss.before, "after": loss.after, "tokens": loss.tokens}
-        facts |= {"perplexity": perplexity, "tensors": tensors}
+        facts |= quality.comparison_facts(loss.models) | {"tensors": tensors}
     ui.write_json(facts)
 
 
-def show(source: Source, target: Path, weight_type: str, loss: Comparison | None) -> None:
+def show(source: Source, target: Path, weight_type: str, loss: Loss | None) -> None:
     """Print the result as text."""
     before, after = format_size(source.bytes), format_size(target.stat().st_size)
     typer.echo(f"{before} -> {after}, {weight_type}; {ui.printable(str(target))}")
     if loss is None:
         return
-    change = loss.after / loss.before - 1
-    typer.echo(
-        f"perplexity {loss.before:.3f} -> {loss.after:.3f} ({change:+.1%}), {loss.tokens:,} predictions\n"
-    )
+    quality.show_comparison(loss.models)
+    typer.echo()
     rows = [(each.name, each.weight_type, f"{each.relative:.3%}") for each in loss.tensors[:SHOWN]]
     ui.columns((f"worst of {len(loss.tensors)} tensors", "type", "relative error"), rows)

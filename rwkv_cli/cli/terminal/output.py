@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from rwkv_cli.cli.terminal.progress import reading
 from rwkv_cli.cli.terminal.visible import Printer
 from rwkv_cli.cli.terminal.wrap import Wrapper
 from rwkv_cli.generation import Generation, Shown, Step
+from rwkv_cli.text.tool_calls.parser import parse
 
 _NOTHING = Shown(text="")
 _ECHO = 1000  # characters of a prompt that are repeated before the text that continues it
@@ -140,6 +142,8 @@ def _summary(finish: str, generation: Generation) -> str:
         prompt = f"{cached:,} of {usage.prompt_tokens:,} prompt tokens came from the cache; "
     elif usage.prompt_tokens:
         prompt = f"prompt {usage.prompt_tokens} tokens, {usage.prefill_speed:.0f}/s; "
+    if usage.drafted_tokens:
+        prompt += f"{usage.accepted_tokens:,} of {usage.drafted_tokens:,} drafted tokens were right; "
     why = {"length": "; stopped at the limit (-n)", "interrupted": " (interrupted)"}.get(finish, "")
     if not usage.generated_tokens:
         return f"no tokens{why}"
@@ -159,6 +163,7 @@ class JsonOutput:
 
     model: Path
     prompt: str | None = None  # to be repeated at the end
+    tools: Collection[str] = ()  # names of those whose calls are looked for
     _texts: list[str] = field(default_factory=list)
     _thoughts: list[str] = field(default_factory=list)
 
@@ -178,12 +183,15 @@ class JsonOutput:
         counts = {"prompt_tokens": usage.prompt_tokens, "generated_tokens": usage.generated_tokens}
         if usage.cached_tokens:
             counts["cached_tokens"] = usage.cached_tokens
+        if usage.drafted_tokens:
+            counts |= {"drafted_tokens": usage.drafted_tokens, "accepted_tokens": usage.accepted_tokens}
         self._line(
             {
                 "finish": finish,
                 **({} if self.prompt is None else {"prompt": self.prompt}),
                 "text": "".join(self._texts),
                 **({"thought": thought} if thought else {}),
+                **({"tool_calls": self._calls()} if self.tools else {}),
                 "usage": counts,
                 "timings": {
                     "prefill_seconds": round(usage.prefill_seconds, 6),
@@ -195,6 +203,10 @@ class JsonOutput:
                 "model": str(self.model),
             }
         )
+
+    def _calls(self) -> list[dict[str, object]]:
+        calls = parse("".join(self._texts), self.tools).calls
+        return [{"name": call.name, "arguments": call.arguments} for call in calls]
 
     def _part(self, shown: Shown, token: int | None = None, logprob: float | None = None) -> None:
         self._texts.append(shown.answer)

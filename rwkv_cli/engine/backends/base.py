@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.engine.batch import Batch, SequentialBatch
+from rwkv_cli.engine.look_ahead import LookAhead, ReadAgain
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.state import State
 from rwkv_cli.reporting import Progress
@@ -82,6 +83,10 @@ class Backend(ABC):
     def choose_from(self, logits: Array, sampler: Sampler) -> Choice:
         """Choose a token from logits [V] as `choose` would; `sampler.accept` is to follow."""
         return sampler.choose(logits)
+
+    def look_ahead(self, tokens: Sequence[int], state: State) -> LookAhead:
+        """Read tokens [T] on trial. `state` is the result's until its own `state` is asked for."""
+        return ReadAgain(self, tokens, state)
 
     def batch(self, slots: int) -> Batch:
         """Room for this many sequences. Raises UsageError for none, DeviceError if there is too little memory."""

@@ -14,8 +14,10 @@ from rwkv_cli import machine
 from rwkv_cli.engine.backends.base import Backend, Chosen
 from rwkv_cli.engine.backends.compute_threads import next_job, team
 from rwkv_cli.engine.backends.cpu_batch import CpuBatch
+from rwkv_cli.engine.backends.cpu_look_ahead import CpuLookAhead
 from rwkv_cli.engine.backends.cpu_pass import ForwardPass, addresses, in_place
 from rwkv_cli.engine.backends.cpu_sampler import CpuSampler
+from rwkv_cli.engine.look_ahead import LookAhead
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.state import State
 from rwkv_cli.files import weight_layouts
@@ -48,6 +50,7 @@ class CpuBackend(Backend):
         self.n_threads: int = n_threads or machine.default_threads()
         self._pass = ForwardPass(model, self.n_threads, chunk)
         self._sampler = CpuSampler(model.config.vocab_size, self.n_threads)
+        self._spare: list[State] = []  # of those that were read on trial, to be used again
 
     @property
     def description(self) -> str:
@@ -95,19 +98,25 @@ class CpuBackend(Backend):
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`."""
-        request = sampler.request(self.config.vocab_size)
         with self._pass.lock:
             logits = self._pass.run(in_place([token], [0], [1]), self._table(state), _FIRST)
-            (choice,) = self._sampler.choose(logits, [request])
+            (choice,) = self._sampler.choose_for(logits, [sampler])
             copy = logits[0].copy()
         return Chosen(choice, lambda: copy)
 
     def choose_from(self, logits: Array, sampler: Sampler) -> Choice:
         """See `Backend.choose_from`: by the same kernel as all choices of this backend."""
-        request = sampler.request(self.config.vocab_size)
         with self._pass.lock:
-            (choice,) = self._sampler.choose([np.ascontiguousarray(logits)], [request])
+            (choice,) = self._sampler.choose_for([np.ascontiguousarray(logits)], [sampler])
         return choice
+
+    def look_ahead(self, tokens: Sequence[int], state: State) -> LookAhead:
+        """See `Backend.look_ahead`: the state after each token is kept, so that nothing is read twice."""
+        if len(tokens) > self.chunk:
+            return super().look_ahead(tokens, state)
+        ahead = CpuLookAhead(self._pass, state, self._spare)
+        ahead.read(tokens)
+        return ahead
 
     def batch(self, slots: int) -> CpuBatch:
         """See `Backend.batch`."""

@@ -49,17 +49,16 @@ class CpuBatch(Batch):
     ) -> dict[int, Choice]:
         """See `Batch.choose`: by the kernel that chooses for a single text too."""
         checked = self._checked(parts)
-        requests = {slot: sampler.request(self.config.vocab_size) for slot, sampler in samplers.items()}
         choices = dict[int, Choice]()
         self._logits.clear()
         with self._pass.lock:
-            for found in self._passes(checked, requests.keys() | wanted):
+            for found in self._passes(checked, samplers.keys() | set(wanted)):
                 # Of all but the last pass, the logits are about to be overwritten.
                 self._logits = {slot: row.copy() for slot, row in self._logits.items()} | found
-                if chosen := [slot for slot in found if slot in requests]:
-                    of_these = [requests[slot] for slot in chosen]
-                    found_tokens = self._sampler.choose([found[slot] for slot in chosen], of_these)
-                    choices |= zip(chosen, found_tokens, strict=True)
+                if chosen := [slot for slot in found if slot in samplers]:
+                    of_these = [samplers[slot] for slot in chosen]
+                    tokens = self._sampler.choose_for([found[slot] for slot in chosen], of_these)
+                    choices |= zip(chosen, tokens, strict=True)
         return {slot: choices[slot] for slot in samplers}
 
     def _passes(self, parts: list[Part], wanted: Container[int]) -> Iterator[dict[int, Array]]:

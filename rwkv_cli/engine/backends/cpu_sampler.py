@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cpu_kernels import abi
 from cpu_kernels.runtime.aot import address, kernel
 from rwkv_cli.engine.backends.compute_threads import next_job, team
-from rwkv_cli.engine.sampling import NOT_A_NUMBER, NOTHING_LEFT, Choice, SampleRequest
+from rwkv_cli.engine.sampling import NOT_A_NUMBER, NOTHING_LEFT, Choice, Sampler, SampleRequest
 
 Array = NDArray[np.float32]
 
@@ -33,6 +33,18 @@ class CpuSampler:
         self._scratch: Array | None = None
         self._passes = kernel("sampling.passes")
         self._job = next_job()
+
+    def choose_for(self, logits: Sequence[Array] | Array, samplers: Sequence[Sampler]) -> list[Choice]:
+        """The tokens that samplers, of which there is at least one, choose from logits [n] [V] in contiguous rows.
+
+        A token may be a reason why none could be chosen: see `Sampler.accept`.
+        """
+        requests = [sampler.request(self.vocab_size) for sampler in samplers]
+        found = self.choose(logits, requests)
+        for i, (choice, request) in enumerate(zip(found, requests, strict=True)):
+            if choice.token == NOTHING_LEFT and request.mask is not None:
+                found[i] = samplers[i].choose(logits[i])
+        return found
 
     def choose(self, logits: Sequence[Array] | Array, requests: Sequence[SampleRequest]) -> list[Choice]:
         """The tokens that requests, of which there is at least one, choose from logits [n] [V] in contiguous rows.
@@ -77,7 +89,7 @@ class CpuSampler:
         choice["logits"] = logits.ctypes.data
         choice["n_changes"] = len(request.tokens)
         choice["changed"], choice["amounts"] = address(request.tokens), address(request.amounts)
-        choice["mask"] = 0
+        choice["mask"] = 0 if request.mask is None else address(request.mask)
         choice["top_k"] = request.top_k
         choice["is_greedy"] = request.is_greedy
         choice["top_p"] = request.top_p

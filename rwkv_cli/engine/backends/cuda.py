@@ -24,6 +24,8 @@ from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
 from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import Weights
+from rwkv_cli.engine.look_ahead import LookAhead
+from rwkv_cli.engine.sampling import NOTHING_LEFT
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import weight_layouts
@@ -48,8 +50,8 @@ LOGITS_AT_ONCE = 64
 PROBE_BYTES = 1 << 30
 """Copied to measure the memory's bandwidth: far more than caches hold."""
 
-SLOT = 0
-"""Of the resident state."""
+SLOT, BACKUP = 0, 1
+"""Of the resident state, and of a state as it was before tokens were read on trial."""
 
 
 class _DeferredLogits:
@@ -71,6 +73,26 @@ class _DeferredLogits:
         return self._logits
 
 
+class _Backup:
+    """The values of a state: in the slot BACKUP, or here."""
+
+    host: State | None = None
+
+
+class _LookAhead:
+    """See `LookAhead`: tokens that are right are read again, after the state that was kept."""
+
+    def __init__(self, logits: Array, state: State, restore: Callable[[int], None]) -> None:
+        """`restore(n)` makes `state` the one after n tokens."""
+        self.logits, self._state, self._restore = logits, state, restore
+
+    def state(self, n: int) -> State:
+        """See `LookAhead`."""
+        if n < len(self.logits):
+            self._restore(n)
+        return self._state
+
+
 class CudaBackend(Backend):
     """Runs a model file whose weights have been copied to a GPU."""
 
@@ -83,7 +105,8 @@ class CudaBackend(Backend):
         self._type = model.info.weight_type
         self._gpu = gpu
         self._weights = Weights(gpu, model)
-        self._states = StateSlots(gpu, model.config, 1)
+        self._states = StateSlots(gpu, model.config, 2)
+        self._backup_ref: weakref.ref[_Backup] | None = None  # whose values are in the slot BACKUP
         self.chunk = CHUNK
         available = gpu.free_memory() // PART_OF_MEMORY
         while self.chunk > LEAST_CHUNK and self._pass_bytes(self.chunk) > available:
@@ -91,7 +114,7 @@ class CudaBackend(Backend):
         self._decoder = Decoder(gpu, self._weights, self._states)
         self._decode = gpu.graph(self._decoder.steps())
         self._sampler = DeviceSampler(gpu, self._decoder.logits, model.config.vocab_size)
-        steps = [*self._decoder.steps(self._sampler.token), self._sampler.step()]
+        steps = [*self._decoder.steps(self._sampler.token), *self._sampler.steps()]
         self._decode_and_sample = gpu.graph(steps)
         self._pass: BatchedPass | None = None
         self._all_logits: DeviceMemory | None = None
@@ -150,25 +173,58 @@ class CudaBackend(Backend):
 
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
         """See `Backend.forward_all`: the state stays on the GPU."""
+        with self._advancing(state):
+            return self._read_all(tokens)
+
+    def look_ahead(self, tokens: Sequence[int], state: State) -> LookAhead:
+        """See `Backend.look_ahead`: the state as it was before stays on the GPU too."""
+        backup = _Backup()
+        with self._advancing(state):
+            self._keep(backup)
+            logits = self._read_all(tokens)
+
+        def restore(n: int) -> None:
+            with self._advancing(state):
+                self._put_back(backup)
+                if n:
+                    self._read_many(tokens[:n], n)
+
+        return _LookAhead(logits, state, restore)
+
+    def _read_all(self, tokens: Sequence[int]) -> Array:
+        """Read tokens [T]: the logits [T, V] after each."""
         most = min(LOGITS_AT_ONCE, self.chunk)
         rows, V = self._weights.head.R, self.config.vocab_size
         logits = np.empty((len(tokens), V), np.float32)
-        with self._advancing(state):
-            if self._all_logits is None:
-                self._all_logits = self._gpu.allocate(4 * most * rows)
-            for start in range(0, len(tokens), most):
-                chunk = tokens[start : start + most]
-                batched = self._read_many(chunk, most)
-                self._gpu.run(batched.logits(len(chunk), self._all_logits.address))
-                padded = np.empty((len(chunk), rows), np.float32)
-                self._gpu.download(self._all_logits.address, padded)
-                logits[start : start + most] = padded[:, :V]
+        if self._all_logits is None:
+            self._all_logits = self._gpu.allocate(4 * most * rows)
+        for start in range(0, len(tokens), most):
+            chunk = tokens[start : start + most]
+            batched = self._read_many(chunk, most)
+            self._gpu.run(batched.logits(len(chunk), self._all_logits.address))
+            padded = np.empty((len(chunk), rows), np.float32)
+            self._gpu.download(self._all_logits.address, padded)
+            logits[start : start + most] = padded[:, :V]
         return logits
+
+    def _keep(self, backup: _Backup) -> None:
+        """Copy the resident state into the slot BACKUP; what is there goes to the host, if it may be needed."""
+        if other := self._backup_ref and self._backup_ref():
+            other.host = State.zeros(self.config)
+            self._states.fetch(BACKUP, other.host)
+        self._states.move(BACKUP, SLOT)
+        self._backup_ref = weakref.ref(backup)
+
+    def _put_back(self, backup: _Backup) -> None:
+        """Give the resident state the values that were kept."""
+        if self._backup_ref and self._backup_ref() is backup:
+            self._states.move(SLOT, BACKUP)
+        else:
+            assert backup.host
+            self._states.store(SLOT, backup.host)
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`: the logits stay on the GPU until they are asked for."""
-        if sampler.settings.needs_ranking:  # which only the host can
-            return super().choose(token, state, sampler)
         request = sampler.request(self.config.vocab_size)
         with self._advancing(state):
             self._sampler.submit([request], token)
@@ -176,6 +232,8 @@ class CudaBackend(Backend):
             (choice,) = self._sampler.collect()
             logits = _DeferredLogits(self._fetch_logits, self._lock)
             self._deferred_ref = weakref.ref(logits)
+        if request.mask is not None and choice.token == NOTHING_LEFT:  # the host knows what to do
+            choice = sampler.choose(logits())
         return Chosen(choice, logits)
 
     def evict(self, state: State) -> None:

@@ -10,15 +10,16 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_cli.engine.batch import Batch, Part, passes
+from rwkv_cli.engine.batch import Batch, Part, Tokens, passes
 from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_protocol import Device
 from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
+from rwkv_cli.engine.gpu.few_pass import FewPass
 from rwkv_cli.engine.gpu.launch_plan import Step
 from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import Weights
-from rwkv_cli.engine.sampling import Choice, Sampler, SampleRequest
+from rwkv_cli.engine.sampling import NOTHING_LEFT, Choice, Sampler
 from rwkv_cli.engine.state import State
 
 Array = NDArray[np.float32]
@@ -26,13 +27,8 @@ Array = NDArray[np.float32]
 CAPACITY = 1024
 """Tokens of a pass: more make matrix products no faster."""
 
-NO_CHOICE = SampleRequest(
-    np.zeros(0, np.int64), np.zeros(0), True, random=0.0, temperature=1.0, top_p=1.0, min_p=1.0, top_k=0
-)
-"""For a sequence that only reads: its choice is thrown away."""
-
-GRAPHS = 32
-"""How many recorded passes of one token per sequence are kept, by the number of sequences."""
+GRAPHS = 64
+"""How many recorded passes of one token per sequence, and choices, are kept, by the number of sequences."""
 
 
 class GpuBatch(Batch):
@@ -53,12 +49,16 @@ class GpuBatch(Batch):
         """
         super().__init__(weights.config, slots)
         self._gpu, self._lock, self._rows = gpu, lock or threading.Lock(), weights.head.R
-        # By the number of sequences and, of one alone, its slot; the most recently used last.
-        self._graphs: OrderedDict[tuple[int, int], Callable[[], None]] = OrderedDict()
+        # By what they do and the number of sequences or, of one alone, its slot; the most recently used last.
+        self._graphs: OrderedDict[tuple[str, int], Callable[[], None]] = OrderedDict()
+        self._uploaded: tuple[list[int], list[int]] | None = None  # slots and lengths of the last pass
         with self._on_device():
             self._states = StateSlots(gpu, weights.config, slots)
             self._pass = BatchedPass(gpu, weights, self._states, max(capacity, slots))
             self._decoder = Decoder(gpu, weights, self._states)
+            self._most_few = FewPass.most_tokens(gpu, weights) if slots > 1 else 0
+            if self._most_few:
+                self._few = FewPass(gpu, weights, self._states, self._pass.tokens, self._pass.slots)
             self._out = gpu.allocate(4 * slots * self._rows)
             self._sampler = DeviceSampler(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
             self._read_logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
@@ -87,11 +87,11 @@ class GpuBatch(Batch):
 
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
         """See `Batch.read`: the logits are a view that the next `read` overwrites."""
-        checked = self._checked(parts)
+        flat, lengths = self._flat(parts)
         self._row_of = {}
         with self._on_device():
-            self._read(checked)
-            logits = self._read_logits[: len(checked)]
+            self._read([*parts], flat, lengths)
+            logits = self._read_logits[: len(parts)]
             self._gpu.download(self._out.address, logits)
         return logits[:, : self.config.vocab_size]
 
@@ -99,34 +99,42 @@ class GpuBatch(Batch):
         self,
         parts: Mapping[int, Sequence[int]],
         samplers: Mapping[int, Sampler],
-        wanted: Collection[int] = (),
+        wanted: Collection[int] = (),  # noqa: ARG002  # those of all stay on the device
     ) -> dict[int, Choice]:
-        """See `Batch.choose`: the logits stay on the device, unless settings need ranking, which only the host does."""
-        self._row_of = dict[int, int]()
-        if any(sampler.settings.needs_ranking for sampler in samplers.values()):
-            return super().choose(parts, samplers, wanted)
-        checked = self._checked(parts)
-        requests = [
-            samplers[slot].request(self.config.vocab_size) if slot in samplers else NO_CHOICE
-            for slot in parts
-        ]
+        """See `Batch.choose`: the logits stay on the device, and how to choose is prepared while it reads."""
+        flat, lengths = self._flat(parts)
+        for sampler in samplers.values():
+            sampler.check(self.config.vocab_size)
+        slots = [*parts]
+        chosen = [*samplers]
+        rows = [] if chosen == slots else _places(chosen, slots)
         with self._on_device():
-            self._sampler.submit(requests)
-            self._read(checked)
-            self._gpu.run([self._sampler.step(len(requests))])
-            choices = self._sampler.collect(len(requests))
-        self._row_of = {slot: i for i, slot in enumerate(parts)}
-        return {slot: choice for slot, choice in zip(parts, choices, strict=True) if slot in samplers}
+            self._read(slots, flat, lengths)
+            self._row_of = dict(zip(slots, range(len(slots)), strict=True))
+            if not chosen:
+                return {}
+            requests = [sampler.request(self.config.vocab_size) for sampler in samplers.values()]
+            self._sampler.submit(requests, rows=rows)
+            self._recorded(("choose", len(chosen)), lambda: self._sampler.steps(len(chosen)))()
+            found = dict(zip(chosen, self._sampler.collect(len(chosen)), strict=True))
+        for slot, request in zip(chosen, requests, strict=True):
+            if (
+                request.mask is not None and found[slot].token == NOTHING_LEFT
+            ):  # which the host knows what to do about
+                logits = self.logits(slot)
+                assert logits is not None
+                found[slot] = samplers[slot].choose(logits)
+        return found
 
     def logits(self, slot: int) -> Array | None:
         """See `Batch.logits`: a copy, taken from the device."""
-        found = super().logits(slot)
-        if found is None and (row := self._row_of.get(slot)) is not None:
-            found = np.empty(self._rows, np.float32)
-            with self._on_device():
-                self._gpu.download(self._out.address + 4 * row * self._rows, found)
-            found = found[: self.config.vocab_size]
-        return found
+        self._check_slot(slot)
+        if (row := self._row_of.get(slot)) is None:
+            return None
+        found = np.empty(self._rows, np.float32)
+        with self._on_device():
+            self._gpu.download(self._out.address + 4 * row * self._rows, found)
+        return found[: self.config.vocab_size]
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -134,7 +142,14 @@ class GpuBatch(Batch):
             self._gpu.make_current()
             yield
 
-    def _read(self, parts: list[Part]) -> None:
+    def _read(self, slots: list[int], flat: Tokens, lengths: list[int]) -> None:
+        """Read the tokens of sequences, which are one after another in `flat`."""
+        n = len(slots)
+        if n == len(flat) <= self._pass.capacity:
+            self._upload(flat, slots, lengths)
+            self._graph(n, slots[0])()
+            return
+        parts = list(zip(slots, np.split(flat, np.cumsum(lengths[:-1])), strict=True))
         first = 0
         last = {slot: tokens[-1:] for slot, tokens in parts}
         for pieces in passes(parts, self._pass.capacity):
@@ -144,16 +159,18 @@ class GpuBatch(Batch):
 
     def _run(self, first: int, pieces: Sequence[Part]) -> None:
         """One pass over tokens of some sequences; `first` is the index of the first one in all that is read."""
-        slots = [slot for slot, _ in pieces]
         lengths = [len(tokens) for _, tokens in pieces]
         T, n = sum(lengths), len(pieces)
-        self._gpu.upload(self._pass.tokens, np.concatenate([tokens for _, tokens in pieces]))
-        self._gpu.upload(self._pass.slots, np.repeat(np.array(slots, np.int32), lengths))
-        self._gpu.upload(self._pass.begins, np.cumsum([0, *lengths], dtype=np.int32))
-        if n == T and first == 0:
-            self._graph(n, slots[0])()
-        else:
-            self._gpu.run(self._steps(T, n, first))
+        self._upload(np.concatenate([tokens for _, tokens in pieces]), [slot for slot, _ in pieces], lengths)
+        self._gpu.run(self._steps(T, n, first))
+
+    def _upload(self, tokens: Tokens, slots: list[int], lengths: list[int]) -> None:
+        """The tokens of a pass, and whose they are, unless that is as in the pass before."""
+        self._gpu.upload(self._pass.tokens, tokens)
+        if (slots, lengths) != self._uploaded:
+            self._gpu.upload(self._pass.slots, np.repeat(np.array(slots, np.int32), lengths))
+            self._gpu.upload(self._pass.begins, np.cumsum([0, *lengths], dtype=np.int32))
+            self._uploaded = slots, lengths
 
     def _steps(self, T: int, n: int, first: int) -> list[Step]:
         """A pass; the next one overwrites the logits of a sequence that continues there."""
@@ -162,14 +179,27 @@ class GpuBatch(Batch):
 
     def _graph(self, n: int, slot: int) -> Callable[[], None]:
         """The pass of one token each of n sequences, or of the one in `slot`."""
-        key = (n, slot if n == 1 else 0)
+        if n == 1:
+            return self._recorded(("alone", slot), lambda: self._alone(slot))
+        if n <= self._most_few:
+            return self._recorded(("few", n), lambda: self._few.steps(n, self._out.address))
+        return self._recorded(("read", n), lambda: self._steps(n, n, 0))
+
+    def _recorded(self, key: tuple[str, int], steps: Callable[[], list[Step]]) -> Callable[[], None]:
+        """Steps as a graph, which is kept under a key."""
         if key not in self._graphs:
             if len(self._graphs) == GRAPHS:
                 self._graphs.popitem(last=False)
-            self._graphs[key] = self._gpu.graph(self._alone(slot) if n == 1 else self._steps(n, n, 0))
+            self._graphs[key] = self._gpu.graph(steps())
         self._graphs.move_to_end(key)
         return self._graphs[key]
 
     def _alone(self, slot: int) -> list[Step]:
         """One token of one sequence, by the kernels of decoding, which are faster."""
         return self._decoder.steps(self._pass.tokens, slot, self._out.address)
+
+
+def _places(some: Sequence[int], all_of_them: Sequence[int]) -> list[int]:
+    """Where some numbers are among all of them."""
+    places = {number: i for i, number in enumerate(all_of_them)}
+    return [places[number] for number in some]

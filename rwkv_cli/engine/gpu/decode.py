@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 from rwkv_cli.config import HEAD_SIZE
 from rwkv_cli.engine.gpu.device_protocol import Buffers, Device
@@ -239,13 +240,23 @@ class Decoder:
         rows = [self._C] * 3 + [self._weights.ranks[name] for name in LOW_RANK]
         # Low-rank maps in int8 count twice: floats are more work, and the last blocks begin last.
         sizes = [n * (width if i < 3 else 2) for i, n in enumerate(rows)]
-        blocks = [int(size > 0) for size in sizes]
         total = self._blocks
         while True:
-            while sum(blocks) < total:
-                blocks[max(range(len(sizes)), key=lambda i: sizes[i] / max(blocks[i], 1))] += 1
+            ends = projected_blocks(sizes, total)
+            blocks = [end - begin for begin, end in itertools.pairwise([0, *ends])]
             most_rows = max(math.ceil(n / count) for n, count in zip(rows, blocks, strict=True) if n)
             shared = self._shared(most_rows)
             if shared <= self._most_shared:
-                return list(itertools.accumulate(blocks)), shared
+                return ends, shared
             total += self._blocks
+
+
+def projected_blocks(sizes: Sequence[float], total: int) -> list[int]:
+    """Where the blocks of each matrix end, `total` of them if there are enough, so that all finish together.
+
+    `sizes` is how long a block would take for all of a matrix.
+    """
+    blocks = [int(size > 0) for size in sizes]
+    while sum(blocks) < total:
+        blocks[max(range(len(sizes)), key=lambda i: sizes[i] / max(blocks[i], 1))] += 1
+    return list(itertools.accumulate(blocks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 from rwkv_cli.engine.generate import Finish, Usage
@@ -44,10 +44,12 @@ class Handle(Iterator[Choice]):
         self.request = request
         self.status: Status = "waiting"
         self.reached: Finish | None = None  # why the last token is the last one
+        self.is_complete = False
+        self.prompt_left = len(request.tokens)  # of the unread tokens
         self.error: RwkvError | None = None  # why it ended, where that is no `finish`
         self.usage = Usage(prompt_tokens=len(request.tokens))
         self.progress: Progress | None = None
-        self.unread: list[int] = list(request.tokens)  # of the prompt, or the token that came last
+        self.unread: list[int] = list(request.tokens)  # of the prompt, and the tokens that came last
         self.resume: Snapshot | None = request.start  # where it goes on once it runs
         self.ended: Session | None = None  # where it stands, once it is done
         self.chosen = deque[Choice]()  # tokens that nobody has taken yet
@@ -68,7 +70,7 @@ class Handle(Iterator[Choice]):
         raise StopIteration
 
     def give(self, choice: Choice) -> None:
-        """Add the next token; times are counted from the one before."""
+        """Add the next token, which the sampler has accepted; times are counted from the one before."""
         now = time.perf_counter()
         if self.usage.generated_tokens:
             self.usage.decode_seconds += now - self._since
@@ -77,12 +79,32 @@ class Handle(Iterator[Choice]):
         self._since = now
         self.usage.generated_tokens += 1
         self.chosen.append(choice)
-        self.reached = self.request.ending.after(choice.token, self.usage.generated_tokens)
+        self.unread.append(choice.token)
+        self.reached, self.is_complete = self.request.ending.after(
+            choice.token, self.usage.generated_tokens, self.request.sampler
+        )
+
+    def give_forced(self) -> bool:
+        """Add the tokens that have to come next, whatever the model says; whether there were any."""
+        sampler, found = self.request.sampler, False
+        while not self.reached and (forced := sampler.forced()):
+            for token in forced:
+                sampler.accept(token)
+                self.give(Choice(token, 0.0))
+                found = True
+                if self.reached:
+                    break
+        return found
 
     @property
     def finish(self) -> Finish | None:
         """See `TokenSource`: None while tokens have not been taken."""
         return None if self.chosen else self.reached
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """See `TokenSource`."""
+        return self.request.tokens
 
     @property
     def keeps(self) -> bool:
@@ -107,7 +129,7 @@ class Handle(Iterator[Choice]):
 
     def read_prompt(self) -> None:
         """See `TokenSource`: of a text without a token, this reads the prompt where it stands."""
-        if self.unread and not self.usage.generated_tokens:
+        if not self.usage.generated_tokens and self.unread:
             unread, self.unread = self.unread, []
             self.session.feed(unread, self.progress)
 

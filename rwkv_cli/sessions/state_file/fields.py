@@ -10,12 +10,14 @@ import codecs
 import json
 import re
 import zlib
-from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_cli.engine.constraint import LEADS, ConstraintMemory, Kind
 from rwkv_cli.engine.sampling import SamplerMemory
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.safetensors import MappedTensor, Shape
@@ -102,6 +104,16 @@ def checksum(metadata: Metadata, tensors: Stored) -> str:
         crc = zlib.crc32(f"{name} {dtype} {shape}\n".encode("utf-8", "surrogatepass"), crc)
         crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
     return f"{crc:08x}"
+
+
+def store_constraint(memory: SamplerMemory | None) -> Stored:
+    """What the text follows, and how far; nothing where there is nothing."""
+    if memory is None or memory.constraint is None:
+        return {}
+    fields = asdict(memory.constraint)
+    thought = memory.constraint.thought
+    fields["thought"] = None if thought is None else thought.hex()
+    return store_text("constraint", json.dumps(fields, separators=(",", ":")))
 
 
 def plain_settings(settings: SamplingOverrides) -> dict[str, object]:
@@ -306,6 +318,35 @@ def read_conversation(tensor: MappedTensor | None) -> dict[str, object] | None:
     if not isinstance(conversation, dict):
         raise ValueError("its conversation is not a JSON object")
     return conversation
+
+
+def read_constraint(tensor: MappedTensor | None) -> ConstraintMemory | None:
+    """What the text follows, None without one. Whether the tokens follow it is seen when it is used."""
+    if tensor is None:
+        return None
+    try:
+        fields = json.loads(read_text(tensor, "constraint"))
+        thought = fields["thought"]
+        return ConstraintMemory(
+            kind=_one_of(fields["kind"], get_args(Kind)),
+            source=_text(fields["source"]),
+            ends=tuple(map(_whole, fields["ends"])),
+            lead=_one_of(fields["lead"], LEADS),
+            thought=None if thought is None else bytes.fromhex(thought),
+            tokens=tuple(map(_whole, fields["tokens"])),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise ValueError("its constraint is damaged") from None
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise TypeError("it is not a text")
+    return value
+
+
+def _one_of(value: Any, known: Sequence[T]) -> T:
+    return known[known.index(value)]
 
 
 def read_json(metadata: Metadata, key: str, kind: type[T]) -> T:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -29,6 +29,7 @@ from rwkv_cli.sessions.state_file.fields import (
     checksum,
     plain_generator,
     plain_settings,
+    read_constraint,
     read_conversation,
     read_identity,
     read_json,
@@ -40,6 +41,7 @@ from rwkv_cli.sessions.state_file.fields import (
     read_tokens,
     read_unfinished,
     read_values,
+    store_constraint,
     store_penalties,
     store_text,
     store_values,
@@ -153,6 +155,7 @@ def _tensors(saved: SavedState, compact: bool) -> Stored:
     for name, array, axes in _parts(saved.snapshot):
         tensors |= store_values(name, array, axes, compact)
     tensors |= store_penalties(saved.snapshot.memory)
+    tensors |= store_constraint(saved.snapshot.memory)
     tensors |= store_text("text", saved.text or "")
     if saved.conversation is not None:
         encoded = json.dumps(saved.conversation, separators=(",", ":"), allow_nan=False)
@@ -315,4 +318,7 @@ def _snapshot(metadata: Metadata, tensors: Tensors) -> Snapshot:
         shift_ffn=read_values(tensors, "shift_ffn", (L, C), (L,)),
     )
     vocab_size = None if logits is None else logits.size
-    return Snapshot(state, logits, read_tokens(metadata), read_memory(metadata, tensors, vocab_size))
+    memory = read_memory(metadata, tensors, vocab_size)
+    if memory:
+        memory = replace(memory, constraint=read_constraint(tensors.get("constraint")))
+    return Snapshot(state, logits, read_tokens(metadata), memory)

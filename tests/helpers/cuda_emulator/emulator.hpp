@@ -50,7 +50,7 @@ struct Barrier {
 alignas(128) static char dynamic_memory[SHARED];
 static std::vector<Fiber> fibers;
 static std::vector<Barrier> warps;
-static std::vector<uint32_t> lanes;  // [2, threads] what lanes exchange, in two generations
+static std::vector<uint64_t> lanes;  // [2, threads] what lanes exchange, in two generations
 static Barrier block;
 static jmp_buf scheduler;
 static unsigned current;
@@ -154,15 +154,20 @@ template <class... Types> void launch(void (*kernel)(Types...), const long long*
             }
 }
 
-// The value of lane `from`, while every lane of the warp offers its own.
-template <class T> T exchange(T mine, unsigned from) {
+// The values of all lanes of the warp, each of which offers its own.
+template <class T> void offer(T mine, T* theirs) {
     unsigned warp = current / 32;
-    uint32_t* offered = lanes.data() + warps[warp].generation % 2 * 2048 + warp * 32;
-    memcpy(offered + current % 32, &mine, 4);
+    uint64_t* offered = lanes.data() + warps[warp].generation % 2 * 2048 + warp * 32;
+    memcpy(offered + current % 32, &mine, sizeof(T));
     wait(warps[warp]);
-    T theirs;
-    memcpy(&theirs, offered + from, 4);
-    return theirs;
+    for (int i = 0; i < 32; i++) memcpy(theirs + i, offered + i, sizeof(T));
+}
+
+// The value of lane `from`.
+template <class T> T exchange(T mine, unsigned from) {
+    T theirs[32];
+    offer(mine, theirs);
+    return theirs[from];
 }
 
 }  // namespace emulator
@@ -196,7 +201,9 @@ inline unsigned __float_as_uint(float f) {
     return v;
 }
 template <class T> T __ldcg(const T* p) { return *p; }
-inline int atomicAdd(int* p, int v) { return (*p += v) - v; }
+template <class T> T atomicAdd(T* p, T v) { return (*p += v) - v; }
+inline void atomicMin(unsigned* p, unsigned v) { *p = v < *p ? v : *p; }
+inline void atomicMax(unsigned* p, unsigned v) { *p = v > *p ? v : *p; }
 inline float rsqrtf(float v) { return 1.f / sqrtf(v); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

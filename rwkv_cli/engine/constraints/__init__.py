@@ -1,0 +1,8 @@
+"""Constraints on the choice of tokens, by grammars. The protocol that they implement is `engine.constraint`.
+
+- `schema`: JSON Schemas, checked and prepared; `keywords`: what they say in other words
+- `grammar`: what an answer has to look like, as data
+- `requests`: grammars as requests in JSON name them
+- `vocabulary`: a tokenizer, as the library llguidance needs it
+- `guided`: the constraint that follows a grammar
+"""
