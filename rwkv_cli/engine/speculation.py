@@ -27,12 +27,12 @@ FIRST = 4
 """Tokens that are proposed to measure what it takes."""
 
 TRIES = 2
-"""Proposals before it is decided whether it pays; after a pause, one."""
+"""Proposals before it is decided whether it pays, of which the first one is a single token; after a pause, one."""
 
 LEAST_GAIN = 1.05
 """How much faster it has to be than plain reading."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 32, 1024
+FIRST_PAUSE, LONGEST_PAUSE = 64, 1024
 """Tokens that are read plainly where it does not pay, before it is tried again; each time twice as many."""
 
 SUCCESS = 20
@@ -114,7 +114,8 @@ class _Pace:
         self._draft: float | None = None  # seconds to propose one
         self._more: float | None = None  # seconds of each further token in a pass
         self._right = 0.8  # the chance that a proposed token is right, if those before it are
-        self._tries = TRIES + 1  # proposals that are made in any case: what the first one takes tells nothing
+        self._is_first = True  # which allocates memory, so that what it takes tells nothing
+        self._tries = TRIES  # proposals that are made in any case
         self._pause, self._left, self._in_a_row = FIRST_PAUSE, 0, 0
 
     def took_plain(self, seconds: float) -> None:
@@ -127,7 +128,7 @@ class _Pace:
 
     def took(self, proposed: int, drafting: float, reading: float) -> None:
         """Tokens were proposed, and read with the one before them."""
-        is_first = self._tries == TRIES + 1  # which allocates memory
+        is_first, self._is_first = self._is_first, False
         self._tries = max(self._tries - 1, 0)
         if self._plain and not is_first:
             self._draft = _average(self._draft, drafting / proposed)
@@ -150,7 +151,7 @@ class _Pace:
             self._left -= 1
             return 0
         if self._tries or self._draft is None:
-            return FIRST
+            return 1 if self._is_first else FIRST
         best = max(range(1, MOST + 1), key=self._gain)
         if self._gain(best) >= LEAST_GAIN:
             return best
