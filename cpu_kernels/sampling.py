@@ -42,8 +42,11 @@ DEPTH = _f(3)
 """Tokens that top-p, top-k and min-p leave are looked for at most so far below the highest logit, then twice as far,
 and so on; where five times that is not enough, everywhere."""
 
-STEPS = 12
-"""Steps of a bisection, which find the exponent and three bits; then only the candidates in doubt are looked at."""
+FEW = 4
+"""At most one token in so many is looked for; of more than that, it is faster to take all."""
+
+STEPS = 16
+"""Steps of a bisection, which find the exponent and seven bits; then only the candidates in doubt are looked at."""
 
 _choices_at, _samplings_at = table(CHOICE), table(SAMPLING)
 
@@ -81,7 +84,7 @@ def _sample(s: SAMPLING, c: CHOICE, x, peak):
     total = c.total
     if c.top_p < 1 and (c.n_changes or c.mask):
         total = _total(x, peak, s.padded)
-    n = _gather(c, gaps, ids, weights, x, peak, total, s.padded)
+    n, ids = _gather(c, gaps, ids, weights, x, peak, total, s.padded)
     cutoff = _cutoff(c, gaps, weights, x, n, total)  # x, and what is free after it, is spare by now
     return _draw(c, gaps, ids, weights, n, cutoff, _ties(c, gaps, n, cutoff))
 
@@ -171,20 +174,23 @@ def _gather_all(gaps, x, peak, padded):
 
 @njit
 def _gather(c: CHOICE, gaps, ids, weights, x, peak, total, padded):
-    """Make those tokens candidates among which are surely all that the cuts leave; returns how many.
+    """Make those tokens candidates among which are surely all that the cuts leave: how many, and `ids`, 0 if all are.
 
     `weights` [n] are set to exp(gap) if top-p is to cut.
     """
     for i in range(1, DEPTHS + 1):
         depth = DEPTH * _f(i)
-        n = _gather_above(gaps, ids, x, peak, _f(peak) - depth, padded)
+        floor = _f(peak) - depth
+        if _sum_above(x, 0, padded, floor) > padded // FEW:
+            break
+        n = _gather_above(gaps, ids, x, peak, floor, padded)
         reached = _weigh(gaps, weights, n) if c.top_p < 1 else np.float64(0)
         if 0 < c.top_k <= n or -depth < c.log_min_p or (c.top_p < 1 and reached >= c.top_p * total):
-            return n
-    n = _gather_above(gaps, ids, x, peak, _LOWEST, padded)
+            return n, ids
+    n = _gather_all(gaps, x, peak, padded)
     if c.top_p < 1:
         _weigh(gaps, weights, n)
-    return n
+    return n, 0
 
 
 @njit
@@ -255,16 +261,13 @@ def _least_cutoff(gaps, weights, spare, n, wanted):
 @njit
 def _in_doubt(spare, gaps, weights, n, low, high):
     """Copy the candidates from the cutoff `high` to below `low`, and their weights after them; returns how many."""
-    found = 0
-    for i in range(0, n, LANES):
-        if max_lanes(load(gaps + i * FLOAT)) >= high:
-            for j in range(i, min(i + LANES, n)):
-                gap = get_f32(gaps + j * FLOAT)
-                found += gap < low and gap >= high
+    found = np.int64(_sum_above(gaps, 0, n, high) - _sum_above(gaps, 0, n, low))
     rest = _after(spare, found)
+    above, below, one = splat(_f(high)), splat(_f(low)), splat(_f(1))
     k = 0
-    for i in range(0, n if found else 0, LANES):
-        if max_lanes(load(gaps + i * FLOAT)) >= high:
+    for i in range(0, n, LANES):
+        some = load(gaps + i * FLOAT)
+        if sum_lanes(where_at_least(some, above, one) - where_at_least(some, below, one)) > 0:
             for j in range(i, min(i + LANES, n)):
                 gap = get_f32(gaps + j * FLOAT)
                 if gap < low and gap >= high:
