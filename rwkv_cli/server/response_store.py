@@ -41,12 +41,15 @@ def new_id() -> str:
 class ResponseStore:
     """Responses in memory and on disk; what cannot be written is kept in memory alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_disk: bool = True) -> None:
+        self._on_disk = on_disk
         self._memory = OrderedDict[str, Stored]()
 
     def keep(self, key: str, stored: Stored) -> None:
         """Keep a response."""
         self._remember(key, stored)
+        if not self._on_disk:
+            return
         messages = [_fields(each) for each in stored.messages]
         text = json.dumps({"messages": messages, "body": stored.body})
         with contextlib.suppress(OSError, StorageError):
@@ -60,7 +63,7 @@ class ResponseStore:
         if stored := self._memory.get(key):
             self._memory.move_to_end(key)
             return stored
-        if _ID.fullmatch(key):
+        if self._on_disk and _ID.fullmatch(key):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 fields = json.loads(_path(key).read_bytes())
                 stored = Stored(tuple(map(_message, fields["messages"])), fields["body"])

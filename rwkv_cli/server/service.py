@@ -32,7 +32,7 @@ class Service:
         self.settings, self.log = settings, log
         self.models = Models(settings, reporter, log)
         self.metrics = Metrics()
-        self.responses = ResponseStore()
+        self.responses = ResponseStore(on_disk=settings.disk_bytes > 0)
 
     async def answers(
         self, request: Request, asked: ChatRequest, n: int = 1, template: str | None = None
@@ -148,6 +148,7 @@ class Answers:
             sum(each.prompt for each in prompts),
             sum(each.cached for each in prompts),
             sum(each.counts.generated for each in self.all),
+            sum(each.counts.thought for each in self.all),
             first.first_after,
             first.seconds,
             first.prefill_seconds,

@@ -27,6 +27,7 @@ from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import SavedState
 
 SUFFIX = ".safetensors"
+_ROOM = 0.9  # of the limit that is left once it was reached, so that this is rare
 LEAST = 16
 """Tokens that are worth a snapshot."""
 
@@ -54,6 +55,7 @@ class TurnCache:
         about = (self._identity.weights, self._identity.weight_type, self._identity.tokenizer)
         self._about = hashlib.sha256("\n".join(about).encode("utf-8", "surrogatepass"))
         self.nbytes = 0  # in memory
+        self._disk_total = 0  # bytes on disk, about: other models have files there too
         self._find_files()
 
     def longest(self, tokens: Sequence[int]) -> tuple[int, Snapshot] | None:
@@ -121,7 +123,8 @@ class TurnCache:
     def _find_files(self) -> None:
         if not self._disk_bytes:
             return
-        for _, _, path in files():
+        for _, size, path in files():
+            self._disk_total += size
             key, _, length = path.name.removesuffix(SUFFIX).partition("-")
             if length.isdecimal() and len(length) < 12:
                 self._on_disk[key] = int(length)
@@ -149,8 +152,10 @@ class TurnCache:
         path = _path(key, length)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            make_room(self._disk_bytes - snapshot.nbytes)
+            if self._disk_total + snapshot.nbytes > self._disk_bytes:
+                self._disk_total = make_room(int(_ROOM * self._disk_bytes) - snapshot.nbytes)
             state_file.save(path, SavedState(snapshot, self._identity), durable=False)
+            self._disk_total += path.stat().st_size
         except (OSError, RwkvError):  # a full disk, no permission: the history is read again after a restart
             return
         with self._lock:
@@ -174,8 +179,8 @@ def files() -> list[tuple[float, int, Path]]:
     return sorted(found)
 
 
-def make_room(limit: int) -> None:
-    """Remove the least recently used snapshots until the others take at most `limit` bytes."""
+def make_room(limit: int) -> int:
+    """Remove the least recently used snapshots until the others take at most `limit` bytes; gives what they take."""
     found = files()
     total = sum(size for _, size, _ in found)
     for _, size, file in found:
@@ -184,3 +189,4 @@ def make_room(limit: int) -> None:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
             total -= size
+    return total

@@ -100,7 +100,9 @@ def test_thoughts_are_apart_from_the_answer():
     model = talking({"<think": ">\nI wonder.\n</think>\n\nIt is so.\n\n"}, template="g1")
     with serving(model) as client:
         fields = {"reasoning_effort": "medium", "max_tokens": 100, "stop": ["\n\n\n"]}
-        message = client.ask("Is it?", **fields)["choices"][0]["message"]
+        body = client.ask("Is it?", **fields)
+        assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] >= len("I wonder.")
+        message = body["choices"][0]["message"]
         assert message["reasoning_content"] == "I wonder."
         assert message["content"] == "It is so."
         events = client.events(

@@ -191,6 +191,7 @@ def usage_of(counts: Counts) -> dict[str, Any]:
         "completion_tokens": counts.generated,
         "total_tokens": counts.prompt + counts.generated,
         "prompt_tokens_details": {"cached_tokens": counts.cached},
+        "completion_tokens_details": {"reasoning_tokens": counts.thought},
     }
 
 

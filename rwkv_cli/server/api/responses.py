@@ -284,6 +284,6 @@ def _usage(counts: Counts) -> dict[str, Any]:
         "input_tokens": counts.prompt,
         "input_tokens_details": {"cached_tokens": counts.cached},
         "output_tokens": counts.generated,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": counts.thought},
         "total_tokens": counts.prompt + counts.generated,
     }

@@ -39,6 +39,7 @@ class Counts:
     prompt: int = 0
     cached: int = 0  # of the prompt, that were not read again
     generated: int = 0
+    thought: int = 0  # of those generated, that were a thought
     first_after: float | None = None  # seconds
     seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -156,6 +157,7 @@ class Answer:
         assert self._job
         async for tokens in arriving(self._job, self._settings.timeout):
             parts = [part for token in tokens for part in token.parts]
+            self.counts.thought += sum(any(part.thought for part in token.parts) for token in tokens)
             self._count()
             if piece := self._piece(parts, tokens):
                 yield piece
