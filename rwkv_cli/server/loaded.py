@@ -72,6 +72,7 @@ class Models:
         self._settings, self._reporter, self._log = settings, reporter, log
         self._loaded = dict[Path, Loaded]()
         self._loading = asyncio.Lock()
+        self._tasks = set[asyncio.Task[Loaded]]()  # which nobody else may refer to
         path = registry.locate(settings.model)
         self.default = Known(_name(settings.model, path), path)
 
@@ -134,6 +135,16 @@ class Models:
         Raises ApiError for an unknown one, RwkvError if it cannot be loaded.
         """
         known = self.find(name)
+        task = asyncio.create_task(self._acquired(known))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return known, await asyncio.shield(task)
+        except asyncio.CancelledError:  # the client went away: others may wait for the same model
+            task.add_done_callback(_release)
+            raise
+
+    async def _acquired(self, known: Known) -> Loaded:
         async with self._loading:
             loaded = self._loaded.get(known.path)
             if loaded is None:
@@ -143,8 +154,8 @@ class Models:
                 self._loaded[known.path] = loaded
                 seconds = time.perf_counter() - since
                 self._log(f"loaded {loaded.name} in {seconds:.1f} s: {loaded.model.backend.description}")
-        loaded.users += 1
-        return known, loaded
+            loaded.users += 1
+            return loaded
 
     def _load(self, known: Known) -> Loaded:
         settings = self._settings
@@ -174,6 +185,12 @@ class Models:
             await asyncio.sleep(0.01)
         for loaded in self.loaded:
             await self.unload(loaded)
+
+
+def _release(task: asyncio.Task[Loaded]) -> None:
+    """Release a model that nobody waited for."""
+    if not task.cancelled() and not task.exception():
+        task.result().release()
 
 
 def _pulled(name: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 import shutil
 
+import httpx2
 import numpy as np
 import pytest
 from helpers.server import answer_of, process, serving
@@ -123,3 +124,24 @@ def test_the_log_has_a_line_per_request_and_no_words(tmp_path):
     assert "GET /nothing 404" in log
     assert "zebra" not in log
     assert "Traceback" not in log
+
+
+def test_a_client_that_goes_away_while_a_model_is_loaded_leaves_it_to_others(monkeypatch):
+    import time
+
+    from rwkv_cli import model as models
+
+    original = models.load
+
+    def slow(*arguments, **options):
+        time.sleep(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(models, "load", slow)
+    with serving() as client:
+        with pytest.raises(httpx2.ReadTimeout):
+            client.post("/v1/chat/completions", json={"messages": HELLO}, timeout=0.3)
+        assert client.chat(HELLO, max_tokens=2)
+        assert loaded(client) == ["gosling"]
+        fields = {"prompt": "", "keep_alive": 0}
+        assert client.post("/api/generate", json=fields).json()["done_reason"] == "unload"  # nobody uses it

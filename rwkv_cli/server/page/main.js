@@ -1,7 +1,7 @@
 // The page: what is shown, and what happens when something is pressed.
 
 import { Failure, chat, getJson, postJson, useKey } from "./api.js";
-import { Speaker, element, markdown } from "./render.js";
+import { Speaker, copyText, element, markdown } from "./render.js";
 import { Tree, load, store } from "./tree.js";
 
 const $ = (id) => document.getElementById(id);
@@ -62,7 +62,7 @@ function toolsOf(node) {
     tools.append(
       button("Retry", "Another answer", () => answer(node.parent)),
       button("Fork", "Continue from here", () => goTo(node.id)),
-      button("Copy", "Copy the answer", () => navigator.clipboard.writeText(node.content)),
+      button("Copy", "Copy the answer", () => copyText(node.content)),
       element("span", { textContent: node.stats }),
     );
   }

@@ -34,14 +34,23 @@ export function markdown(text, isComplete) {
     const source = code.textContent;
     const copy = element("button", { type: "button", textContent: "Copy" });
     copy.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(source);
-      copy.textContent = "Copied";
+      copy.textContent = (await copyText(source)) ? "Copied" : "Not copied";
     });
     const box = element("div", { className: "code" });
     code.parentElement.replaceWith(box);
     box.append(code.parentElement, copy);
   });
   return [...holder.childNodes];
+}
+
+// Copy a text; browsers let only pages of this machine, or with TLS, do so.
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 // Says to a screen reader what has come, a sentence at a time.

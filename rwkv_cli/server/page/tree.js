@@ -3,9 +3,12 @@
 const KEPT = "conversations";
 const MOST = 100;
 
+// Random; crypto.randomUUID is not there on pages of other machines without TLS.
+const newId = () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join("");
+
 export class Tree {
   constructor(data = {}) {
-    this.id = data.id ?? crypto.randomUUID();
+    this.id = data.id ?? newId();
     this.nodes = new Map(Object.entries(data.nodes ?? {}));
     this.at = data.at ?? null; // the id of the message that the conversation stands after
     this.state = data.state ?? ""; // the state that it begins after
@@ -13,7 +16,7 @@ export class Tree {
   }
 
   add(parent, role, content) {
-    const id = crypto.randomUUID();
+    const id = newId();
     const node = { id, parent, role, content, thought: "", stats: "" };
     this.nodes.set(id, node);
     this.at = id;
