@@ -17,7 +17,7 @@ BYTES = {str(token): -1000 for token in range(257, 300)}
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here to emulate a GPU with")
-def test_conversations_together_are_as_each_alone_and_are_remembered(tmp_path, monkeypatch):
+def test_conversations_at_once_are_kept_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("RWKV_CACHE_DIR", str(tmp_path / "cache"))
     with few_threads():
         backend = tiny_backend(tmp_path)
