@@ -167,7 +167,7 @@ def test_no_random_number_chooses_what_is_banned(options, number):
     chosen = SamplingSettings(banned=frozenset({0, 1, 20, 38, 39}), **options)
     token = choose(logits, sampler_with(chosen, number)).token
     assert token not in chosen.banned
-    assert token in (2, 37, 33)  # the first one or the last one that is left
+    assert token in (2, 32, 37)  # the first one or the last one that is left
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
