@@ -102,7 +102,7 @@ class Scheduler:
     def look(self, handle: Handle) -> Snapshot:
         """See `handle.Owner`."""
         with self._stepping:
-            row = next((each for each in self._rows.values() if each.handle is handle), None)
+            row = self._row_of(handle)
             if row is None:
                 return handle.resume or Snapshot.empty(self._backend.config)
             at = self._snapshot(row)
@@ -112,6 +112,12 @@ class Scheduler:
                 logits = self._backend.forward(handle.unread[:taken], at.state)
                 at = replace(at, logits=logits, n_tokens=at.n_tokens + taken)
             return at
+
+    def logits(self, handle: Handle) -> Array | None:
+        """See `Handle.logits`."""
+        with self._stepping:
+            row = self._row_of(handle)
+            return self._logits(row) if row and handle.usage.generated_tokens else None
 
     # --- who is there -----------------------------------------------------------------------------------------------
 
@@ -127,8 +133,11 @@ class Scheduler:
             if self._queue.remove(handle.request.submitter, handle):
                 self._prefixes.drop(handle)
                 self._end(handle, None)
-            elif row := next((each for each in self._rows.values() if each.handle is handle), None):
+            elif row := self._row_of(handle):
                 self._leave(row)
+
+    def _row_of(self, handle: Handle) -> Row | None:
+        return next((each for each in self._rows.values() if each.handle is handle), None)
 
     def _admit(self) -> list[Handle]:
         """Let sequences join while there are slots: those that have a token, or have ended, without a pass."""
@@ -223,11 +232,16 @@ class Scheduler:
 
     def _snapshot(self, row: Row) -> Snapshot:
         """A copy of where a sequence stands."""
+        logits = self._logits(row)
+        copy = None if logits is None else logits.copy()
+        return Snapshot(self._batch.state(row.slot), copy, row.n_read, row.handle.request.sampler.memory)
+
+    def _logits(self, row: Row) -> Array | None:
+        """The logits after what a sequence has read, where they were computed; perhaps a view."""
         handle, logits = row.handle, self._batch.logits(row.slot)
         if logits is None and row.n_read == row.base and handle.resume:
             logits = handle.resume.logits
-        copy = None if logits is None else logits.copy()
-        return Snapshot(self._batch.state(row.slot), copy, row.n_read, handle.request.sampler.memory)
+        return logits
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
