@@ -9,7 +9,7 @@ rows        sequences in the slots of a batch
 """
 
 from rwkv_cli.engine.scheduler.handle import Handle
-from rwkv_cli.engine.scheduler.request import Request
+from rwkv_cli.engine.scheduler.request import Observation, Request
 from rwkv_cli.engine.scheduler.scheduler import Scheduler
 
-__all__ = ["Handle", "Request", "Scheduler"]
+__all__ = ["Handle", "Observation", "Request", "Scheduler"]
