@@ -93,10 +93,15 @@ def write(
     rounder: Rounder | None = None,
 ) -> None:
     """Write the model file, and say what there is to know about its accuracy. Raises like `conversion.convert`."""
+    remark(source, weight_type, reporter)
+    convert(source, target, weight_type, reporter, chosen, rounder)
+
+
+def remark(source: Source, weight_type: WeightType, reporter: Reporter) -> None:
+    """Report what there is to know about the accuracy of a model file of this type, before it is written."""
     if source.is_quantized:
         reporter.note(
             f"{source.path.name} is {source.dtype}: converting it rounds a second time, which costs accuracy"
         )
     if warning := advice.warning(source.config, weight_type):
         reporter.note(warning)
-    convert(source, target, weight_type, reporter, chosen, rounder)
