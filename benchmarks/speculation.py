@@ -31,7 +31,7 @@ from rwkv_cli.sampling_settings import SamplingSettings
 from rwkv_cli.text.tokenizer import WorldTokenizer
 
 TEXTS = {
-    "repeats": ("- apples: 3\n- pears: 5\n- plums: 7\n" * 8, SamplingSettings(temperature=0)),
+    "repeats": ("| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 3, SamplingSettings(temperature=0)),
     "new": ("Once upon a time there was", SamplingSettings(seed=1)),
 }
 

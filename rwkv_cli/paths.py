@@ -14,6 +14,10 @@ DATA = Path(__file__).parent / "data"
 EMBEDDED_MODEL = DATA / "gosling.safetensors"
 
 
+TASK_RESULTS = "eval"
+"""Below the cache folder: the results of tasks that are kept, see `evaluation.harness`."""
+
+
 def cache_folder() -> Path:
     """The folder of what can be recreated: RWKV_CACHE_DIR, or the user's cache folder of this platform.
 

@@ -10,7 +10,7 @@ from rwkv_cli.convert.template_choice import ChosenTemplate
 from rwkv_cli.errors import StorageError, UsageError
 from rwkv_cli.evaluation import advice
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.files.weight_layouts import WEIGHT_TYPES, Rounder, WeightType
+from rwkv_cli.files.weight_layouts import MIXED, WEIGHT_TYPES, Rounder, WeightType
 from rwkv_cli.reporting import Reporter, default_reporter
 from rwkv_cli.text.template import Template
 from rwkv_cli.text.templates import get_template
@@ -55,7 +55,7 @@ def target_of(source: Path, target: Path | None, weight_type: WeightType) -> Pat
         return target
     source = source.resolve()
     name = source.name if source.is_dir() else source.stem
-    for kind in WEIGHT_TYPES:  # the name of a model file of ours ends in its type
+    for kind in (*WEIGHT_TYPES, MIXED):  # the name of a model file of ours ends in its type
         name = name.removesuffix(f"-{kind}")
     return folder / f"{name}-{weight_type}.safetensors"
 
@@ -93,10 +93,15 @@ def write(
     rounder: Rounder | None = None,
 ) -> None:
     """Write the model file, and say what there is to know about its accuracy. Raises like `conversion.convert`."""
+    remark(source, weight_type, reporter)
+    convert(source, target, weight_type, reporter, chosen, rounder)
+
+
+def remark(source: Source, weight_type: WeightType, reporter: Reporter) -> None:
+    """Report what there is to know about the accuracy of a model file of this type, before it is written."""
     if source.is_quantized:
         reporter.note(
             f"{source.path.name} is {source.dtype}: converting it rounds a second time, which costs accuracy"
         )
     if warning := advice.warning(source.config, weight_type):
         reporter.note(warning)
-    convert(source, target, weight_type, reporter, chosen, rounder)

@@ -111,7 +111,8 @@ class Source:
     @property
     def is_quantized(self) -> bool:
         """Whether its weights were rounded to a few bits before, so that converting them rounds a second time."""
-        return self.dtype in weight_layouts.INTEGERS or self.dtype.startswith(_QUANTIZED)
+        integers = (*weight_layouts.INTEGERS, weight_layouts.MIXED)
+        return self.dtype in integers or self.dtype.startswith(_QUANTIZED)
 
     def tensor(self, name: str) -> Array:
         """One tensor in float32, by its official name."""
@@ -122,7 +123,7 @@ class Source:
     ) -> ModelInfo:
         """The `ModelInfo` of a model file made of it; `digest` reads a checkpoint for its sha256."""
         if isinstance(self.origin, ModelFile):
-            info = replace(self.origin.info, weight_type=weight_type)
+            info = replace(self.origin.info, weight_type=weight_type, narrow=frozenset())
             info = replace(info, source={**info.source, "converted_from": self.dtype})
             if chosen:
                 info = replace(info, template=chosen.template, template_from=chosen.origin, sampling={})

@@ -21,7 +21,7 @@ from rwkv_cli.evaluation.questions import Question
 from rwkv_cli.evaluation.text import windows_of
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.files.weight_layouts import WeightType, type_of
+from rwkv_cli.files.weight_layouts import WeightType
 from rwkv_cli.files.weight_source import WeightSource
 from rwkv_cli.reporting import Reporter
 from rwkv_cli.text.tokenizer import Tokenizer, load_tokenizer
@@ -93,7 +93,7 @@ def tensor_errors(original: WeightSource, made: ModelFile) -> list[TensorError]:
         # In float64: squares of tiny or huge weights underflow or overflow float32.
         length, off = (math.sqrt(_square(vector)) for vector in (before, difference))
         relative = off / length if length else (0.0 if off == 0 else math.inf)
-        errors.append(TensorError(name, type_of(name, made.info.weight_type), relative))
+        errors.append(TensorError(name, made.info.type_of(name), relative))
     return sorted(errors, key=lambda error: -error.relative)
 
 

@@ -91,6 +91,18 @@ class Batch(ABC):
         sequence, no tokens, or a token outside the vocabulary.
         """
 
+    def read_all(self, parts: Mapping[int, Sequence[int]]) -> dict[int, Array]:
+        """Read like `read`: the logits [n, V] after each of the n tokens of each sequence, by slot."""
+        self._checked(parts)
+        found = {
+            slot: np.empty((len(part), self.config.vocab_size), np.float32) for slot, part in parts.items()
+        }
+        for i in range(max(map(len, parts.values()))):
+            here = {slot: part[i : i + 1] for slot, part in parts.items() if i < len(part)}
+            for slot, logits in zip(here, self.read(here), strict=True):
+                found[slot][i] = logits
+        return found
+
     def choose(
         self,
         parts: Mapping[int, Sequence[int]],

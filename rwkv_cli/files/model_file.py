@@ -5,7 +5,7 @@ bytes of the vocabulary, if the model brings its own. The metadata, all of it JS
 
     rwkv           the version of this format, 1
     config         the fields of `ModelConfig`
-    quantization   {"type": "int8", "group": 64, ...}
+    quantization   {"type": "int8", "group": 64, ...}; of a "mixed" file, the matrices of dtype U8 are int4
     tokenizer      {"kind": "world" | "tokenizer.json" | null, "ends": [2]}; ends may be missing
     template       the prompt template: its name or, if it does not come with the program, all of it
     template_from  what it was chosen by, for people; may be missing
@@ -16,8 +16,10 @@ bytes of the vocabulary, if the model brings its own. The metadata, all of it JS
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +64,18 @@ class ModelInfo:
     sampling: Mapping[str, float] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     template_from: str = ""  # what it was chosen by: "models.toml", "chat_template.jinja", "the name ..."
+    narrow: frozenset[str] = frozenset()  # the matrices of a mixed file that are int4
+
+    def type_of(self, name: str) -> WeightType:
+        """How a tensor is stored."""
+        return weight_layouts.type_in_mix(name, self.weight_type, self.narrow)
+
+    @property
+    def label(self) -> str:
+        """The type of the weights; of mixed files, those with other int4 matrices have another one."""
+        if self.weight_type != "mixed":
+            return self.weight_type
+        return f"mixed-{hashlib.sha256(' '.join(sorted(self.narrow)).encode()).hexdigest()[:8]}"
 
 
 class ModelFile:
@@ -137,6 +151,24 @@ def is_usable(path: Path) -> bool:
     return True
 
 
+@contextmanager
+def writing(path: Path, info: ModelInfo) -> Iterator[SafetensorsWriter]:
+    """A model file that is being written: it takes the arrays of its tensors, and is complete when this ends.
+
+    Raises StorageError if the file cannot be written.
+    """
+    announced: dict[str, tuple[str, Shape]] = {}
+    for name, shape in info.config.tensor_shapes().items():
+        announced |= weight_layouts.stored_form(name, shape, info.type_of(name))
+    vocabulary = np.frombuffer((info.tokenizer.data if info.tokenizer else None) or b"", np.uint8)
+    if vocabulary.size:
+        announced[TOKENIZER] = ("U8", vocabulary.shape)
+    with SafetensorsWriter(path, announced, _metadata(info)) as writer:
+        if vocabulary.size:
+            writer.write(TOKENIZER, vocabulary)
+        yield writer
+
+
 def write_model(
     path: Path,
     source: WeightSource,
@@ -150,22 +182,13 @@ def write_model(
 
     Raises StorageError if the file cannot be written, CheckpointError if the checkpoint cannot be read to its end.
     """
-    shapes = info.config.tensor_shapes()
-    announced: dict[str, tuple[str, Shape]] = {}
-    for name, shape in shapes.items():
-        announced |= weight_layouts.stored_form(name, shape, info.weight_type)
-    vocabulary = np.frombuffer((info.tokenizer.data if info.tokenizer else None) or b"", np.uint8)
-    if vocabulary.size:
-        announced[TOKENIZER] = ("U8", vocabulary.shape)
     done, total = 0, info.config.n_params
     rounding = (rounder,) if rounder else ()
-    with SafetensorsWriter(path, announced, _metadata(info)) as writer:
-        if vocabulary.size:
-            writer.write(TOKENIZER, vocabulary)
-        for name in shapes:
+    with writing(path, info) as writer:
+        for name in info.config.tensor_shapes():
             tensor = source.tensor(name)
             done += tensor.size
-            for part, array in weight_layouts.store(name, tensor, info.weight_type, *rounding).items():
+            for part, array in weight_layouts.store(name, tensor, info.type_of(name), *rounding).items():
                 writer.write(part, array)
             release_pages(tensor)  # if it is a view of a mapped file
             del tensor  # before the next one is read
@@ -175,7 +198,7 @@ def write_model(
 
 def _scheme(weight_type: WeightType) -> dict[str, object]:
     """What a file says of the numbers that its weights are stored as."""
-    if weight_type not in weight_layouts.INTEGERS:
+    if weight_type in ("fp16", "fp32"):
         return {"type": weight_type}
     return {"type": weight_type, "symmetric": True, "group": weight_layouts.GROUP, "scale": "bf16"}
 
@@ -213,8 +236,12 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
     if config.n_layer > len(tensors):  # before a loop over layers that do not exist
         raise ValueError("it has fewer tensors than layers")
     unknown = set(tensors) - {TOKENIZER}
-    for name, shape in config.tensor_shapes().items():
-        for part, (dtype, stored_shape) in weight_layouts.stored_form(name, shape, weight_type).items():
+    shapes, narrow = config.tensor_shapes(), frozenset[str]()
+    if weight_type == "mixed":
+        narrow = frozenset(name for name in shapes if _is_narrow(name, tensors.get(name)))
+    for name, shape in shapes.items():
+        kind = weight_layouts.type_in_mix(name, weight_type, narrow)
+        for part, (dtype, stored_shape) in weight_layouts.stored_form(name, shape, kind).items():
             unknown.discard(part)
             found = tensors.get(part)
             if found is None or (found.dtype, found.shape) != (dtype, stored_shape):
@@ -229,11 +256,16 @@ def _read_info(metadata: Mapping[str, str], tensors: Mapping[str, MappedTensor])
         template_from=_json(metadata, "template_from", str)[:200] if "template_from" in metadata else "",
         sampling=_read_sampling(_json(metadata, "sampling", dict)),
         source=_json(metadata, "source", dict),
+        narrow=narrow,
     )
 
 
+def _is_narrow(name: str, found: MappedTensor | None) -> bool:
+    return weight_layouts.can_be_narrow(name) and found is not None and found.dtype == "U8"
+
+
 def _read_weight_type(scheme: Mapping[str, object]) -> WeightType:
-    for weight_type in weight_layouts.WEIGHT_TYPES:
+    for weight_type in (*weight_layouts.WEIGHT_TYPES, weight_layouts.MIXED):
         if scheme.get("type") == weight_type:
             break
     else:

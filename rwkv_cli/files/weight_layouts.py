@@ -7,6 +7,7 @@ is stored, see `files.quantization` for the integers:
     fp16   float16
     int8   integers from -127 to 127, with one bfloat16 scale for 64 values along the input axis
     int4   integers from 0 to 15, with the same scales
+    mixed  of a whole file: int8, but some of the matrices are int4
 
 The *layout* decides the order, so that a kernel reads memory from front to back. R output rows, K input columns:
 
@@ -30,8 +31,8 @@ Two int4 weights share a byte. Of the 64 columns of a group in a tile, the low h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Container, Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ __all__ = [
     "CHANNELS",
     "GROUP",
     "INTEGERS",
+    "MIXED",
     "SCALE",
     "TILE_ROWS",
     "WEIGHT_TYPES",
@@ -61,16 +63,23 @@ __all__ = [
     "Rounder",
     "WeightType",
     "bytes_per_token",
+    "can_be_narrow",
     "layout_of",
     "restore",
     "store",
     "stored_bytes",
     "stored_form",
+    "type_in_mix",
     "type_of",
+    "widened",
 ]
 
-WeightType = Literal["int8", "int4", "fp16", "fp32"]
-WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
+WeightType = Literal["int8", "int4", "fp16", "fp32", "mixed"]
+WEIGHT_TYPES: tuple[WeightType, ...] = ("int8", "int4", "fp16", "fp32")
+"""Those that a tensor can have."""
+
+MIXED: WeightType = "mixed"
+"""That of a file alone."""
 
 INTEGERS: tuple[WeightType, ...] = ("int8", "int4")
 
@@ -103,6 +112,18 @@ def layout_of(name: str) -> Layout:
 def type_of(name: str, weight_type: WeightType) -> WeightType:
     """How a tensor is stored in a file of the given type: what is small or sensitive stays a float."""
     return _type_in(layout_of(name), weight_type)
+
+
+def type_in_mix(name: str, weight_type: WeightType, narrow: Container[str]) -> WeightType:
+    """Like `type_of`, for a file of which `narrow` has the names of the int4 matrices, if it is a mixed one."""
+    if weight_type == "mixed":
+        weight_type = "int4" if name in narrow else "int8"
+    return type_of(name, weight_type)
+
+
+def can_be_narrow(name: str) -> bool:
+    """Whether a tensor is int4 in an int4 file, and may be in a mixed one."""
+    return type_of(name, "int4") == "int4"
 
 
 def _type_in(layout: Layout, weight_type: WeightType) -> WeightType:
@@ -139,21 +160,21 @@ def stored_form(name: str, shape: Shape, weight_type: WeightType) -> dict[str, t
     return form
 
 
-def stored_bytes(config: ModelConfig, weight_type: WeightType) -> dict[str, int]:
-    """The bytes of every array of a model."""
+def stored_bytes(config: ModelConfig, weight_type: WeightType, narrow: Container[str] = ()) -> dict[str, int]:
+    """The bytes of every array of a model; `narrow` is as for `type_in_mix`."""
     return {
         part: math.prod(form) * DTYPES[dtype].itemsize
         for name, shape in config.tensor_shapes().items()
-        for part, (dtype, form) in stored_form(name, shape, weight_type).items()
+        for part, (dtype, form) in stored_form(name, shape, type_in_mix(name, weight_type, narrow)).items()
     }
 
 
-def bytes_per_token(config: ModelConfig, weight_type: WeightType) -> int:
-    """Bytes of memory traffic per decoded token if no hidden unit is zero.
+def bytes_per_token(config: ModelConfig, weight_type: WeightType, narrow: Container[str] = ()) -> int:
+    """Bytes of memory traffic per decoded token if no hidden unit is zero; `narrow` is as for `type_in_mix`.
 
     All weights, but only one row of the embedding, and the state, which is read and written.
     """
-    sizes = stored_bytes(config, weight_type)
+    sizes = stored_bytes(config, weight_type, narrow)
     embedding = sizes["emb.weight"] + sizes.get("emb.weight" + SCALE, 0)
     return sum(sizes.values()) - embedding + embedding // config.vocab_size + 2 * config.state_bytes
 
@@ -198,7 +219,7 @@ def restore(name: str, shape: Shape, stored: Stored) -> Array:
     if layout == "vector":
         return array
     if array.dtype == np.uint8:
-        array = _unpack(layout, array).view(np.int8) - np.int8(INT4_OFFSET)
+        array = widened(name, array)
     flat = _flatten(layout, array)
     if name + SCALE in stored:
         scale = bf16_to_f32(_flatten(layout, stored[name + SCALE]))
@@ -208,6 +229,11 @@ def restore(name: str, shape: Shape, stored: Stored) -> Array:
     if layout == "low_rank":
         return np.ascontiguousarray(flat.T[: shape[0], : shape[1]], dtype=np.float32)
     return np.ascontiguousarray(flat[: shape[0]], dtype=np.float32)
+
+
+def widened(name: str, packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """A stored int4 matrix as it would be stored in int8, with the same scales: not a weight changes."""
+    return _unpack(layout_of(name), packed).view(np.int8) - np.int8(INT4_OFFSET)
 
 
 def _together(layout: Layout, kind: WeightType) -> int:

@@ -32,7 +32,7 @@ class ModelIdentity:
 
 def identify(model: Model) -> ModelIdentity:
     """The identity of a loaded model. Reads the whole checkpoint for its sha256 where no model file has noted it."""
-    return _identity(model.info, model.path, model.info.weight_type)
+    return _identity(model.info, model.path, model.info.label)
 
 
 def identify_file(path: Path) -> tuple[ModelIdentity, ModelConfig]:

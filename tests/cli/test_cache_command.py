@@ -15,6 +15,7 @@ KINDS = [
     "converted checkpoints",
     "prompt cache",
     "conversations of the server",
+    "results of tasks",
     "downloads in progress",
     "left-overs",
 ]
@@ -22,7 +23,7 @@ KINDS = [
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """A cache with something of every kind, of 10, 200, 3,000, 10,000, 30,000 and 500,000 bytes; and what is in use."""
+    """A cache with something of every kind, of 10 bytes to 6 MB; and what is in use."""
     from huggingface_hub import constants
 
     cache = tmp_path / "cache"
@@ -40,6 +41,7 @@ def cache(monkeypatch, tmp_path):
         cache / "prompts" / "0.safetensors": 3000,
         cache / "turns" / "0-16.safetensors": 9_000,
         cache / "responses" / "resp_0.json": 1_000,
+        cache / "eval" / "0.jsonl": 6_000_000,
         cache / "downloads" / "idle" / "a.pth.rwkv-part": 30_000,
         left: 500_000,
         live: 7,
@@ -58,16 +60,16 @@ def test_what_there_is(rwkv, cache):
     assert done.err == ""
     result = json.loads(done.out)
     assert {name: row["bytes"] for name, row in result["kinds"].items()} == dict(
-        zip(KINDS, (10, 200, 3000, 10_000, 30_000, 500_000), strict=True)
+        zip(KINDS, (10, 200, 3000, 10_000, 6_000_000, 30_000, 500_000), strict=True)
     )
-    assert (result["bytes"], result["folder"], result["action"]) == (543_210, str(cache), "show")
+    assert (result["bytes"], result["folder"], result["action"]) == (6_543_210, str(cache), "show")
     shown = rwkv("cache").out
     assert all(kind in shown for kind in KINDS)
     assert "30.0 kB in 1 file" in shown
 
 
 def test_clear_leaves_what_is_in_use(rwkv, cache):
-    assert rwkv("cache", "clear").out == "removed 543.2 kB\n"
+    assert rwkv("cache", "clear").out == "removed 6.5 MB\n"
     remaining = sorted(path.name.split(".")[-1] for path in cache.rglob("*") if path.is_file())
     assert remaining == ["lock", "pth", "rwkv-part", "tmp"]
     assert json.loads(rwkv("cache", "--json").out)["bytes"] == 0

@@ -1,10 +1,12 @@
 """`rwkv eval`: a text, questions, and one model against another."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from helpers.models import fine_weights, write_file
+from helpers.tasks import write_tasks
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "data" / "reasoning" / "questions.jsonl"
 TEXT = "Once upon a time there was a goose that could count to ten, and it did so every morning. " * 5
@@ -90,3 +92,45 @@ def test_what_cannot_be_measured_is_one_sentence(rwkv, arguments, code, said):
     result = rwkv("eval", *arguments)
     assert said in result.sentence
     assert result.code == code
+
+
+# -------------------------------------------------------------------------------------------------------------- tasks
+
+
+def test_tasks(rwkv, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs the eval extra")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    asked = (
+        "eval",
+        "fp32",
+        "--tasks",
+        "sentence,write",
+        "--task-folder",
+        str(write_tasks(tmp_path / "t")),
+        "--limit",
+        "2",
+    )
+    result = rwkv(*asked)
+    assert (result.code, result.err) == (0, "")
+    title, *lines = result.out.splitlines()
+    assert title.split() == ["task", "measure", "shots", "value", "standard", "error"]
+    facts = json.loads(rwkv(*asked, "--json").out)
+    assert [line.split()[:2] for line in lines] == [
+        [each["task"], each["metric"]] for each in facts["measures"]
+    ]
+    assert facts["samples"]["write"] == {"original": 12, "effective": 2}
+    assert (facts["weights"], facts["device"]) == ("fp32", "cpu")
+
+
+def test_tasks_without_the_package(rwkv, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    result = rwkv("eval", "fp32", "--tasks", "mmlu")
+    assert (result.code, result.out) == (2, "")
+    assert "pip install 'rwkv-cli[eval]'" in result.err
+
+
+@pytest.mark.parametrize("also", [("text.txt",), ("--against", "int4"), ("--questions", "q.jsonl")])
+def test_tasks_stand_alone(rwkv, also):
+    result = rwkv("eval", "fp32", *also, "--tasks", "mmlu")
+    assert result.code == 2
+    assert "--tasks stands alone" in result.err

@@ -1,6 +1,7 @@
 """`rwkv quantize`: what it writes, what it refuses, and that it leaves nothing half-written."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import time
 from typing import get_args, get_type_hints
 
 import pytest
+from helpers.models import byte_tokenizer, fine_weights, write_file
 from helpers.writers import TINY, random_weights, write_gguf, write_hf, write_pth
+from PIL import Image
 
 from rwkv_cli.cli.commands.quantize import quantize as command
 from rwkv_cli.files import weight_layouts as quantization
@@ -36,6 +39,42 @@ def contents(folder):
 
 def test_the_types_are_those_of_the_model_file():
     assert get_args(get_type_hints(command)["weight_type"]) == quantization.WEIGHT_TYPES
+
+
+def test_a_budget(rwkv, folder):
+    result = rwkv("quantize", "my.model.pth", "--budget", "6", "--picture", "sizes.png")
+    assert (result.code, result.err) == (0, "")
+    first, title, *rows, _, own = result.out.splitlines()
+    assert first.endswith(", mixed; my.model-mixed.safetensors")
+    assert title.split()[:3] == ["bits", "size", "int4"]
+    assert [row.split()[0] for row in rows[:1] + rows[-1:]] == ["8.25", "4.25"]
+    (chosen,) = [row for row in rows if row.endswith("chosen")]
+    assert float(chosen.split()[0]) <= 6
+    assert "the model itself wrote" in own
+    assert ModelFile(folder / "my.model-mixed.safetensors").info.weight_type == "mixed"
+    with Image.open(folder / "sizes.png") as picture:
+        assert (
+            len(picture.convert("RGB").getcolors(1 << 20)) > 4
+        )  # ink, grid, line and the mark of the chosen one
+    # It is described, and becomes another type.
+    assert "mixed" in rwkv("info", "my.model-mixed.safetensors").out
+    again = rwkv("quantize", "my.model-mixed.safetensors", "--type", "int8")
+    assert (again.code, "rounds a second time" in again.err) == (0, True)
+    assert ModelFile(folder / "my.model-int8.safetensors").info.narrow == frozenset()
+
+
+def test_a_budget_for_a_text(rwkv, folder):
+    write_file(folder / "bytes", fine_weights(), "fp32", tokenizer=byte_tokenizer())
+    text = "a goose that counts to ten, every morning. " * 40
+    facts = json.loads(rwkv("quantize", "bytes", "--budget", "5", "--calibrate", text, "--json").out)
+    assert facts["weight_type"] == "mixed"
+    assert facts["budget"]["text"] == "given"
+    assert facts["budget"]["chosen"]["bits"] <= 5
+    assert facts["budget"]["chosen"] in facts["budget"]["points"]
+    assert (
+        rwkv("generate", "--model", "bytes-mixed.safetensors", "--device", "cpu", "-p", "a", "-n", "2").code
+        == 0
+    )
 
 
 @pytest.mark.parametrize("weight_type", quantization.WEIGHT_TYPES)
@@ -106,6 +145,9 @@ def test_a_file_that_exists_is_replaced_only_by_force(rwkv, folder):
         (("my.gguf", "--type", "int3"), 2, "'int3' is not one of 'int8', 'int4', 'fp16', 'fp32'"),
         (("my.gguf", "--template", "wrold"), 2, "did you mean world?"),
         (("gosling",), 2, "is a model file of type int8 already"),
+        (("my.gguf", "--budget", "4"), 2, "--budget is 4 bits: it must be from 4.5 to 8"),
+        (("my.gguf", "--budget", "6", "--type", "int4"), 2, "leave out --type"),
+        (("my.gguf", "--picture", "x.png"), 2, "give --budget too"),
         (("missing.pth",), 1, "there is no file missing.pth"),
         (("gozling",), 2, "did you mean gosling?"),
         (("g1-0.1b",), 1, "is not on this machine"),

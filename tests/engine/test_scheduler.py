@@ -14,7 +14,7 @@ from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.engine.generate import Ending, TokenLoop
 from rwkv_cli.engine.sampling import Sampler
-from rwkv_cli.engine.scheduler import Request, Scheduler
+from rwkv_cli.engine.scheduler import Observation, Request, Scheduler
 from rwkv_cli.engine.scheduler import scheduler as module
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.engine.state import State
@@ -57,6 +57,52 @@ def run(scheduler):
         steps += 1
         assert steps < 10_000
     return steps
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_logits_of_a_prompt_are_those_of_the_text_alone(backend, data):
+    """Whatever they begin with in common, and whoever is answered beside them."""
+    scheduler = Scheduler(backend, data.draw(st.integers(1, 4), "slots"))
+    shared, expected = some_tokens(TINY, 150), {}
+    for seed in range(data.draw(st.integers(1, 6), "requests")):
+        own = some_tokens(TINY, data.draw(st.integers(1, 90), "own"), seed)
+        tokens = shared[: data.draw(st.integers(0, 150), "shared")] + own
+        n = data.draw(st.integers(1, len(tokens)), "n")
+        found = []
+        taking = Observation(n, lambda logits, found=found: found.append(logits.copy()))
+        handle = scheduler.submit(request(tokens, observed=taking))
+        expected[handle] = found, backend.forward_all(tokens, State.zeros(backend.config))[-n:]
+        if data.draw(st.booleans(), "answered"):
+            answered = scheduler.submit(request(tokens, seed))
+            expected[answered] = alone(backend, tokens, seed)
+        for _ in range(data.draw(st.integers(0, 5), "steps")):
+            scheduler.step()
+    run(scheduler)
+    for handle, (found, logits) in expected.items():
+        if handle.request.observed:
+            assert list(handle) == []
+            assert handle.finish == "length"
+            np.testing.assert_array_equal(np.concatenate(found), logits)
+        else:
+            assert list(handle) == found
+
+
+@pytest.mark.parametrize("n", [0, 4])
+def test_no_more_logits_than_tokens(backend, n):
+    with pytest.raises(UsageError, match="at least one"):
+        Scheduler(backend).submit(request([1, 2, 3], observed=Observation(n, print)))
+
+
+def test_alternatives_read_what_precedes_them_once(tiny):
+    """Four answers to a question: their logits need the question only once."""
+    backend = Counting(tiny, 2)
+    scheduler = Scheduler(backend, 4)
+    question = some_tokens(TINY, 100)
+    for answer in range(1, 5):
+        scheduler.submit(request([*question, answer, answer], observed=Observation(3, len)))
+    run(scheduler)
+    assert backend.read < len(question)
 
 
 class Counting(CpuBackend):

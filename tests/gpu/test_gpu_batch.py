@@ -53,6 +53,18 @@ class Alone:
 
 
 @needs_compiler
+def test_logits_after_each_token(backend, monkeypatch):
+    monkeypatch.setattr(gpu_batch, "LOGITS_AT_ONCE", 6)
+    batch = batch_of(backend, 3)
+    parts = {batch.join(): some_tokens(TINY, n, n) for n in (4, 1, 9)}
+    found = batch.read_all(parts)
+    for slot, tokens in parts.items():
+        state = State.zeros(TINY)
+        assert difference(found[slot], backend.forward_all(tokens, state)) <= HALF
+        assert state_difference(batch.leave(slot), state) <= HALF
+
+
+@needs_compiler
 def test_sequences_that_join_and_leave_are_as_each_alone(backend):
     batch, alone = batch_of(backend, 3), {}
 

@@ -20,8 +20,9 @@ def cache(
 ) -> None:
     """Show what the cache takes, or clear it.
 
-    Compiled kernels, converted checkpoints, the states after long prompts, interrupted downloads and what killed
-    programs left: what is needed again is made again. Pulled models are not part of it: see rwkv models.
+    Compiled kernels, converted checkpoints, the states after long prompts, the results of tasks, interrupted downloads
+    and what killed programs left: what is needed again is made again. Pulled models are not part of it: see rwkv
+    models.
 
     Examples:
         # Where did the disk go?

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rwkv_cli.cli import completion, options
+from rwkv_cli.cli import completion, options, task_options
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
 
@@ -32,6 +32,15 @@ def evaluate(
         str | None, typer.Argument(metavar="TEXT|FILE", help="What to predict; needed for --against.")
     ] = None,
     *,
+    tasks: task_options.Tasks = None,
+    task_folder: task_options.TaskFolder = None,
+    shots: task_options.Shots = None,
+    leading_token: task_options.LeadingToken = False,
+    chat: task_options.Chat = False,
+    anew: task_options.Anew = False,
+    batch_size: options.BatchSize = None,
+    template: options.Template = None,
+    think: options.Think = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -49,13 +58,14 @@ def evaluate(
             "--limit",
             min=1,
             metavar="N",
-            help="Predict at most about N tokens, from pieces spread over the text.",
+            help="Predict about N tokens, from pieces spread over the text; of a task, the first N examples.",
             show_default="all",
             rich_help_panel=options.CHECK,
         ),
     ] = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    max_tokens: options.MaxTokens = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -71,7 +81,36 @@ def evaluate(
         rwkv eval fp16.safetensors text.txt --against int4.safetensors
         # Exact answers
         rwkv eval int8.safetensors --questions questions.jsonl
+        # Tasks of lm-eval
+        rwkv eval MODEL --tasks lambada_openai,mmlu --limit 100
     """
+    if tasks is not None:
+        if text is not None or against is not None or questions is not None:
+            raise UsageError(
+                "{tasks} stands alone: measure the text, the other model and the questions in another run"
+            )
+        from rwkv_cli.cli.commands import eval_tasks
+        from rwkv_cli.evaluation.harness.tasks import Plan
+
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        chats = chat or template is not None
+        eval_tasks.run(
+            eval_tasks.Asked(
+                model,
+                device,
+                threads,
+                Plan(names, task_folder, limit, shots, chats),
+                template,
+                think,
+                leading_token,
+                max_tokens,
+                batch_size,
+                anew,
+                json,
+                quiet,
+            )
+        )
+        return
     from rwkv_cli.cli.reports import quality
     from rwkv_cli.cli.terminal.progress import TerminalReporter
     from rwkv_cli.evaluation import comparison
@@ -80,7 +119,7 @@ def evaluate(
     from rwkv_cli.model import load
 
     if text is None and (questions is None or against is not None):
-        raise UsageError("there is nothing to measure: give a text, or a file with --questions")
+        raise UsageError("there is nothing to measure: give a text, {questions} or {tasks}")
     asked = quality.questions_of(questions)
     content = quality.text_of(text, "eval") if text is not None else None
     with TerminalReporter(quiet or json) as reporter:

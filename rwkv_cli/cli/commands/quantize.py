@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rwkv_cli.cli import options
 from rwkv_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkv_cli.files.weight_layouts import WeightType
 
 _LORA, _CHECK = "LoRA", options.CHECK
 
@@ -25,13 +28,24 @@ def quantize(
     ] = None,
     *,
     weight_type: options.WeightType = "int8",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="BITS",
+            help="In place of --type: bits for a weight of the big matrices, 4.5 to 8. Some get int4 and some int8, by "
+            "what that does to the model, which is measured.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     template: options.ModelTemplate = None,
     calibrate: Annotated[
         str | None,
         typer.Option(
             "--calibrate",
             metavar="TEXT|FILE",
-            help="With --type int4: round for this text (GPTQ), which takes longer and loses less.",
+            help="With int4: round for this text (GPTQ), which takes longer and loses less; with --budget, "
+            "measure on it too.",
             rich_help_panel=options.MODEL,
         ),
     ] = None,
@@ -64,6 +78,15 @@ def quantize(
         ),
     ] = None,
     questions: options.Questions = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="PNG",
+            help="With --budget: write a picture of size against loss.",
+            rich_help_panel=_CHECK,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -83,6 +106,8 @@ def quantize(
         rwkv quantize rwkv7-g1-0.1b.pth
         # In 4 bits; how much worse is it on a text?
         rwkv quantize model.gguf --type int4 --compare test.txt
+        # Between int4 and int8
+        rwkv quantize rwkv7-g1-0.1b.pth --budget 6 --picture sizes.png
         # What would each type take?
         rwkv quantize rwkv7-g1-0.1b.pth --dry-run
         # With a LoRA adapter of peft, and with one that does not record its alpha
@@ -91,8 +116,10 @@ def quantize(
     """
     from rwkv_cli.catalog import quantize as model_files
     from rwkv_cli.catalog import registry
+    from rwkv_cli.cli.reports import budget as budget_report
     from rwkv_cli.cli.reports import quality, quantize
-    from rwkv_cli.cli.terminal.progress import TerminalReporter
+    from rwkv_cli.cli.terminal.progress import TerminalReporter, counting
+    from rwkv_cli.convert import budget as budgets
     from rwkv_cli.convert import calibration, conversion, quantization_loss
     from rwkv_cli.convert.template_choice import ChosenTemplate
 
@@ -105,8 +132,13 @@ def quantize(
         raise UsageError("--questions needs a text too: give --compare")
     text = quality.text_of(compare, "--compare") if compare is not None else None
     asked = quality.questions_of(questions)
-    if calibrate is not None and weight_type != "int4":
-        raise UsageError("--calibrate is of use for --type int4 only: the other types lose next to nothing")
+    if budget is not None:
+        _check_budget(budget, weight_type)
+    elif picture is not None:
+        raise UsageError("{picture} is of the sizes within a budget: give {budget} too")
+    kind: WeightType = weight_type if budget is None else "mixed"
+    if calibrate is not None and kind not in ("int4", "mixed"):
+        raise UsageError("--calibrate is of use for int4 only: the other types lose next to nothing")
     sample = quality.text_of(calibrate, "--calibrate") if calibrate is not None else None
     with TerminalReporter(quiet or json) as reporter:
         if opened.remark:
@@ -114,18 +146,51 @@ def quantize(
         if dry_run:
             quantize.show_plan(opened, reporter, json)
             return
-        target = model_files.target_of(path, target, weight_type)
-        model_files.check_target(opened, target, weight_type, force, changes=layout is not None)
+        target = model_files.target_of(path, target, kind)
+        model_files.check_target(opened, target, kind, force, changes=layout is not None)
         if text is not None:
             tokenizer = quantization_loss.tokenizer_of(opened)
             tokens = quantization_loss.tokens_of(tokenizer, text)
         rounder = calibration.for_text(opened, sample) if sample is not None else None
         chosen = ChosenTemplate(layout, "--template") if layout else None
-        model_files.write(opened, target, weight_type, reporter, chosen, rounder)
+        within = None
+        if budget is None:
+            model_files.write(opened, target, kind, reporter, chosen, rounder)
+        else:
+            model_files.remark(opened, kind, reporter)
+            own = (
+                quantization_loss.tokens_of(quantization_loss.tokenizer_of(opened), sample)
+                if sample
+                else None
+            )
+            within = budgets.write_within(
+                opened,
+                target,
+                budget,
+                own,
+                reporter,
+                lambda task, n: counting(task, n, quiet),
+                chosen,
+                rounder,
+            )
         loss = None
         if text is not None:
             loss = quantization_loss.compare(opened, target, tokenizer, tokens, asked, reporter)
+    if within and picture is not None:
+        budget_report.write_picture(within, picture)
     if json:
-        quantize.write_json(opened, target, weight_type, loss)
+        quantize.write_json(
+            opened, target, kind, loss, {"budget": budget_report.facts(within)} if within else {}
+        )
     elif not quiet:
-        quantize.show(opened, target, weight_type, loss)
+        quantize.show(opened, target, kind, loss)
+        if within:
+            budget_report.show(within)
+
+
+def _check_budget(budget: float, weight_type: str) -> None:
+    from rwkv_cli.convert import budget as budgets
+
+    budgets.check(budget)
+    if weight_type != "int8":
+        raise UsageError("{budget} chooses between int4 and int8 itself: leave out {weight_type}")

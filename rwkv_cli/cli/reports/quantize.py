@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -63,8 +64,10 @@ def _memory_speed(reporter: Reporter) -> float | None:
     return bench.memory_speed(read, time.perf_counter) if read else None
 
 
-def write_json(source: Source, target: Path, weight_type: str, loss: Loss | None) -> None:
-    """Print the result as one JSON object."""
+def write_json(
+    source: Source, target: Path, weight_type: str, loss: Loss | None, more: Mapping[str, object]
+) -> None:
+    """Print the result as one JSON object, with `more` facts."""
     facts: dict[str, object] = {
         "path": str(target),
         "weight_type": weight_type,
@@ -73,6 +76,7 @@ def write_json(source: Source, target: Path, weight_type: str, loss: Loss | None
         "source_bytes": source.bytes,
         "file_bytes": target.stat().st_size,
         "lora": source.adapter,
+        **more,
     }
     if loss:
         tensors = [

@@ -65,7 +65,7 @@ class CpuBackend(Backend):
     @property
     def bytes_per_token(self) -> int:
         """Bytes that decoding reads per token if no hidden unit is zero."""
-        return weight_layouts.bytes_per_token(self.config, self._info.weight_type)
+        return weight_layouts.bytes_per_token(self.config, self._info.weight_type, self._info.narrow)
 
     def memory_reader(self) -> Callable[[], int]:
         """A function that reads `PROBE_BYTES` of memory once, with the same threads, and returns their number."""

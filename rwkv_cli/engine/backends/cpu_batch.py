@@ -41,6 +41,17 @@ class CpuBatch(Batch):
                 rows |= {slot: row.copy() for slot, row in found.items()}
         return np.stack([rows[slot] for slot in parts])
 
+    def read_all(self, parts: Mapping[int, Sequence[int]]) -> dict[int, Array]:
+        """See `Batch.read_all`."""
+        found = dict[int, list[Array]]()
+        with self._pass.lock:
+            for pieces in passes(self._checked(parts), self.capacity):
+                lengths = [len(tokens) for _, tokens in pieces]
+                rows = self._run(pieces, np.arange(sum(lengths)))
+                for (slot, _), part in zip(pieces, np.split(rows, np.cumsum(lengths[:-1])), strict=True):
+                    found.setdefault(slot, []).append(part.copy())
+        return {slot: np.concatenate(pieces) for slot, pieces in found.items()}
+
     def choose(
         self,
         parts: Mapping[int, Sequence[int]],
@@ -74,10 +85,14 @@ class CpuBatch(Batch):
                 for (slot, tokens), end in zip(pieces, accumulate(lengths), strict=True)
                 if slot in wanted and np.shares_memory(tokens, ends[slot])
             ]
-            ids = np.concatenate([tokens for _, tokens in pieces])
-            table = in_place(ids, [slot for slot, _ in pieces], lengths)
-            rows = self._pass.run(table, self._states.table, np.array([row for _, row in done], np.int64))
+            rows = self._run(pieces, np.array([row for _, row in done], np.int64))
             yield {slot: row for (slot, _), row in zip(done, rows, strict=True)}
+
+    def _run(self, pieces: Sequence[Part], wanted: NDArray[np.int64]) -> Array:
+        """One pass: the logits [n, V] after the `wanted` ones of its tokens, a view that the next pass overwrites."""
+        ids = np.concatenate([tokens for _, tokens in pieces])
+        table = in_place(ids, [slot for slot, _ in pieces], [len(tokens) for _, tokens in pieces])
+        return self._pass.run(table, self._states.table, wanted)
 
     def _store(self, slot: int, state: State | None) -> None:
         with self._pass.lock:

@@ -49,7 +49,7 @@ class CpuWeights:
         run["L"], run["C"], run["F"] = config.n_layer, config.n_embd, config.n_ffn
         run["norms"], run["vectors"] = address(self._norms), address(self._vectors)
         run["embedding"] = address(self._model.stored("emb.weight"))
-        weight_type = weight_layouts.type_of("emb.weight", self._model.info.weight_type)
+        weight_type = self._model.info.type_of("emb.weight")
         run["embedding_kind"] = _KINDS[weight_type]
         if weight_type == "int8":
             run["embedding_scales"] = address(self._model.stored("emb.weight" + SCALE))
@@ -73,7 +73,7 @@ class CpuWeights:
     def _describe_matrix(self, row: Any, name: str) -> None:
         """Fill a record MATRIX from a stored tensor."""
         weights = self._model.stored(name)
-        weight_type = weight_layouts.type_of(name, self._model.info.weight_type)
+        weight_type = self._model.info.type_of(name)
         layout = weight_layouts.layout_of(name)
         is_small = layout == "low_rank" and weight_type in weight_layouts.INTEGERS
         row["kind"] = abi.SMALL if is_small else _KINDS[weight_type]

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError, UsageError
+from rwkv_cli.files.mixed import Widened
 from rwkv_cli.files.model_file import ModelFile
-from rwkv_cli.files.weight_layouts import WeightType
+from rwkv_cli.files.weight_layouts import MIXED, WeightType
 from rwkv_cli.files.weight_source import WeightSource
 
 AUTO = "auto"
@@ -68,6 +69,8 @@ def _open_cuda(model: ModelFile, _threads: int | None, compiling: Compiling) -> 
         raise DeviceError(reason)
     from rwkv_cli.engine.backends import cuda
 
+    if model.info.weight_type == MIXED:  # each kernel is compiled for one type
+        model = Widened(model)
     return cuda.open_cuda(model, lambda: compiling("GPU"))
 
 

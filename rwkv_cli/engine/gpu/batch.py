@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rwkv_cli.engine.batch import Batch, Part, Tokens, passes
 from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
-from rwkv_cli.engine.gpu.device_protocol import Device
+from rwkv_cli.engine.gpu.device_protocol import Device, DeviceMemory
 from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
 from rwkv_cli.engine.gpu.few_pass import FewPass
 from rwkv_cli.engine.gpu.launch_plan import Step
@@ -26,6 +26,9 @@ Array = NDArray[np.float32]
 
 CAPACITY = 1024
 """Tokens of a pass: more make matrix products no faster."""
+
+LOGITS_AT_ONCE = 64
+"""Tokens whose logits, all of them, are on the device at the same time."""
 
 GRAPHS = 64
 """How many recorded passes of one token per sequence, and choices, are kept, by the number of sequences."""
@@ -62,6 +65,7 @@ class GpuBatch(Batch):
             self._out = gpu.allocate(4 * slots * self._rows)
             self._sampler = DeviceSampler(gpu, self._out.address, self.config.vocab_size, slots, self._rows)
             self._read_logits = gpu.pinned(4 * slots * self._rows).view(np.float32).reshape(slots, self._rows)
+        self._all_logits: DeviceMemory | None = None
         self._row_of = dict[int, int]()  # of the logits on the device that were chosen from last, by slot
 
     @property
@@ -94,6 +98,28 @@ class GpuBatch(Batch):
             logits = self._read_logits[: len(parts)]
             self._gpu.download(self._out.address, logits)
         return logits[:, : self.config.vocab_size]
+
+    def read_all(self, parts: Mapping[int, Sequence[int]]) -> dict[int, Array]:
+        """See `Batch.read_all`."""
+        checked, found = self._checked(parts), dict[int, list[Array]]()
+        self._row_of = {}
+        most = min(LOGITS_AT_ONCE, self._pass.capacity)
+        with self._on_device():
+            if self._all_logits is None:
+                self._all_logits = self._gpu.allocate(4 * most * self._rows)
+            for pieces in passes(checked, most):
+                lengths = [len(tokens) for _, tokens in pieces]
+                T, out = sum(lengths), self._all_logits.address
+                self._upload(
+                    np.concatenate([part for _, part in pieces]), [slot for slot, _ in pieces], lengths
+                )
+                self._gpu.run([*self._pass.steps(T, len(pieces)), *self._pass.logits(T, out)])
+                padded = np.empty((T, self._rows), np.float32)
+                self._gpu.download(out, padded)
+                rows = np.split(padded[:, : self.config.vocab_size], np.cumsum(lengths[:-1]))
+                for (slot, _), logits in zip(pieces, rows, strict=True):
+                    found.setdefault(slot, []).append(logits)
+        return {slot: np.concatenate(pieces) for slot, pieces in found.items()}
 
     def choose(
         self,

@@ -9,7 +9,7 @@ shared_prefixes, prefix_tree   which prompts begin alike: what they have in comm
 """
 
 from rwkv_cli.engine.scheduler.handle import Handle
-from rwkv_cli.engine.scheduler.request import Request
+from rwkv_cli.engine.scheduler.request import Observation, Request
 from rwkv_cli.engine.scheduler.scheduler import Scheduler
 
-__all__ = ["Handle", "Request", "Scheduler"]
+__all__ = ["Handle", "Observation", "Request", "Scheduler"]

@@ -163,8 +163,13 @@ class Handle(Iterator[Choice]):
 
 
 def check(request: Request, vocab_size: int) -> None:
-    """Raise UsageError for a request with nothing to read, or with settings that name tokens which do not exist."""
+    """Raise UsageError for a request with nothing to read, or with settings that cannot be."""
     has_read = request.start is not None and request.start.logits is not None
     if not len(request.tokens) and not has_read:
         raise UsageError(NOTHING_READ)
+    if request.observed and not 1 <= request.observed.n <= len(request.tokens):
+        raise UsageError(
+            f"the logits after {request.observed.n} of {len(request.tokens)} tokens are wanted: "
+            "it must be at least one, and no more than there are"
+        )
     request.sampler.check(vocab_size)

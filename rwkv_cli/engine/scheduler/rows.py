@@ -28,6 +28,12 @@ class Row:
         return self.handle.prompt_left > 0
 
     @property
+    def is_observed(self) -> bool:
+        """Whether the logits after each of its next tokens are wanted."""
+        observed = self.handle.request.observed
+        return observed is not None and self.handle.prompt_left <= observed.n
+
+    @property
     def position(self) -> int:
         """Tokens of the prompt that were read."""
         return self.n_read - self.base
@@ -36,6 +42,9 @@ class Row:
         """How many of its unread tokens may be read before something is to be done with its state."""
         n = len(self.handle.unread)
         stops = [each.depth for each in self.nodes[:1]] + self.places[:1]
+        observed = self.handle.request.observed
+        if observed and n > observed.n:
+            stops.append(self.position + n - observed.n)
         return min([n, *(stop - self.position for stop in stops)])
 
     def add(self, node: Node) -> None:

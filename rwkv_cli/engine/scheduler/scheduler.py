@@ -28,6 +28,9 @@ QUANTUM = 64
 STATE_BYTES = 256_000_000
 """Of all states after common beginnings together."""
 
+OBSERVED = 64
+"""Tokens, of all sequences together, whose logits are in memory at the same time."""
+
 PROMPT_PART = 4
 """Prompts are given at least one part in this many of a pass, however many sequences are being answered."""
 
@@ -248,7 +251,7 @@ class Scheduler:
     def _advance(self) -> list[Handle]:
         """Read a part of each sequence, and choose the tokens that follow: the handles that got one."""
         parts, samplers, wanted = dict[int, list[int]](), dict[int, Sampler](), set[int]()
-        moved = list[Handle]()
+        moved = self._observe()
         for slot, n in self._shares().items():
             row = self._rows[slot]
             handle = row.handle
@@ -291,6 +294,29 @@ class Scheduler:
             return False
         return True
 
+    def _observe(self) -> list[Handle]:
+        """Read the tokens after each of which logits are wanted, as many as may be: the handles that have ended."""
+        given = shares((row for row in self._rows.values() if row.is_observed), OBSERVED)
+        if not given:
+            return []
+        parts = {slot: self._rows[slot].handle.unread[:n] for slot, n in given.items()}
+        try:
+            found = self._batch.read_all(parts)
+        except RwkvError as error:
+            return self._fail(error)
+        ended = []
+        for slot, n in given.items():
+            row = self._rows[slot]
+            observed = row.handle.request.observed
+            assert observed
+            observed.take(found[slot])
+            self._has_read(row, n)
+            if not row.handle.unread:
+                row.handle.reached = "length"
+                ended.append(row.handle)
+                self._leave(row)
+        return ended
+
     def _fail(self, error: RwkvError) -> list[Handle]:
         """End all that run, with an error of them all."""
         rows = [*self._rows.values()]
@@ -303,7 +329,7 @@ class Scheduler:
     def _shares(self) -> dict[int, int]:
         """How many tokens each sequence reads now, by slot."""
         answered = {slot: len(row.handle.unread) for slot, row in self._rows.items() if not row.is_reading}
-        reading = [row for row in self._rows.values() if row.is_reading]
+        reading = [row for row in self._rows.values() if row.is_reading and not row.is_observed]
         room = max(self._batch.capacity - sum(answered.values()), self._batch.capacity // PROMPT_PART, 1)
         return answered | shares(reading, room)
 

@@ -32,12 +32,13 @@ class SharedPrefixes:
 
     def add(self, handle: Handle, rows: Iterable[Row]) -> None:
         """Find out which prompts begin like that of a request which waits from now on, among those being read too."""
-        if len(handle.request.tokens) <= LEAST_SHARED:
+        tokens = handle.request.shareable
+        if len(tokens) <= LEAST_SHARED:
             return
         start = handle.request.start
         if (tree := self._trees.get(id(start))) is None:
             tree = self._trees[id(start)] = PrefixTree(start)
-        place = self._waiting[handle] = Place(tree, tree.insert(handle.request.tokens))
+        place = self._waiting[handle] = Place(tree, tree.insert(tokens))
         for row in rows:
             if not row.place or row.place.tree is not tree:
                 continue
