@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 
 from cpu_kernels.runtime.leftovers import temporary_beside
 from rwkv_cli.config import ModelConfig
+from rwkv_cli.convert import own_text
 from rwkv_cli.convert.conversion import Source, convert
 from rwkv_cli.convert.template_choice import ChosenTemplate
 from rwkv_cli.engine.backends import registry
 from rwkv_cli.engine.backends.base import Backend
-from rwkv_cli.engine.generate import Ending
 from rwkv_cli.engine.perplexity import CHUNK
-from rwkv_cli.engine.sampling import Sampler
-from rwkv_cli.engine.scheduler import Request, Scheduler
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
 from rwkv_cli.evaluation.text import Windows, windows_of
@@ -35,7 +33,6 @@ from rwkv_cli.files.mixed import Mix
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.files.weight_layouts import Rounder, can_be_narrow
 from rwkv_cli.reporting import Progress, Reporter
-from rwkv_cli.sampling_settings import SamplingSettings
 
 NARROW, WIDE = 4.25, 8.25
 """Bits of a weight in int4 and in int8, with a scale of 16 bits for 64 of them."""
@@ -53,8 +50,6 @@ STEPS = 6
 """Measured mixes between int8 and int4, to see what another budget would give."""
 
 _UNITS = 100_000
-
-_NO_END = -1  # a text that a model writes goes on after the end of a document
 
 Counting = Callable[[str, int], AbstractContextManager[Progress | None]]
 """Shows how many of a number of things are done, see `cli.terminal.progress.counting`."""
@@ -216,7 +211,7 @@ class _Measured:
     ) -> None:
         self._int8, self._int4, self._reporter = int8, int4, reporter
         backend = self._backend(())
-        self._windows = written_by(backend) if tokens is None else windows_of(tokens, LENGTH, WINDOWS)
+        self._windows = _own_windows(backend) if tokens is None else windows_of(tokens, LENGTH, WINDOWS)
         self._expected = [_log_probabilities(backend, window) for window in self._windows]
 
     def divergence(self, narrow: Iterable[str]) -> float:
@@ -260,11 +255,5 @@ def _log_probabilities(backend: Backend, window: Sequence[int]) -> NDArray[np.fl
     return np.concatenate(parts)
 
 
-def written_by(backend: Backend, first: int = 0) -> Windows:
-    """Texts that a model writes by itself after the token `first`, the same ones each time."""
-    scheduler = Scheduler(backend, WINDOWS)
-    handles = [
-        scheduler.submit(Request([first], Sampler(SamplingSettings(seed=seed)), Ending(_NO_END, (), LENGTH)))
-        for seed in range(WINDOWS)
-    ]
-    return [[first, *(choice.token for choice in handle)] for handle in handles]
+def _own_windows(backend: Backend) -> Windows:
+    return own_text.pieces(backend, WINDOWS, LENGTH + 1)
