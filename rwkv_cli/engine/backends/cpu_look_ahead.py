@@ -13,6 +13,9 @@ from rwkv_cli.engine.state import State
 
 Array = NDArray[np.float32]
 
+AT_ONCE = 9
+"""States that are there before they are needed: a copy has its memory at once, which zeros get when they are used."""
+
 
 class CpuLookAhead:
     """See `LookAhead`."""
@@ -27,7 +30,9 @@ class CpuLookAhead:
     def read(self, tokens: Sequence[int]) -> None:
         """Read tokens, at most as many as fit into a pass."""
         T = len(tokens)
-        self._after = [self._spare.pop() if self._spare else State.zeros(self._pass.config) for _ in range(T)]
+        while len(self._spare) < max(T, AT_ONCE):  # not while somebody measures what more tokens take
+            self._spare.append(State.zeros(self._pass.config).copy())
+        self._after = [self._spare.pop() for _ in range(T)]
         states = np.array([addresses(each) for each in (self._before, *self._after)], abi.STATE)
         table = in_place(tokens, [0], [T])
         table["source"], table["target"], table["is_last"] = np.arange(T), np.arange(1, T + 1), 1
