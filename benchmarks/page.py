@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import batch
 import chat
 import cold_start
 import gpu
@@ -36,6 +37,7 @@ class Section(NamedTuple):
 
 SECTIONS = (
     Section("Next to other programs", "compare", None),
+    Section("Many at once on a CPU", "batch-*", batch.write_report),
     Section("Memory over a long text", "memory-*", memory.write_report),
     Section("A chat of a thousand turns", "chat-*", chat.write_report),
     Section("From the command line to the first token", "cold-start-*", cold_start.write_report),

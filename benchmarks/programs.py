@@ -63,24 +63,14 @@ class LlamaCpp:
     """llama.cpp through the low-level functions of llama-cpp-python, without its Python layer between tokens."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        import llama_cpp
-
-        self._library = llama_cpp
-        llama_cpp.llama_backend_init()
-        model_settings = llama_cpp.llama_model_default_params()
-        model_settings.n_gpu_layers = 0
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_settings)
-        if not model:
-            raise RuntimeError(f"llama.cpp cannot load {path}")
+        self._library, model, self.description = open_llama(path)
+        llama_cpp = self._library
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = LONGEST
         settings.n_batch = settings.n_ubatch = MICROBATCH
         settings.n_threads = settings.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(model, settings)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        features = llama_cpp.llama_print_system_info().decode()
-        used = [part.split("=")[0].strip(" :") for part in features.split("|") if "= 1" in part]
-        self.description = f"llama-cpp-python {llama_cpp.__version__}: {', '.join(used)}"
         self.weight_bytes = _gguf_bytes(path)
 
     def reset(self) -> None:
@@ -95,6 +85,25 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode gave {code}")
         logits = self._library.llama_get_logits_ith(self._context, -1)
         np.ctypeslib.as_array(logits, (self._vocab_size,))
+
+
+def open_llama(path: Path, extra_buffers: bool = True) -> tuple[Any, Any, str]:
+    """llama.cpp's functions, a model on the CPU, and a description of the program. Raises RuntimeError.
+
+    `extra_buffers` are copies of weights in other layouts, for AMX too, which crashes on some virtual machines.
+    """
+    import llama_cpp
+
+    llama_cpp.llama_backend_init()
+    settings = llama_cpp.llama_model_default_params()
+    settings.n_gpu_layers, settings.use_extra_bufts = 0, extra_buffers
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), settings)
+    if not model:
+        raise RuntimeError(f"llama.cpp cannot load {path}")
+    features = llama_cpp.llama_print_system_info().decode()
+    used = [part.split("=")[0].strip(" :") for part in features.split("|") if "= 1" in part]
+    layouts = "" if extra_buffers else ", weights as in the file"
+    return llama_cpp, model, f"llama-cpp-python {llama_cpp.__version__}: {', '.join(used)}{layouts}"
 
 
 class RwkvPackage:

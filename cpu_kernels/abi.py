@@ -228,7 +228,7 @@ SAMPLING = np.dtype(
 )
 """A pass that chooses tokens, each from logits of its own."""
 
-N_SCRATCH = 5
+N_SCRATCH = 4
 
 # --- the trie of `cpu_kernels.trie`
 

@@ -42,8 +42,11 @@ DEPTH = _f(3)
 """Tokens that top-p, top-k and min-p leave are looked for at most so far below the highest logit, then twice as far,
 and so on; where five times that is not enough, everywhere."""
 
-STEPS = 12
-"""Steps of a bisection, which find the exponent and three bits; then only the candidates in doubt are looked at."""
+FEW = 4
+"""At most one token in so many is looked for; of more than that, it is faster to take all."""
+
+STEPS = 13
+"""Steps of a bisection, which find the exponent and some bits; then only the candidates in doubt are looked at."""
 
 _choices_at, _samplings_at = table(CHOICE), table(SAMPLING)
 
@@ -74,15 +77,15 @@ def choose(s: SAMPLING, c: CHOICE, thread):
 def _sample(s: SAMPLING, c: CHOICE, x, peak):
     """A token by chance."""
     size = s.padded * FLOAT
-    gaps, ids, weights = x + 2 * size, x + 3 * size, x + 4 * size
+    gaps, ids, weights = x + size, x + 2 * size, x + 3 * size
     if c.top_p == 1 and c.top_k == 0 and c.log_min_p == -np.inf:
         n = _gather_all(gaps, x, peak, s.padded)
         return _draw(c, gaps, 0, weights, n, _LOWEST, n)
     total = c.total
     if c.top_p < 1 and (c.n_changes or c.mask):
         total = _total(x, peak, s.padded)
-    n = _gather(c, gaps, ids, weights, x, peak, total, s.padded)
-    cutoff = _cutoff(c, gaps, weights, x, n, total)  # x, and what is free after it, is spare by now
+    n, ids = _gather(c, gaps, ids, weights, x, peak, total, s.padded)
+    cutoff = _cutoff(c, gaps, weights, x, n, total)  # x is spare by now
     return _draw(c, gaps, ids, weights, n, cutoff, _ties(c, gaps, n, cutoff))
 
 
@@ -171,20 +174,23 @@ def _gather_all(gaps, x, peak, padded):
 
 @njit
 def _gather(c: CHOICE, gaps, ids, weights, x, peak, total, padded):
-    """Make those tokens candidates among which are surely all that the cuts leave; returns how many.
+    """Make those tokens candidates among which are surely all that the cuts leave: how many, and `ids`, 0 if all are.
 
     `weights` [n] are set to exp(gap) if top-p is to cut.
     """
     for i in range(1, DEPTHS + 1):
         depth = DEPTH * _f(i)
-        n = _gather_above(gaps, ids, x, peak, _f(peak) - depth, padded)
+        floor = _f(peak) - depth
+        if _sum_above(x, padded, floor, False) > padded // FEW:
+            break
+        n = _gather_above(gaps, ids, x, peak, floor, padded)
         reached = _weigh(gaps, weights, n) if c.top_p < 1 else np.float64(0)
         if 0 < c.top_k <= n or -depth < c.log_min_p or (c.top_p < 1 and reached >= c.top_p * total):
-            return n
-    n = _gather_above(gaps, ids, x, peak, _LOWEST, padded)
+            return n, ids
+    n = _gather_all(gaps, x, peak, padded)
     if c.top_p < 1:
         _weigh(gaps, weights, n)
-    return n
+    return n, 0
 
 
 @njit
@@ -219,74 +225,78 @@ def _gather_above(gaps, ids, x, peak, floor, padded):
 
 
 @njit
-def _sum_above(gaps, weights, n, cutoff):
-    """Over the candidates whose gaps are not below the cutoff: the sum of their weights, or of ones if those are 0."""
-    total, bound, one = splat(_f(0)), splat(_f(cutoff)), splat(_f(1))
+def _sum_above(values, n, cutoff, is_weight):
+    """Over the values that are not below the cutoff: their sum if they are weights, or else their number."""
+    bound, total = splat(_f(cutoff)), splat(_f(0))
     for i in range(0, n * FLOAT, VECTOR):
-        total = total + where_at_least(load(gaps + i), bound, load(weights + i) if weights else one)
+        value = load(values + i)
+        total = total + where_at_least(value, bound, value if is_weight else splat(_f(1)))
     return np.float64(sum_lanes(total))
 
 
 @njit
-def _least_cutoff(gaps, weights, spare, n, wanted):
+def _least_cutoff(values, spare, n, wanted, is_weight):
     """The highest cutoff that leaves at least `wanted`, see `_sum_above`; by bisection, to the last bit.
 
-    `spare` [2, n] is for the candidates that are still in doubt after some steps.
+    `values` are gaps or weights. `spare` [n] is for those that are still in doubt after some steps.
     """
-    # Gaps are not above zero: as integers, the bits of their absolute values have the same order as those.
-    low, high = np.int64(0), np.int64(0x7F7FFFFF)  # up to the largest float
-    if _sum_above(gaps, weights, n, _as_gap(low)) >= wanted:
-        return _as_gap(low)
+    low, high = np.int64(0), _bits(1) if is_weight else _bits(-_LOWEST)
+    if _sum_above(values, n, _bound(low, is_weight), is_weight) >= wanted:
+        return _bound(low, is_weight)
     certain, step = np.float64(0), 0
     while high - low > 1:
         if step == STEPS:
-            certain = _sum_above(gaps, weights, n, _as_gap(low))
-            n = _in_doubt(spare, gaps, weights, n, _as_gap(low), _as_gap(high))
-            gaps, weights = spare, _after(spare, n) if weights else 0
+            certain = _sum_above(values, n, _bound(low, is_weight), is_weight)
+            n = _in_doubt(spare, values, n, _bound(low, is_weight), _bound(high, is_weight))
+            values = spare
         step += 1
         middle = low + (high - low) // 2
-        if certain + _sum_above(gaps, weights, n, _as_gap(middle)) >= wanted:
+        if certain + _sum_above(values, n, _bound(middle, is_weight), is_weight) >= wanted:
             high = middle
         else:
             low = middle
-    return _as_gap(high)
+    return _bound(high, is_weight)
 
 
 @njit
-def _in_doubt(spare, gaps, weights, n, low, high):
-    """Copy the candidates from the cutoff `high` to below `low`, and their weights after them; returns how many."""
-    found = 0
-    for i in range(0, n, LANES):
-        if max_lanes(load(gaps + i * FLOAT)) >= high:
-            for j in range(i, min(i + LANES, n)):
-                gap = get_f32(gaps + j * FLOAT)
-                found += gap < low and gap >= high
-    rest = _after(spare, found)
+def _bits(value):
+    """The bits of a float, as an integer: the order of floats that are not negative is that of their bits."""
+    return np.int64(_f(value).view(np.int32))
+
+
+@njit
+def _bound(bits, is_weight):
+    """A cutoff, the lower the more bits: of weights from 1 on, of gaps from 0 on."""
+    if is_weight:
+        return np.int32(_bits(1) - bits).view(np.float32)
+    return -np.int32(bits).view(np.float32)
+
+
+@njit
+def _in_doubt(spare, values, n, low, high):
+    """Copy the values from the cutoff `high` to below `low`; returns how many."""
+    above, below, one = splat(_f(high)), splat(_f(low)), splat(_f(1))
     k = 0
-    for i in range(0, n if found else 0, LANES):
-        if max_lanes(load(gaps + i * FLOAT)) >= high:
+    for i in range(0, n, LANES):
+        some = load(values + i * FLOAT)
+        if sum_lanes(where_at_least(some, above, one) - where_at_least(some, below, one)) > 0:
             for j in range(i, min(i + LANES, n)):
-                gap = get_f32(gaps + j * FLOAT)
-                if gap < low and gap >= high:
-                    put_f32(spare + k * FLOAT, gap)
-                    if weights:
-                        put_f32(rest + k * FLOAT, get_f32(weights + j * FLOAT))
+                value = get_f32(values + j * FLOAT)
+                if value < low and value >= high:
+                    put_f32(spare + k * FLOAT, value)
                     k += 1
     for i in range(k, (k + LANES - 1) // LANES * LANES):
         put_f32(spare + i * FLOAT, -_INFINITY)
-    return found
+    return k
 
 
 @njit
-def _after(array, n):
-    """The address after an array of n floats, filled up to whole vectors."""
-    return array + (n + LANES - 1) // LANES * VECTOR
-
-
-@njit
-def _as_gap(bits):
-    """The float, not above zero, whose absolute value has these bits."""
-    return -np.int32(bits).view(np.float32)
+def _lowest_gap(gaps, weights, n, cutoff):
+    """The lowest gap of the candidates whose weights are not below the cutoff."""
+    bound, zero, deepest = splat(_f(cutoff)), splat(_f(0)), splat(_f(0))
+    for i in range(0, n * FLOAT, VECTOR):
+        deepest = maximum(deepest, where_at_least(load(weights + i), bound, zero - load(gaps + i)))
+    return -max_lanes(deepest)
 
 
 @njit
@@ -294,16 +304,16 @@ def _cutoff(c: CHOICE, gaps, weights, spare, n, total):
     """The gap below which the cuts leave no candidate."""
     cutoff = _LOWEST
     if c.top_p < 1:
-        cutoff = _least_cutoff(gaps, weights, spare, n, c.top_p * total)
+        cutoff = _lowest_gap(gaps, weights, n, _least_cutoff(weights, spare, n, c.top_p * total, True))
     if c.top_k:
-        cutoff = max(cutoff, _least_cutoff(gaps, 0, spare, n, np.float64(min(c.top_k, n))))
-    return max(cutoff, _f(c.log_min_p))
+        cutoff = max(cutoff, _least_cutoff(gaps, spare, n, np.float64(min(c.top_k, n)), False))
+    return max(cutoff, max(_f(c.log_min_p), _LOWEST))
 
 
 @njit
 def _ties(c: CHOICE, gaps, n, cutoff):
     """How many candidates at the cutoff itself stay: top-k counts, and keeps the lower ids of those as likely."""
-    if not c.top_k or _sum_above(gaps, 0, n, cutoff) <= c.top_k:
+    if not c.top_k or _sum_above(gaps, n, cutoff, False) <= c.top_k:
         return n
     above = 0
     for i in range(n):

@@ -109,7 +109,8 @@ def written_folders() -> list[Path]:
     """
     cache, data = cache_folder(), data_folder()
     kernels = [path for path in cache.glob("kernels-*") if path.is_dir()]
-    return [cache / "models", cache / "prompts", data / "states", data / "chats", data / "models", *kernels]
+    kept = [cache / name for name in ("models", "prompts", "turns", "responses")]
+    return [*kept, data / "states", data / "chats", data / "models", *kernels]
 
 
 def registry_file() -> Path:

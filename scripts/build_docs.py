@@ -62,6 +62,7 @@ With `--json`, a failure is also an object on standard output, the last one ther
 | `RWKV_MODEL`, `RWKV_DEVICE`, `RWKV_THREADS`, ... | one for every [setting](settings.md), before config.toml |
 | `RWKV_CACHE_DIR` | folder of compiled kernels, quantized checkpoints and the prompt cache |
 | `RWKV_CACHE_SIZE` | size limit of the prompt cache, such as `2GB` (default: 512 MB); `0` turns it off |
+| `RWKV_API_KEY` | a key that clients of `rwkv serve` need |
 | `RWKV_DATA_DIR` | folder of pulled models and saved states |
 | `RWKV_CONFIG_DIR` | folder of your own settings, config.toml, and models, models.toml |
 | `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | the hub's cache, address and token; 1 for no network |

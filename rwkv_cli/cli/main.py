@@ -31,6 +31,7 @@ from rwkv_cli.cli.commands.models import list_models
 from rwkv_cli.cli.commands.pull import pull
 from rwkv_cli.cli.commands.quantize import quantize
 from rwkv_cli.cli.commands.run import run as run_model
+from rwkv_cli.cli.commands.serve import serve
 from rwkv_cli.cli.commands.state import app as state
 from rwkv_cli.cli.commands.warm_up import warm_up
 from rwkv_cli.cli.help_pages import Command, Group
@@ -100,6 +101,7 @@ for command, panel in (
     (chat, RUN),
     (run_model, RUN),
     (generate, RUN),
+    (serve, RUN),
     (pull, MODELS),
     (quantize, MODELS),
     (export, MODELS),

@@ -66,8 +66,8 @@ BatchSize = Annotated[
         "--batch-size",
         min=1,
         metavar="N",
-        help="How many to answer at once (GPU only).",
-        show_default="64",
+        help="How many prompts to answer at once.",
+        show_default="32; on a GPU 64",
         rich_help_panel=INPUT,
     ),
 ]
@@ -316,6 +316,23 @@ Markdown = Annotated[
 ]
 
 
+Unordered = Annotated[
+    bool,
+    typer.Option(
+        "--unordered",
+        help="With --batch: write each result as soon as it is complete.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+ResumeBatch = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="OUT",
+        help="With --batch: write the results to this file, and leave out those that it has already.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace an existing file or state.", rich_help_panel=OUTPUT)
 ]
@@ -382,6 +399,13 @@ def refuse_with(option: str, others: Mapping[str, object]) -> None:
     for other, value in others.items():
         if value is not None:
             raise UsageError(f"give either {option} or {other}, not both")
+
+
+def refuse_without(option: str, others: Mapping[str, object]) -> None:
+    """Raise UsageError if any of the others was given, that is, is not None: they mean nothing without `option`."""
+    for other, value in others.items():
+        if value is not None:
+            raise UsageError(f"{other} needs {option}")
 
 
 def model_of(argument: str | None, option: str | None) -> str | None:

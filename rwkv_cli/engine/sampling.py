@@ -161,6 +161,11 @@ class Sampler:
         """Whether there is a constraint, and nothing but the end may follow."""
         return self.constraint is not None and self.constraint.is_complete
 
+    def prepare(self) -> None:
+        """Find out which tokens may come next, if there is a constraint. Raises UsageError if that is too complex."""
+        if self.constraint is not None:
+            self.constraint.mask()
+
     def forced(self) -> list[int]:
         """The tokens that have to come next, whatever the model says; `accept` is to follow for each."""
         return [] if self.constraint is None else self.constraint.forced()

@@ -6,6 +6,7 @@ Tokens go in and come out; text is the business of others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -136,13 +137,23 @@ class Session:
         else:
             token, self.pending, self._logits = self.pending, None, None
             self.n_tokens += 1
-            if self.speculation:
-                self._logits, self._state = self.speculation.read(token, self._state, self.sampler)
-                choice = self.backend.choose_from(self._logits, self.sampler)
-            else:
-                choice, self._logits = self.backend.choose(token, self._state, self.sampler)
+            choice = self._read_and_choose(token)
         self.sampler.accept(choice.token)
         self.pending = choice.token
+        return choice
+
+    def _read_and_choose(self, token: int) -> Choice:
+        """Read the token that was pending and choose the next one."""
+        if not self.speculation:
+            choice, self._logits = self.backend.choose(token, self._state, self.sampler)
+            return choice
+        logits, self._state = self.speculation.read(token, self._state, self.sampler)
+        start = time.perf_counter()
+        if logits is None:
+            choice, self._logits = self.backend.choose(token, self._state, self.sampler)
+        else:
+            choice, self._logits = self.backend.choose_from(logits, self.sampler), logits
+        self.speculation.took(time.perf_counter() - start, plain=logits is None)
         return choice
 
     def force(self, token: int) -> None:

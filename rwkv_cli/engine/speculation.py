@@ -24,19 +24,19 @@ MOST = 8
 """Tokens that are proposed at once."""
 
 FIRST = 4
-"""Tokens that are proposed before anything was measured."""
+"""Tokens that are proposed to measure what it takes."""
+
+TRIES = 2
+"""Proposals before it is decided whether it pays, of which the first one is a single token; after a pause, one."""
 
 LEAST_GAIN = 1.05
 """How much faster it has to be than plain reading."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 32, 1024
+FIRST_PAUSE, LONGEST_PAUSE = 64, 1024
 """Tokens that are read plainly where it does not pay, before it is tried again; each time twice as many."""
 
 SUCCESS = 20
 """Proposals in a row after which it has paid, so that the next pause is a first one."""
-
-HOPE = 0.6
-"""The chance that a proposed token is right, to begin a new try with: it is soon lower if nothing has changed."""
 
 _WEIGHT = 0.2  # of the newest measurement in an average
 
@@ -74,77 +74,89 @@ class Speculation:
         self._pace.count(proposed, self._n - 1)
         return ahead.state(self._n)
 
-    def read(self, token: int, state: State, sampler: Sampler) -> tuple[Array, State]:
-        """Read a token: the logits after it [V], and the state, which lags behind until it is settled."""
+    def read(self, token: int, state: State, sampler: Sampler) -> tuple[Array | None, State]:
+        """Read a token: the logits after it [V], and the state, which lags behind until it is settled.
+
+        None where it is to be read plainly, since nothing is known of what may follow it, or it would not pay.
+        """
         if self._ahead is None or self._n == len(self._tokens) or self._tokens[self._n] != token:
             state = self.settle(state)
-            state = self._look(token, state, sampler)
+            self._look(token, state, sampler)
         self._drafter.observe([token])
         if self._ahead is None:
-            start = time.perf_counter()
-            logits = self._backend.forward([token], state)
-            self._pace.took_plain(time.perf_counter() - start)
-            return logits, state
+            return None, state
         self._n += 1
         return self._ahead.logits[self._n - 1], state
 
-    def _look(self, token: int, state: State, sampler: Sampler) -> State:
+    def took(self, seconds: float, *, plain: bool) -> None:
+        """How long it took to read a token plainly and to choose the next one; or, if it was read, to choose alone."""
+        self._pace.took_plain(seconds) if plain else self._pace.took_choice(seconds)
+
+    def _look(self, token: int, state: State, sampler: Sampler) -> None:
         """Read a token and what may follow it on trial, if that is likely to pay."""
         most = self._pace.length()
         start = time.perf_counter()
         proposed = self._drafter.propose(token, state, sampler, most) if most else []
         if not proposed:
-            return state
+            return
         drafted = time.perf_counter()
         self._tokens, self._n = [token, *proposed], 0
         self._ahead = self._backend.look_ahead(self._tokens, state)
         self._pace.took(len(proposed), drafted - start, time.perf_counter() - drafted)
-        return state
 
 
 class _Pace:
     """How many tokens to propose, by what it costs and what comes of it."""
 
     def __init__(self) -> None:
-        self._plain: float | None = None  # seconds to read one token
+        self._plain: float | None = None  # seconds to read one token and to choose the next
+        self._choice = 0.0  # of these, to choose
         self._draft: float | None = None  # seconds to propose one
         self._more: float | None = None  # seconds of each further token in a pass
         self._right = 0.8  # the chance that a proposed token is right, if those before it are
-        self._pause, self._left, self._tries = FIRST_PAUSE, 0, 0
+        self._is_first = True  # which allocates memory, so that what it takes tells nothing
+        self._tries = TRIES  # proposals that are made in any case
+        self._pause, self._left, self._in_a_row = FIRST_PAUSE, 0, 0
 
     def took_plain(self, seconds: float) -> None:
-        """A token was read plainly."""
+        """A token was read plainly, and the next one chosen."""
         self._plain = _average(self._plain, seconds)
+
+    def took_choice(self, seconds: float) -> None:
+        """A token was chosen."""
+        self._choice = _average(self._choice or None, seconds)
 
     def took(self, proposed: int, drafting: float, reading: float) -> None:
         """Tokens were proposed, and read with the one before them."""
-        self._draft = _average(self._draft, drafting / proposed)
-        if self._plain:
-            self._more = _average(self._more, max(reading - self._plain, 0.0) / proposed)
+        is_first, self._is_first = self._is_first, False
+        self._tries = max(self._tries - 1, 0)
+        if self._plain and not is_first:
+            self._draft = _average(self._draft, drafting / proposed)
+            alone = self._plain - self._choice
+            self._more = _average(self._more, max(reading - alone, 0.0) / proposed)
 
     def count(self, proposed: int, right: int) -> None:
         """So many of the tokens that were proposed were right, and, but for the last, the next one was not."""
         for i in range(min(right + 1, proposed)):
             self._right += _WEIGHT * ((i < right) - self._right)
-        self._tries += 1
-        if self._tries == SUCCESS:
+        self._in_a_row += 1
+        if self._in_a_row == SUCCESS:
             self._pause = FIRST_PAUSE
 
     def length(self) -> int:
         """How many tokens to propose now; none where that does not pay."""
+        if self._plain is None:
+            return 0  # to measure it
         if self._left:
             self._left -= 1
             return 0
-        if self._plain is None:
-            return 0  # to measure it
-        if self._draft is None or self._more is None:
-            return FIRST
+        if self._tries or self._draft is None:
+            return 1 if self._is_first else FIRST
         best = max(range(1, MOST + 1), key=self._gain)
         if self._gain(best) >= LEAST_GAIN:
             return best
-        self._left, self._tries = self._pause, 0
+        self._left, self._tries, self._in_a_row = self._pause, 1, 0
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        self._right = max(self._right, HOPE)
         return 0
 
     def _gain(self, n: int) -> float:
@@ -154,7 +166,8 @@ class _Pace:
         assert self._more is not None
         a = min(self._right, 0.999)
         tokens = (1 - a ** (n + 1)) / (1 - a)
-        return tokens * self._plain / (self._plain + n * (self._draft + self._more))
+        reading = self._plain - self._choice + n * (self._draft + self._more)
+        return tokens * self._plain / (reading + tokens * self._choice)
 
 
 def _average(before: float | None, now: float) -> float:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cpu_kernels.runtime import leftovers
+from rwkv_cli import paths
 from rwkv_cli.reporting import log
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, getattr(errno, "ENOTSUP", errno.EOPNOTSUPP)}
@@ -22,6 +25,13 @@ _PAUSE = 0.2  # seconds between two looks at the file of another process
 
 class HeldError(Exception):
     """Another program has the lock."""
+
+
+def lock_file(path: Path) -> Path:
+    """The lock for a file of the user: in the data folder, so that no lock files are left in other folders."""
+    real = path.resolve()
+    key = unicodedata.normalize("NFC", str(real)).casefold().encode("utf-8", "surrogateescape")
+    return paths.data_folder() / "locks" / f"{hashlib.sha256(key).hexdigest()[:32]}.lock"
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, Unpack
 
 import numpy as np
@@ -15,7 +16,7 @@ from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import Finish, check_limit
 from rwkv_cli.engine.scheduler import Handle, Request, Scheduler
 from rwkv_cli.engine.session import Snapshot
-from rwkv_cli.errors import RwkvError, UsageError
+from rwkv_cli.errors import DeviceError, RwkvError, UsageError, literal
 from rwkv_cli.generation import Generation
 from rwkv_cli.model import Model
 from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, combined
@@ -29,6 +30,15 @@ Tokens = NDArray[np.int32]
 
 AHEAD = 256
 """Prompts that are looked at before there is room for them: those that begin alike are found among them."""
+
+MOST_AHEAD_BYTES = 512_000_000
+"""Of prompts that are not answered yet, with the states that they start from: fewer are looked at if they are long."""
+
+MOST_WAITING_BYTES = 64_000_000
+"""Of answers, with their prompts, that wait for those before them: no more are begun until these are complete."""
+
+_MOST_PLACES = 16
+_TOKEN_BYTES, _ANSWER_BYTES = 40, 1000  # of a token in a list, and of an answer without its texts
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Prompt:
     constraint: Grammar | None = None  # what the answer has to look like
     start: Snapshot | None = None  # where it continues, None for where all do
     after_document: bool = False  # whether that start is a document, and not a conversation in this template
+    template: Template | None = None  # None for that of all
     error: str = ""  # why it is none: it cannot be answered
 
 
@@ -81,9 +92,10 @@ def batch(
         template=template,
         stop=stop,
         start=start,
+        in_order=True,
         **sampling,
     )
-    return sorted(found, key=lambda answer: answer.index)
+    return list(found)
 
 
 def answers(
@@ -98,6 +110,7 @@ def answers(
     after_document: bool = False,
     cache: PromptCache | None = None,
     lenient: bool = False,
+    in_order: bool = False,
     **sampling: Unpack[SamplingOverrides],
 ) -> Iterator[Answer]:
     """Iterate over the answers to prompts, as they are complete; up to `batch_size` are generated together.
@@ -106,20 +119,25 @@ def answers(
     on a GPU, up to rounding. A `seed` is that of the first prompt, and each prompt has one more than the one before.
     `template` is a name or a `Template`, None for the model's own. All prompts continue from `start`, if there is one:
     a conversation in this template, or a document. What prompts have in common at their beginning is read once;
-    `cache` keeps such beginnings for the next run. A prompt that fails while it is answered has an error in place of
-    its text. Raises UsageError, before anything is read, for prompts and settings that are invalid: with `lenient`,
-    these have an error too, and prompts are only looked at when their turn comes.
+    `cache` keeps such beginnings for the next run. With `in_order`, answers wait for those before them, in bounded
+    memory. A prompt that fails while it is answered has an error in place of its text. Raises UsageError, before
+    anything is read, for prompts and settings that are invalid: with `lenient`, these prompts have an error too, and
+    are only looked at when their turn comes. Raises DeviceError if the device fails.
     """
     layout = get_template(template) if isinstance(template, str) else template or model.template
     check_limit(max_tokens)
     TextStream(model.tokenizer, (*layout.stop, *stop))  # which refuses what cannot be
     run = _Run(model, layout, max_tokens, stop, start, after_document, cache, sampling)
+    slots = model.backend.batch_size if batch_size is None else batch_size
     asked = (Prompt(each) if isinstance(each, str) else each for each in prompts)
-    if lenient:
-        return run.answers((each, None) for each in asked)
-    checked = [(each, np.array(run.encoded(each), np.int32)) for each in asked]
-    slots = min(batch_size or model.backend.batch_size, len(checked) or 1)
-    return run.answers(checked, slots)
+    coming = iter([run.checked(each) for each in asked]) if not lenient else ((each, None) for each in asked)
+    # No more slots than there are prompts, as far as that can be known.
+    first = [*islice(coming, slots)]
+    return run.answers(chain(first, coming), min(slots, len(first) or 1), _Turns(in_order))
+
+
+Asked = tuple[Prompt, Tokens | None]
+"""A prompt, perhaps encoded."""
 
 
 class _Run:
@@ -138,7 +156,7 @@ class _Run:
     ) -> None:
         self._model, self._layout, self._max_tokens, self._stop = model, layout, max_tokens, stop
         self._start, self._after_document, self._cache = start, after_document, cache
-        self._places = dict[int, tuple[Snapshot, Snapshot]]()
+        self._places = OrderedDict[int, tuple[Snapshot, Snapshot]]()
         seed = sampling.get("seed")
         self._sampling: SamplingOverrides = {
             **combined(sampling),
@@ -146,60 +164,62 @@ class _Run:
         }
         model.sampling_settings(layout, **self._sampling)
 
-    def encoded(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt. Raises UsageError, with where it comes from, for one that cannot be answered."""
+    def checked(self, prompt: Prompt) -> Asked:
+        """A prompt with its tokens. Raises UsageError, with where it comes from, if it cannot be answered."""
         try:
-            if prompt.error:
-                raise UsageError(prompt.error)
-            check_limit(prompt.max_tokens or 0)
-            TextStream(self._model.tokenizer, prompt.stop)
-            self._model.sampling_settings(
-                self._layout, prompt.think, **combined(self._sampling, prompt.sampling)
-            )
-            start = prompt.start or self._start
-            return self._model.encode_prompt(
-                prompt.text,
-                self._layout,
-                prompt.system,
-                prompt.think,
-                continued=start is not None and start.logits is not None,
-                after_document=prompt.after_document if prompt.start else self._after_document,
-            )
+            return prompt, np.array(self._encoded(prompt), np.int32)
         except UsageError as error:
-            raise UsageError(f"{prompt.where}: {error.args[0]}" if prompt.where else error.args[0]) from None
+            where = f"{literal(prompt.where)}: " if prompt.where else ""
+            raise UsageError(where + error.args[0]) from None
 
-    def answers(
-        self, prompts: Iterable[tuple[Prompt, Tokens | None]], slots: int | None = None
-    ) -> Iterator[Answer]:
-        """The answers to prompts, as they are complete. Those without tokens are encoded when their turn comes."""
+    def answers(self, coming: Iterator[Asked], slots: int, turns: _Turns) -> Iterator[Answer]:
+        """The answers to prompts, when it is their turn. Those without tokens are encoded once there is room."""
         scheduler = Scheduler(self._model.backend, slots)
-        coming = enumerate(prompts)
-        running = dict[Handle, _Text]()
+        numbered, running = enumerate(coming), dict[Handle, _Text]()
+        n_bytes = 0  # of those that are not answered yet
         while True:
-            for index, (prompt, tokens) in islice(coming, max(AHEAD - scheduler.waiting, 0)):
+            while not turns.are_full and scheduler.waiting < AHEAD and n_bytes < MOST_AHEAD_BYTES:
+                if (found := next(numbered, None)) is None:
+                    break
+                index, (prompt, tokens) = found
                 try:
-                    known = self.encoded(prompt) if tokens is None else tokens.tolist()
-                    text = self._begun(index, prompt, known, scheduler)
-                except UsageError as error:
-                    yield Answer(index, "", "error", 0, 0, error=str(error))
+                    text = self._begun(index, prompt, tokens, scheduler)
+                except RwkvError as error:
+                    yield from turns.take(
+                        Answer(index, "", "error", 0, 0, error=_told(prompt, error)), prompt
+                    )
                 else:
                     running[text.handle] = text
+                    n_bytes += text.nbytes
             if not running:
                 return
             for handle in scheduler.step():
                 if answer := running[handle].advance():
-                    del running[handle]
-                    yield answer
+                    text = running.pop(handle)
+                    n_bytes -= text.nbytes
+                    yield from turns.take(answer, text.prompt)
 
-    def _place(self, start: Snapshot) -> Snapshot:
-        """The same place for answers that each have a random generator of their own; one for all that start there."""
-        if id(start) not in self._places:
-            memory = replace(start.memory, generator=None) if start.memory else None
-            self._places[id(start)] = start, replace(start, memory=memory)
-        return self._places[id(start)][1]
+    def _encoded(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt. Raises UsageError for one that cannot be answered."""
+        if prompt.error:
+            raise UsageError(literal(prompt.error))
+        layout = prompt.template or self._layout
+        check_limit(prompt.max_tokens or 0)
+        TextStream(self._model.tokenizer, prompt.stop)
+        self._model.sampling_settings(layout, prompt.think, **combined(self._sampling, prompt.sampling))
+        start = prompt.start or self._start
+        return self._model.encode_prompt(
+            prompt.text,
+            layout,
+            prompt.system,
+            prompt.think,
+            continued=start is not None and start.logits is not None,
+            after_document=prompt.after_document if prompt.start else self._after_document,
+        )
 
-    def _begun(self, index: int, prompt: Prompt, tokens: list[int], scheduler: Scheduler) -> _Text:
-        """Have a prompt answered."""
+    def _begun(self, index: int, prompt: Prompt, encoded: Tokens | None, scheduler: Scheduler) -> _Text:
+        """Have a prompt answered. Raises UsageError, like `_encoded`."""
+        tokens = self._encoded(prompt) if encoded is None else encoded.tolist()
         start = prompt.start or self._start
         beginnings = self._cache.beginnings(tokens) if self._cache and not start else None
         handles = list[Handle]()
@@ -214,7 +234,7 @@ class _Run:
         generation = self._model.generate(
             tokens,
             max_tokens=self._max_tokens if prompt.max_tokens is None else prompt.max_tokens,
-            template=self._layout,
+            template=prompt.template or self._layout,
             think=prompt.think,
             stop=(*self._stop, *prompt.stop),
             constraint=prompt.constraint,
@@ -222,7 +242,18 @@ class _Run:
             submit=submit,
             **sampling,
         )
-        return _Text(index, prompt.where, handles[0], generation)
+        return _Text(index, prompt, handles[0], generation)
+
+    def _place(self, start: Snapshot) -> Snapshot:
+        """The same place for answers that each have a random generator of their own; one for all that start there."""
+        known = self._places.pop(id(start), None)
+        if known is None:
+            memory = replace(start.memory, generator=None) if start.memory else None
+            known = start, replace(start, memory=memory)
+        self._places[id(start)] = known
+        while len(self._places) > _MOST_PLACES:
+            self._places.popitem(last=False)
+        return known[1]
 
 
 @dataclass
@@ -230,20 +261,28 @@ class _Text:
     """An answer on its way."""
 
     index: int
-    where: str
+    prompt: Prompt
     handle: Handle
     generation: Generation
 
     def __post_init__(self) -> None:
         self._parts = list[Part]()
 
+    @property
+    def nbytes(self) -> int:
+        """The memory of what is not answered yet, about."""
+        start = self.prompt.start.nbytes if self.prompt.start else 0
+        return self.generation.usage.prompt_tokens * _TOKEN_BYTES + len(self.prompt.text) + start
+
     def advance(self) -> Answer | None:
-        """Take the tokens that have come: the answer, once it is complete."""
+        """Take the tokens that have come: the answer, once it is complete. Raises DeviceError."""
         try:
             while self.handle.has_tokens and (step := next(self.generation, None)):
                 self._parts += step.parts
+        except DeviceError:  # which is nothing of this prompt
+            raise
         except RwkvError as error:
-            return self._answer("error", f"{self.where}: {error}" if self.where else str(error))
+            return self._answer("error", _told(self.prompt, error))
         finish = self.generation.finish or self.handle.finish
         return self._answer(finish) if finish else None
 
@@ -251,3 +290,36 @@ class _Text:
         text, thought = (joined(self._parts, thought=kind) for kind in (False, True))
         usage = self.generation.usage
         return Answer(self.index, text, finish, usage.prompt_tokens, usage.generated_tokens, thought, error)
+
+
+class _Turns:
+    """When each answer is given: at once, or after those before it, for which it waits here."""
+
+    def __init__(self, in_order: bool) -> None:
+        self._in_order = in_order
+        self._waiting = dict[int, tuple[Answer, int]]()
+        self._next = self._n_bytes = 0
+
+    @property
+    def are_full(self) -> bool:
+        """Whether so much waits that nothing more may be begun."""
+        return self._n_bytes >= MOST_WAITING_BYTES
+
+    def take(self, answer: Answer, prompt: Prompt) -> Iterator[Answer]:
+        """Those whose turn it is, now that this one is complete."""
+        if not self._in_order:
+            yield answer
+            return
+        n_bytes = _ANSWER_BYTES + len(answer.text) + len(answer.thought) + len(prompt.text)
+        self._waiting[answer.index] = answer, n_bytes
+        self._n_bytes += n_bytes
+        while self._next in self._waiting:
+            found, n_bytes = self._waiting.pop(self._next)
+            self._n_bytes -= n_bytes
+            self._next += 1
+            yield found
+
+
+def _told(prompt: Prompt, error: RwkvError) -> str:
+    """An error of a prompt, with where that comes from."""
+    return f"{prompt.where}: {error}" if prompt.where else str(error)

@@ -36,6 +36,7 @@ def kinds() -> list[Kind]:
         _measured("compiled kernels", compiled),
         _measured("converted checkpoints", _whole(cache / "models")),
         _measured("prompt cache", _whole(prompt_cache.folder())),
+        _measured("conversations of the server", _whole(cache / "turns") + _whole(cache / "responses")),
         _measured("results of tasks", _whole(cache / paths.TASK_RESULTS)),
         _measured("downloads in progress", _unfinished(cache)),
         _measured("left-overs", left),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shlex
@@ -20,7 +19,7 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.errors import StateError, UsageError
 from rwkv_cli.files.atomic import storage_error
-from rwkv_cli.files.lock import HeldError, locked
+from rwkv_cli.files.lock import HeldError, lock_file, locked
 from rwkv_cli.reporting import did_you_mean
 from rwkv_cli.sessions import state_file
 from rwkv_cli.sessions.state_file import SavedState, is_state_file
@@ -147,7 +146,7 @@ def lock(path: Path) -> Iterator[None]:
     Raises StateError at once, with the process number, if another program holds it; StorageError if the lock cannot be
     created. A lock ends with its program, however that ends.
     """
-    file = _lock_file(path)
+    file = lock_file(path)
     holder = file.with_suffix(".pid")
     with contextlib.ExitStack() as held:
         try:
@@ -168,13 +167,6 @@ def lock(path: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 holder.unlink(missing_ok=True)
-
-
-def _lock_file(path: Path) -> Path:
-    """In the data folder and not next to the state, so that no lock files are left in other folders."""
-    real = path.resolve()
-    key = unicodedata.normalize("NFC", str(real)).casefold().encode("utf-8", "surrogateescape")
-    return paths.data_folder() / "locks" / f"{hashlib.sha256(key).hexdigest()[:32]}.lock"
 
 
 def _holder(file: Path) -> str:

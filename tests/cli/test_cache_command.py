@@ -14,6 +14,7 @@ KINDS = [
     "compiled kernels",
     "converted checkpoints",
     "prompt cache",
+    "conversations of the server",
     "results of tasks",
     "downloads in progress",
     "left-overs",
@@ -38,8 +39,10 @@ def cache(monkeypatch, tmp_path):
         cache / "cuda" / "entries" / "0" / "1": 0,
         target: 200,
         cache / "prompts" / "0.safetensors": 3000,
+        cache / "turns" / "0-16.safetensors": 9_000,
+        cache / "responses" / "resp_0.json": 1_000,
         cache / "eval" / "0.jsonl": 6_000_000,
-        cache / "downloads" / "idle" / "a.pth.rwkv-part": 40_000,
+        cache / "downloads" / "idle" / "a.pth.rwkv-part": 30_000,
         left: 500_000,
         live: 7,
         cache / "downloads" / "busy" / "b.pth.rwkv-part": 7,
@@ -57,12 +60,12 @@ def test_what_there_is(rwkv, cache):
     assert done.err == ""
     result = json.loads(done.out)
     assert {name: row["bytes"] for name, row in result["kinds"].items()} == dict(
-        zip(KINDS, (10, 200, 3000, 6_000_000, 40_000, 500_000), strict=True)
+        zip(KINDS, (10, 200, 3000, 10_000, 6_000_000, 30_000, 500_000), strict=True)
     )
     assert (result["bytes"], result["folder"], result["action"]) == (6_543_210, str(cache), "show")
     shown = rwkv("cache").out
     assert all(kind in shown for kind in KINDS)
-    assert "40.0 kB in 1 file" in shown
+    assert "30.0 kB in 1 file" in shown
 
 
 def test_clear_leaves_what_is_in_use(rwkv, cache):

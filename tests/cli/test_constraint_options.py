@@ -135,8 +135,9 @@ def test_a_line_of_a_batch_that_is_wrong(rwkv, tmp_path, fields, says):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"prompt": "One", **fields}))
     result = rwkv("generate", "--batch", path)
-    assert result.code == 2
-    assert says in result.sentence
+    assert result.code == 1
+    (line,) = result.out.splitlines()
+    assert says in json.loads(line)["error"]
 
 
 def test_in_a_chat_it_is_a_setting(rwkv):

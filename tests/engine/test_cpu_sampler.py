@@ -158,6 +158,18 @@ def test_model_output_that_is_no_number(place, value, options):
         choose(np.full_like(logits, -np.inf), Sampler(SamplingSettings(**options)))
 
 
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize(
+    "options", [{"top_p": 1 - 1e-12}, {"top_p": 1}, {"top_k": 30, "top_p": 1}, {"min_p": 1e-300}]
+)
+def test_no_random_number_chooses_what_is_banned(options, number):
+    logits = np.zeros(40, np.float32)
+    chosen = SamplingSettings(banned=frozenset({0, 1, 20, 38, 39}), **options)
+    token = choose(logits, sampler_with(chosen, number)).token
+    assert token not in chosen.banned
+    assert token in (2, 32, 37)  # the first one or the last one that is left
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_nothing_left_to_choose(temperature):
     logits = float32([1, 2])

@@ -327,13 +327,14 @@ def test_states_of_beginnings_take_bounded_memory(tiny):
         for j in range(2):
             scheduler.submit(request([*some_tokens(TINY, 40, i), j + 1, 1], j, 1))
     run(scheduler)
-    assert len(scheduler._states) == 2
+    prefixes = scheduler._prefixes
+    assert len(prefixes._states) == 2
     for _ in range(2):
-        tree, node = scheduler._states.popitem()[1]
+        tree, node = prefixes._states.popitem()[1]
         node.state = None
         tree.prune(node)
-        scheduler._drop_if_empty(tree)
-    assert scheduler._trees == {}
+        prefixes._drop_if_empty(tree)
+    assert prefixes._trees == {}
     assert backend.read == 10 * (40 + 2 * 2)
 
 
@@ -499,3 +500,24 @@ def test_other_threads_submit_and_cancel(backend):
         found = list(handle)
         expected = alone(backend, [1 + i, 2], seed, 6)[0]
         assert found == (expected if i % 5 != 4 else expected[: len(found)])
+
+
+def test_a_constraint_that_is_too_complex_ends_its_own_text(backend):
+    class TooComplex:
+        is_complete = False
+
+        def mask(self):
+            raise UsageError("the constraint is too complex")
+
+        def forced(self):
+            return []
+
+    scheduler = Scheduler(backend, 2)
+    bad = scheduler.submit(
+        Request([1, 2], Sampler(SamplingSettings(), constraint=TooComplex()), Ending(-1, (), 3))
+    )
+    good = scheduler.submit(request([1, 2]))
+    run(scheduler)
+    with pytest.raises(UsageError, match="too complex"):
+        list(bad)
+    assert list(good) == alone(backend, [1, 2])[0]

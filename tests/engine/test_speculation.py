@@ -182,7 +182,8 @@ def pace(monkeypatch):
 
 def test_it_proposes_more_where_more_is_right(pace):
     pace.took_plain(1.0)
-    pace.took(4, 0.0, 1.4)
+    for reading in (99.0, 1.4, 1.4):  # the first one allocates memory
+        pace.took(4, 0.0, reading)
     for _ in range(50):
         pace.count(8, 8)
     assert pace.length() == speculation.MOST
@@ -192,25 +193,34 @@ def test_it_proposes_more_where_more_is_right(pace):
 
 
 def test_it_stops_where_it_does_not_pay_and_tries_again_more_and_more_seldom(pace):
-    pace.took_plain(1.0)
-    pace.took(4, 4.0, 2.0)  # a draft that takes as long as the model
-    lengths = [pace.length() for _ in range(3000)]
-    assert not any(lengths)
+    for drafting, right in ((4.0, 3), (0.4, 0)):  # a draft that takes as long as the model; one that is wrong
+        pace = speculation._Pace()
+        pace.took_plain(1.0)
+        tries = []
+        for i in range(20_000):
+            if n := pace.length():
+                tries.append(i)
+                pace.took(n, drafting / 4 * n, 1 + n / 10)
+                pace.count(n, min(n, right))
+        assert len(tries) < 50
+        assert len([i for i in tries if i < 256]) <= 8
+        assert tries[-1] - tries[-2] <= speculation.LONGEST_PAUSE + 2
 
-    pace = speculation._Pace()
+
+def test_where_it_pays_again_it_goes_on(pace):
     pace.took_plain(1.0)
-    pace.took(4, 0.4, 1.4)
-    tries = []
-    for i in range(20_000):
+    used = []
+    for i in range(3000):
         if n := pace.length():
-            tries.append(i)
-            pace.count(n, 0)
-    assert len(tries) < 150
-    assert len([i for i in tries if i < 256]) < 20
-    assert tries[-1] - tries[-2] <= speculation.LONGEST_PAUSE + 1
+            pace.took(n, 0.0, 1 + n / 10)
+            pace.count(n, n if i > 1000 else 0)
+            used.append(i)
+    assert len([i for i in used if i > 2000]) > 900
 
 
 def test_nothing_is_proposed_before_a_plain_token_was_measured(pace):
     assert pace.length() == 0
     pace.took_plain(1.0)
+    assert pace.length() == 1  # it allocates memory
+    pace.took(1, 0.1, 9.0)
     assert pace.length() == speculation.FIRST

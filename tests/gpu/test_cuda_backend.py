@@ -14,11 +14,13 @@ from helpers.models import assert_same_state, difference, some_tokens, state_dif
 from helpers.writers import TINY, random_weights
 
 import rwkv_cli
+from rwkv_cli.engine import speculation
 from rwkv_cli.engine.backends import cuda
 from rwkv_cli.engine.backends.cpu import CpuBackend
 from rwkv_cli.engine.backends.cuda import CudaBackend
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.engine.bench import Plan, Results, run, summary
+from rwkv_cli.engine.drafting import LookupDrafter
 from rwkv_cli.engine.gpu import weights as gpu_weights
 from rwkv_cli.engine.gpu.batched_pass import BatchedPass
 from rwkv_cli.engine.gpu.decode import Decoder
@@ -489,3 +491,53 @@ def test_logits_are_a_copy(backend):
     backend.forward([2], state)
     np.testing.assert_array_equal(first, before)
     assert type(first) is np.ndarray
+
+
+# ------------------------------------------------------------------------------------------ tokens read on trial
+
+
+@pytest.mark.parametrize("right", [0, 1, 3, 5])
+def test_tokens_on_trial(backend, right):
+    tokens, more = some_tokens(TINY, 5), some_tokens(TINY, 5, 1)
+    state, plain = State.zeros(TINY), State.zeros(TINY)
+    backend.forward([7, 8, 9], state)
+    backend.forward([7, 8, 9], plain)
+    ahead = backend.look_ahead(tokens, state)
+    expected = [backend.forward([token], plain) for token in tokens[:right]]
+    for row, logits in zip(ahead.logits, expected, strict=False):
+        assert difference(row, logits) <= HALF
+    state = ahead.state(right)
+    assert state_difference(state, plain) <= HALF
+    assert difference(backend.forward(more, state), backend.forward(more, plain)) <= HALF
+
+
+def test_two_texts_on_trial_at_the_same_time(backend):
+    """The values that one began with go to the host when the other needs their place."""
+    tokens = some_tokens(TINY, 4)
+    states, plain = [State.zeros(TINY) for _ in range(2)], [State.zeros(TINY) for _ in range(2)]
+    for each, start in ((states, (1, 2)), (plain, (1, 2))):
+        for state, token in zip(each, start, strict=True):
+            backend.forward([token, 3], state)
+    ahead = [backend.look_ahead(tokens, state) for state in states]
+    for i, n in ((0, 2), (1, 0)):
+        found = ahead[i].state(n)
+        for token in tokens[:n]:
+            backend.forward([token], plain[i])
+        assert state_difference(found, plain[i]) <= HALF
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_p": 0.9, "temperature": 1.5}])
+def test_a_draft_changes_nothing(each, options, monkeypatch):
+    """But what rounding changes: a prompt's products are rounded to float16."""
+    monkeypatch.setattr(speculation._Pace, "length", lambda _: 3)
+    sessions = [
+        Session(each.backend, Sampler(SamplingSettings(seed=2, **options)), drafter=drafter)
+        for drafter in (None, LookupDrafter())
+    ]
+    texts = []
+    for session in sessions:
+        session.feed([1, 2, 3, 1, 2, 3, 1, 2])
+        texts.append([session.sample().token for _ in range(12)])
+        assert session.snapshot().n_tokens == 8 + 11
+    assert texts[0] == texts[1]
+    assert state_difference(sessions[1].freeze().state, sessions[0].freeze().state) <= FORK

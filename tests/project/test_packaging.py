@@ -27,6 +27,8 @@ DATA = [
     "rwkv_cli/data/world_vocabulary.bin",
     "rwkv_cli/models.toml",
     "rwkv_cli/py.typed",
+    "rwkv_cli/server/page/index.html",
+    "rwkv_cli/server/page/vendor/marked.LICENSE",
 ]
 CUDA = sorted(path.name for pattern in ("*.cu", "*.cuh") for path in (ROOT / "cuda").glob(pattern))
 SDIST_ONLY = [

@@ -11,9 +11,10 @@ from helpers.talker import talking
 import rwkv_cli
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.batch import Batch
-from rwkv_cli.errors import UsageError
+from rwkv_cli.errors import DeviceError, UsageError
 from rwkv_cli.files.model_file import ModelInfo
 from rwkv_cli.model import Model
+from rwkv_cli.sessions import batch
 from rwkv_cli.sessions.batch import Prompt, answers
 from rwkv_cli.text.templates import get_template, templates
 
@@ -197,3 +198,90 @@ def test_thoughts_are_apart():
     by_index = {answer.index: (answer.text, answer.thought) for answer in found}
     assert by_index[0] == by_index[2] == ("Yes.", "Hm.")
     assert by_index[1][1] == ""
+
+
+def test_answers_in_order_wait_for_those_before_them():
+    prompts = [Prompt(text) for text in ("\x05", "\x02", "\x01", "\x03")]
+    options = {"batch_size": 2, "temperature": 0}
+    assert [answer.index for answer in answers(scripted(), prompts, **options)] == [1, 2, 0, 3]
+    assert [answer.index for answer in answers(scripted(), prompts, in_order=True, **options)] == [0, 1, 2, 3]
+
+
+def test_no_more_answers_wait_than_memory_is_for_them(monkeypatch):
+    """A long answer at the beginning: others are begun only while there is room for their texts."""
+    monkeypatch.setattr(batch, "MOST_WAITING_BYTES", 10_000)
+    monkeypatch.setattr(batch, "AHEAD", 4)
+    asked = []
+
+    def prompts():
+        for i in range(100):
+            asked.append(i)
+            yield Prompt("x", max_tokens=110) if i == 0 else Prompt("\x02")
+
+    found = answers(scripted(), prompts(), lenient=True, in_order=True, batch_size=2, temperature=0)
+    first = next(found)
+    assert (first.index, first.generated_tokens) == (0, 110)
+    assert (
+        len(asked) < 20
+    )  # ten answers of 1,000 bytes, one that is being generated, and those that look ahead
+    assert [answer.index for answer in found] == list(range(1, 100))
+
+
+def test_long_prompts_are_not_looked_at_far_ahead(monkeypatch):
+    monkeypatch.setattr(batch, "MOST_AHEAD_BYTES", 100_000)
+    asked = []
+
+    def prompts():
+        for i in range(100):
+            asked.append(i)
+            yield Prompt(chr(0x21 + i) + "a" * 1000 + "\x03")
+
+    found = answers(scripted(), prompts(), lenient=True, batch_size=1, temperature=0)
+    assert next(found).index == 0
+    assert len(asked) < 6
+    assert [answer.index for answer in found] == list(range(1, 100))
+
+
+def test_a_prompt_that_is_wrong_is_an_answer_where_that_is_wanted():
+    prompts = [
+        Prompt("", where="line 1"),
+        Prompt("\x02"),
+        Prompt("a", where="line 3", error="it is {broken}"),
+        Prompt("a", "b"),
+        Prompt("a", sampling={"banned": frozenset([999])}),
+        Prompt("a", stop=[""]),
+        Prompt("a", think="on", template=templates()["g1"], max_tokens=-2),
+        "\x03",
+    ]
+    found = list(answers(scripted(), iter(prompts), lenient=True, in_order=True, temperature=0))
+    assert [answer.index for answer in found] == list(range(8))
+    assert [answer.text for answer in found if not answer.error] == ["\x01\x00", "\x02\x01\x00"]
+    assert [answer.finish == "error" for answer in found] == [bool(answer.error) for answer in found]
+    assert [answer.error.split(":")[0] for answer in found] == [
+        "line 1",
+        "",
+        "line 3",
+        "the template raw has no place for a system prompt",
+        "there is no token 999",
+        "a stop string is empty",
+        "max_tokens is -2",
+        "",
+    ]
+    assert found[2].error == "line 3: it is {broken}"
+
+
+def test_a_prompt_may_have_a_template_of_its_own():
+    model = scripted()
+    own = Prompt("a", template=templates()["qa"])
+    found = list(answers(model, [own, Prompt("a")], in_order=True, max_tokens=1, temperature=0))
+    expected = len(templates()["qa"].render("a").encode())
+    assert [answer.prompt_tokens for answer in found] == [expected, 1]
+
+
+def test_a_device_that_fails_ends_all(monkeypatch):
+    def read(_self, _parts):
+        raise DeviceError("the GPU is gone")
+
+    monkeypatch.setattr(ScriptBatch, "read", read)
+    with pytest.raises(DeviceError, match="the GPU is gone"):
+        list(answers(scripted(), ["a", "b"], lenient=True))

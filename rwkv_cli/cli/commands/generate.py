@@ -40,6 +40,8 @@ def generate(
     max_tokens: options.MaxTokens = None,
     echo: options.Echo = False,
     stop: options.Stop = None,
+    unordered: options.Unordered = False,
+    resume: options.ResumeBatch = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -63,8 +65,8 @@ def generate(
         # Read a file once, and ask about it as often as you like
         rwkv state save book --prompt-file book.txt
         rwkv generate --state book "Who is the hero?"
-        # Answer every line of a file
-        rwkv generate --batch questions.txt > answers.jsonl
+        # Answer every line of a file; after an interruption, the same command continues
+        rwkv generate --batch questions.txt --resume answers.jsonl
         # Have an answer that a program can use
         rwkv generate -m g1-0.1b "Is the sea blue?" --choice yes --choice no
     """
@@ -81,7 +83,6 @@ def generate(
         others = {
             "--prompt": prompt,
             "--prompt-file": prompt_file,
-            "--state": state,
             "--save-state": save_state,
             "--draft": draft,
             "--tools": tools,
@@ -89,8 +90,10 @@ def generate(
         options.refuse_with("--batch", others)
         if echo:
             raise UsageError("--batch has the prompt in every line anyway: leave out --echo")
-    elif batch_size is not None:
-        raise UsageError("--batch-size needs --batch")
+    else:
+        options.refuse_without(
+            "--batch", {"--batch-size": batch_size, "--unordered": unordered or None, "--resume": resume}
+        )
     offered = tool_options.parse(tools, tool_choice)
     if constraint and tool_choice not in (None, "auto", "none"):
         raise UsageError("give either --tool-choice or a form of the answer, not both")
@@ -123,5 +126,5 @@ def generate(
     if batch is not None:
         from rwkv_cli.cli.commands.batch import run as run_batch
 
-        raise typer.Exit(run_batch(request, batch, batch_size))
+        raise typer.Exit(run_batch(request, batch, batch_size, unordered=unordered, out=resume))
     raise typer.Exit(run(request))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -81,3 +82,13 @@ class Termination:
         is_second, self._arrived = self._arrived is not None, number
         if is_second or not self._stop():
             sys.exit(128 + number)
+
+
+@contextmanager
+def until_done() -> Iterator[None]:
+    """A block that is not interrupted: the first Ctrl-C, SIGTERM or SIGHUP waits for its end."""
+    with Termination(lambda: True), Interrupts() as interrupts:
+        interrupts.hold()
+        yield
+    if interrupts.asked:
+        raise KeyboardInterrupt

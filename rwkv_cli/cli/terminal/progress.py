@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ import typer
 from rwkv_cli import machine
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import MissingModelError
-from rwkv_cli.reporting import COMPILING, Reporter, format_size
+from rwkv_cli.reporting import COMPILING, Reporter, format_size, pluralize
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
@@ -84,7 +86,7 @@ class TerminalReporter(Reporter):
         if self._task != task:
             self._stop()
         if self._bar is None:
-            self._task, self._bar = task, _bar(task, total, unit, 1e6)
+            self._task, self._bar = task, _bar(task, total, partial(_amount, unit=unit, size=1e6))
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
@@ -124,12 +126,59 @@ def counting(task: str, total: int, quiet: bool = False) -> Iterator[Callable[[i
     if quiet or not _can_move():
         yield None
         return
-    bar = _bar(task, total)
+    with _shown_if_long(_bar(task, total, partial(_amount, unit="", size=1))) as bar:
+        yield lambda count: bar.advance(bar.task_ids[0], count)
+
+
+class Answering:
+    """A bar for the lines of a file that are answered: how many are done, how fast, and how long the rest takes."""
+
+    def __init__(self, size: int | None) -> None:
+        """`size` is that of the file in bytes, None where it is unknown: how many lines it has, nobody knows yet."""
+        self._lines = self._tokens = 0
+        self._begun = time.perf_counter()
+        self._size = size
+        self.bar = _bar("answering", size, self._amount)
+
+    def answered(self, tokens: int, n_bytes: int) -> None:
+        """A line of so many bytes was answered with so many tokens."""
+        self._lines += 1
+        self._tokens += tokens
+        self.bar.advance(self.bar.task_ids[0], n_bytes)
+
+    def skipped(self, n_bytes: int) -> None:
+        """A line of so many bytes need not be answered, and tells nothing of how long the others take."""
+        if self._size is not None:
+            self._size = max(self._size - n_bytes, 1)
+            self.bar.update(self.bar.task_ids[0], total=self._size)
+
+    def _amount(self, task: Task) -> str:
+        """ "1,234 lines, 2 min left, 456 tokens/s"."""
+        text = pluralize(self._lines, "line")
+        if task.time_remaining:
+            text += f", {duration(task.time_remaining)} left"
+        seconds = time.perf_counter() - self._begun
+        return f"{text}, {self._tokens / max(seconds, 1e-3):.0f} tokens/s"
+
+
+@contextmanager
+def answering(size: int | None, quiet: bool = False) -> Iterator[Answering | None]:
+    """A bar for a file of prompts, shown if it takes long; yields None without a bar."""
+    if quiet or not _can_move():
+        yield None
+        return
+    progress = Answering(size)
+    with _shown_if_long(progress.bar):
+        yield progress
+
+
+@contextmanager
+def _shown_if_long(bar: Progress) -> Iterator[Progress]:
     timer = threading.Timer(_PATIENCE, bar.start)
     timer.daemon = True
     timer.start()
     try:
-        yield lambda count: bar.advance(bar.task_ids[0], count)
+        yield bar
     finally:
         timer.cancel()
         timer.join()
@@ -141,17 +190,17 @@ def _can_move() -> bool:
     return ui.is_animated(sys.stderr) and machine.has_threads()
 
 
-def _bar(task: str, total: int | None, unit: str = "", size: float = 1) -> Progress:
-    """A bar that is not shown yet, for `total` things counted in units of `size`; None if the total is unknown."""
+def _bar(task: str, total: int | None, amount: Callable[[Task], str]) -> Progress:
+    """A bar that is not shown yet, for `total` things, None if that is unknown; `amount` says how much is done."""
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
     from rich.table import Column
     from rich.text import Text
 
     class Amount(ProgressColumn):
-        """The text of `_amount`."""
+        """The text of `amount`."""
 
         def render(self, task: Task) -> Text:
-            return Text(_amount(task, unit, size))
+            return Text(amount(task))
 
     progress = Progress(
         SpinnerColumn(),

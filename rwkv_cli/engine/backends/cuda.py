@@ -22,8 +22,10 @@ from rwkv_cli.engine.gpu.batch import GpuBatch
 from rwkv_cli.engine.gpu.batched_pass import BatchedPass, buffer_sizes
 from rwkv_cli.engine.gpu.decode import Decoder
 from rwkv_cli.engine.gpu.device_sampler import DeviceSampler
+from rwkv_cli.engine.gpu.look_ahead import Backup, RestoringLookAhead
 from rwkv_cli.engine.gpu.state_slots import StateSlots
 from rwkv_cli.engine.gpu.weights import Weights
+from rwkv_cli.engine.look_ahead import LookAhead
 from rwkv_cli.engine.sampling import NOTHING_LEFT
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import DeviceError
@@ -43,14 +45,17 @@ CHUNK, LEAST_CHUNK = 4096, 128
 PART_OF_MEMORY = 4
 """The buffers of a pass may take one part in this many of the free memory."""
 
+MOST_FEW = 16
+"""Tokens that are read on trial by kernels which are recorded once for each number of them."""
+
 LOGITS_AT_ONCE = 64
 """Tokens whose logits are held on the GPU at the same time."""
 
 PROBE_BYTES = 1 << 30
 """Copied to measure the memory's bandwidth: far more than caches hold."""
 
-SLOT = 0
-"""Of the resident state."""
+SLOT, BACKUP = 0, 1
+"""Of the resident state, and of a state as it was before tokens were read on trial."""
 
 
 class _DeferredLogits:
@@ -84,7 +89,11 @@ class CudaBackend(Backend):
         self._type = model.info.weight_type
         self._gpu = gpu
         self._weights = Weights(gpu, model)
-        self._states = StateSlots(gpu, model.config, 1)
+        self._states = StateSlots(gpu, model.config, 2)
+        self._backup_ref: weakref.ref[Backup] | None = None  # whose values are in the slot BACKUP
+        # Passes of a few tokens, with the logits of all or of none, by their number: they are for `self._few` alone.
+        self._few: BatchedPass | None = None
+        self._recorded: dict[tuple[int, bool], Callable[[], None]] = {}
         self.chunk = CHUNK
         available = gpu.free_memory() // PART_OF_MEMORY
         while self.chunk > LEAST_CHUNK and self._pass_bytes(self.chunk) > available:
@@ -151,20 +160,85 @@ class CudaBackend(Backend):
 
     def forward_all(self, tokens: Sequence[int], state: State) -> Array:
         """See `Backend.forward_all`: the state stays on the GPU."""
+        with self._advancing(state):
+            return self._read_all(tokens)
+
+    def look_ahead(self, tokens: Sequence[int], state: State) -> LookAhead:
+        """See `Backend.look_ahead`: the state as it was before stays on the GPU too."""
+        if len(tokens) > MOST_FEW:
+            return super().look_ahead(tokens, state)
+        backup = Backup()
+        with self._advancing(state):
+            self._keep(backup)
+            logits = self._read_few(tokens)
+
+        def restore(n: int) -> None:
+            with self._advancing(state):
+                self._put_back(backup)
+                if n:
+                    self._replay(tokens[:n], with_logits=False)
+
+        return RestoringLookAhead(logits, state, restore)
+
+    def _read_few(self, tokens: Sequence[int]) -> Array:
+        """Read a few tokens [T]: the logits [T, V] after each. Their kernels are recorded once, and replayed."""
+        T, rows = len(tokens), self._weights.head.R
+        all_logits = self._replay(tokens, with_logits=True)
+        padded = np.empty((T, rows), np.float32)
+        self._gpu.download(all_logits.address, padded)
+        return padded[:, : self.config.vocab_size]
+
+    def _replay(self, tokens: Sequence[int], *, with_logits: bool) -> DeviceMemory:
+        """Read a few tokens, perhaps with the logits of all: where these are."""
+        if self._few is None:
+            self._few = BatchedPass(self._gpu, self._weights, self._states, MOST_FEW)
+        few, T, out = self._few, len(tokens), self._logits_of_all()
+        self._gpu.upload(few.tokens, np.array(tokens, np.int32))
+        self._gpu.upload(few.slots, np.full(T, SLOT, np.int32))
+        self._gpu.upload(few.begins, np.array([0, T], np.int32))
+        if (T, with_logits) not in self._recorded:
+            logits = few.logits(T, out.address) if with_logits else []
+            self._recorded[T, with_logits] = self._gpu.graph([*few.steps(T, 1), *logits])
+        self._recorded[T, with_logits]()
+        return out
+
+    def _logits_of_all(self) -> DeviceMemory:
+        """Room for the logits of as many tokens as are held at the same time."""
+        if self._all_logits is None:
+            most = min(LOGITS_AT_ONCE, self.chunk)
+            self._all_logits = self._gpu.allocate(4 * most * self._weights.head.R)
+        return self._all_logits
+
+    def _read_all(self, tokens: Sequence[int]) -> Array:
+        """Read tokens [T]: the logits [T, V] after each."""
         most = min(LOGITS_AT_ONCE, self.chunk)
         rows, V = self._weights.head.R, self.config.vocab_size
         logits = np.empty((len(tokens), V), np.float32)
-        with self._advancing(state):
-            if self._all_logits is None:
-                self._all_logits = self._gpu.allocate(4 * most * rows)
-            for start in range(0, len(tokens), most):
-                chunk = tokens[start : start + most]
-                batched = self._read_many(chunk, most)
-                self._gpu.run(batched.logits(len(chunk), self._all_logits.address))
-                padded = np.empty((len(chunk), rows), np.float32)
-                self._gpu.download(self._all_logits.address, padded)
-                logits[start : start + most] = padded[:, :V]
+        out = self._logits_of_all()
+        for start in range(0, len(tokens), most):
+            chunk = tokens[start : start + most]
+            batched = self._read_many(chunk, most)
+            self._gpu.run(batched.logits(len(chunk), out.address))
+            padded = np.empty((len(chunk), rows), np.float32)
+            self._gpu.download(out.address, padded)
+            logits[start : start + most] = padded[:, :V]
         return logits
+
+    def _keep(self, backup: Backup) -> None:
+        """Copy the resident state into the slot BACKUP; what is there goes to the host, if it may be needed."""
+        if other := self._backup_ref and self._backup_ref():
+            other.host = State.zeros(self.config)
+            self._states.fetch(BACKUP, other.host)
+        self._states.move(BACKUP, SLOT)
+        self._backup_ref = weakref.ref(backup)
+
+    def _put_back(self, backup: Backup) -> None:
+        """Give the resident state the values that were kept."""
+        if self._backup_ref and self._backup_ref() is backup:
+            self._states.move(SLOT, BACKUP)
+        else:
+            assert backup.host
+            self._states.store(SLOT, backup.host)
 
     def choose(self, token: int, state: State, sampler: Sampler) -> Chosen:
         """See `Backend.choose`: the logits stay on the GPU until they are asked for."""

@@ -40,6 +40,11 @@ class StateSlots:
             self._gpu.upload(address, part)
         self._gpu.synchronize()
 
+    def move(self, target: int, source: int) -> None:
+        """Copy a slot into another one, on the device."""
+        to, of = self._addresses(target)[0], self._addresses(source)[0]
+        self._gpu.copy(to, of, self._config.state_bytes)
+
     def clear(self, slot: int) -> None:
         """Set a slot to the empty state, of a model that has read nothing."""
         self._gpu.clear(self._addresses(slot)[0], self._config.state_bytes)

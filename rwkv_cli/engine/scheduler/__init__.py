@@ -4,8 +4,8 @@ request     what is asked: tokens to read, how to choose those that follow, and 
 handle      a request on its way: the tokens that it was given, and where it stands
 scheduler   the loop: who joins, who reads how much, who gets the next token, who leaves
 fair_queue  whose turn it is
-prefix_tree which requests begin alike: what they have in common is read once
 rows        sequences in the slots of a batch
+shared_prefixes, prefix_tree   which prompts begin alike: what they have in common is read once
 """
 
 from rwkv_cli.engine.scheduler.handle import Handle

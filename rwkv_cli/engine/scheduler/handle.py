@@ -7,12 +7,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rwkv_cli.engine.generate import Finish, Usage
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.scheduler.request import Request
 from rwkv_cli.engine.session import NOTHING_READ, Session, Snapshot
 from rwkv_cli.errors import RwkvError, UsageError
 from rwkv_cli.reporting import Progress
+
+Array = NDArray[np.float32]
 
 Status = Literal["waiting", "running", "done"]
 
@@ -30,6 +35,10 @@ class Owner(Protocol):
 
     def look(self, handle: Handle) -> Snapshot:
         """A copy of where a sequence stands, without the token that came last."""
+        ...
+
+    def logits(self, handle: Handle) -> Array | None:
+        """See `Handle.logits`, for one that is running."""
         ...
 
 
@@ -138,6 +147,15 @@ class Handle(Iterator[Choice]):
         if self.ended:
             return self.ended.snapshot()
         return self._owner.look(self)
+
+    def logits(self) -> Array | None:
+        """The logits [V] that the token that came last was chosen from, until the next step.
+
+        None before there is one, and of a request that is done and kept nothing.
+        """
+        if self.status == "done":
+            return self.ended.logits if self.ended and self.ended.has_read else None
+        return self._owner.logits(self)
 
     def close(self) -> None:
         """See `TokenSource`."""

@@ -7,6 +7,7 @@ part of the tree: it is read by each sequence alone, since its logits are wanted
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,18 @@ class PrefixTree:
     def _count(node: Node, change: int) -> None:
         for each in node.path():
             each.waiting += change
+
+
+class Place(NamedTuple):
+    """The end of a prompt in the tree of those that continue from the same place."""
+
+    tree: PrefixTree
+    node: Node
+
+    @property
+    def known(self) -> Node | None:
+        """The last node on the way here that has a state."""
+        return deepest_with_state(self.node)
 
 
 def deepest_with_state(node: Node) -> Node | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rwkv_cli.engine.scheduler.handle import Handle
-from rwkv_cli.engine.scheduler.prefix_tree import Node, PrefixTree
+from rwkv_cli.engine.scheduler.prefix_tree import Node, Place
 
 
 @dataclass
@@ -17,12 +17,9 @@ class Row:
     slot: int
     n_read: int  # tokens that the state has read, those before the start included
     base: int  # those before the start
-    tree: PrefixTree | None = None  # while its prompt is read
-    node: Node | None = None
+    place: Place | None = None  # while its prompt is read: where that ends in the tree of prompts
     nodes: list[Node] = field(default_factory=list)  # where its state is wanted, the next one first
-    places: list[int] = field(
-        default_factory=list
-    )  # of its prompt, after which it is wanted on disk, likewise
+    places: list[int] = field(default_factory=list)  # in its prompt, where it is to be kept on disk, likewise
     served: int = 0  # tokens that it was given since it joined
 
     @property

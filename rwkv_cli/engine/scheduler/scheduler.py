@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -13,23 +13,14 @@ from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.scheduler.fair_queue import FairQueue
 from rwkv_cli.engine.scheduler.handle import Handle, check
-from rwkv_cli.engine.scheduler.prefix_tree import (
-    Node,
-    PrefixTree,
-    deepest_common,
-    deepest_with_state,
-    shared_ends,
-)
 from rwkv_cli.engine.scheduler.request import Request
 from rwkv_cli.engine.scheduler.rows import Row, shares
+from rwkv_cli.engine.scheduler.shared_prefixes import SharedPrefixes
 from rwkv_cli.engine.session import Session, Snapshot
 from rwkv_cli.engine.token_ids import check_tokens
 from rwkv_cli.errors import RwkvError
 
 Array = NDArray[np.float32]
-
-LEAST_SHARED = 16
-"""Tokens that prompts have in common which are worth a copy of a state."""
 
 QUANTUM = 64
 """Tokens that a sequence is given before it may have to make room for a submitter who waits."""
@@ -62,12 +53,8 @@ class Scheduler:
         self._cancelled = deque[Handle]()
         self._queue = FairQueue[Handle]()
         self._rows = dict[int, Row]()  # by slot
-        self._trees = dict[int, PrefixTree]()  # by the identity of where their requests start
-        self._nodes = dict[Handle, tuple[PrefixTree, Node]]()  # of those that wait
-        self._states = OrderedDict[
-            int, tuple[PrefixTree, Node]
-        ]()  # with a state, the most recently used last
-        self._state_bytes, self._stepping = state_bytes, threading.RLock()
+        self._prefixes = SharedPrefixes(state_bytes)
+        self._stepping = threading.RLock()
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
@@ -118,7 +105,7 @@ class Scheduler:
     def look(self, handle: Handle) -> Snapshot:
         """See `handle.Owner`."""
         with self._stepping:
-            row = next((each for each in self._rows.values() if each.handle is handle), None)
+            row = self._row_of(handle)
             if row is None:
                 return handle.resume or Snapshot.empty(self._backend.config)
             at = self._snapshot(row)
@@ -129,6 +116,12 @@ class Scheduler:
                 at = replace(at, logits=logits, n_tokens=at.n_tokens + taken)
             return at
 
+    def logits(self, handle: Handle) -> Array | None:
+        """See `Handle.logits`."""
+        with self._stepping:
+            row = self._row_of(handle)
+            return self._logits(row) if row and handle.usage.generated_tokens else None
+
     # --- who is there -----------------------------------------------------------------------------------------------
 
     def _take_in(self) -> None:
@@ -137,19 +130,25 @@ class Scheduler:
             handle = self._inbox.popleft()
             self._queue.push(handle.request.submitter, handle)
             if handle.request.ending.max_tokens != 0:
-                self._plant(handle)
+                self._prefixes.add(handle, self._rows.values())
         while self._cancelled:
             handle = self._cancelled.popleft()
             if self._queue.remove(handle.request.submitter, handle):
-                self._uproot(handle)
+                self._prefixes.drop(handle)
                 self._end(handle, None)
-            elif row := next((each for each in self._rows.values() if each.handle is handle), None):
+            elif row := self._row_of(handle):
                 self._leave(row)
+
+    def _row_of(self, handle: Handle) -> Row | None:
+        return next((each for each in self._rows.values() if each.handle is handle), None)
 
     def _admit(self) -> list[Handle]:
         """Let sequences join while there are slots: those that have a token, or have ended, without a pass."""
         ended = list[Handle]()
-        while self._batch.free and (handle := self._queue.pop(self._can_join)):
+        rows = self._rows
+        while self._batch.free and (
+            handle := self._queue.pop(lambda each: self._prefixes.can_begin(each, rows.values()))
+        ):
             if handle.request.ending.max_tokens == 0:
                 handle.reached = "length"
                 self._end(handle, None)
@@ -158,10 +157,8 @@ class Scheduler:
             row, logits = self._join(handle)
             if not handle.unread and logits is not None:  # the first token needs no pass
                 ended.append(handle)
-                if not handle.give_forced():
+                if self._prepare(row) and not handle.unread:
                     self._give(row, self._backend.choose_from(logits, handle.request.sampler))
-                elif handle.reached:
-                    self._leave(row)
         return ended
 
     def _make_room(self) -> None:
@@ -184,25 +181,18 @@ class Scheduler:
 
     def _join(self, handle: Handle) -> tuple[Row, Array | None]:
         """Give a sequence a slot, with the longest beginning of its prompt that is known, and the logits after that."""
-        tree, node = self._nodes.pop(handle, (None, None))
         request, begun = handle.request, handle.resume
-        known = deepest_with_state(node) if node else None
+        place, known = self._prefixes.begin(handle)
         found = None
         if request.beginnings and not request.start and not known and not handle.usage.generated_tokens:
             found = begun = request.beginnings.longest()
         base = handle.resume.n_tokens if handle.resume else 0
         state = known.state if known else begun.state if begun else None
-        row = Row(handle, self._batch.join(state), base, base, tree, node)
+        row = Row(handle, self._batch.join(state), base, base, place)
         self._rows[row.slot] = row
         handle.status = "running"
         self._skip(row, known.depth if known else found.n_tokens if found else 0)
-        if tree and node:
-            tree.begin(node)
-            if known:
-                self._touch(tree, known)
-            for each in shared_ends(node):
-                if each.depth - row.position >= LEAST_SHARED:
-                    row.add(each)
+        self._prefixes.plan(row)
         if request.beginnings and not request.start and row.is_reading:
             row.places = [each for each in request.beginnings.places if each > row.position]
         return row, None if known or begun is None else begun.logits
@@ -225,7 +215,7 @@ class Scheduler:
         self._end(row.handle, snapshot)
 
     def _remove(self, row: Row) -> None:
-        self._forget_path(row)
+        self._prefixes.forget(row)
         self._batch.drop(row.slot)
         del self._rows[row.slot]
 
@@ -245,11 +235,16 @@ class Scheduler:
 
     def _snapshot(self, row: Row) -> Snapshot:
         """A copy of where a sequence stands."""
+        logits = self._logits(row)
+        copy = None if logits is None else logits.copy()
+        return Snapshot(self._batch.state(row.slot), copy, row.n_read, row.handle.request.sampler.memory)
+
+    def _logits(self, row: Row) -> Array | None:
+        """The logits after what a sequence has read, where they were computed; perhaps a view."""
         handle, logits = row.handle, self._batch.logits(row.slot)
         if logits is None and row.n_read == row.base and handle.resume:
             logits = handle.resume.logits
-        copy = None if logits is None else logits.copy()
-        return Snapshot(self._batch.state(row.slot), copy, row.n_read, handle.request.sampler.memory)
+        return logits
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
@@ -261,18 +256,16 @@ class Scheduler:
             row = self._rows[slot]
             handle = row.handle
             if n == len(handle.unread):
-                if handle.give_forced():
+                has_more = self._prepare(row)
+                if len(handle.unread) > n or not has_more:
                     moved.append(handle)
-                    if handle.reached:
-                        self._leave(row)
-                        continue
-                    n = len(handle.unread)  # in the same pass
+                if not has_more:
+                    continue
+                n = len(handle.unread)  # with what is forced, in the same pass
                 samplers[slot] = handle.request.sampler
-            parts[slot] = handle.unread[:n]
-            if slot in samplers:
-                continue
-            if row.places and row.places[0] == row.position + n:
+            elif row.places and row.places[0] == row.position + n:
                 wanted.add(slot)
+            parts[slot] = handle.unread[:n]
         if not parts:
             return moved
         try:
@@ -287,6 +280,19 @@ class Scheduler:
                 moved.append(row.handle)
             self._give(row, choice)
         return moved
+
+    def _prepare(self, row: Row) -> bool:
+        """Take what is forced before the next token is chosen; whether one is to be chosen."""
+        handle = row.handle
+        try:
+            handle.give_forced()
+            handle.request.sampler.prepare()
+        except RwkvError as error:  # the constraint is too complex
+            handle.error = error
+        if handle.reached or handle.error:
+            self._leave(row)
+            return False
+        return True
 
     def _observe(self) -> list[Handle]:
         """Read the tokens after each of which logits are wanted, as many as may be: the handles that have ended."""
@@ -336,10 +342,7 @@ class Scheduler:
         handle.prompt_left -= of_prompt
         if of_prompt and handle.progress:
             handle.progress(of_prompt)
-        while row.nodes and row.nodes[0].depth <= row.position:
-            node = row.nodes.pop(0)
-            if node.depth == row.position and row.tree:
-                self._keep(row.tree, node, row)
+        self._prefixes.reached(row, lambda: self._batch.state(row.slot))
         request = row.handle.request
         while row.places and row.places[0] <= row.position:
             place = row.places.pop(0)
@@ -356,79 +359,8 @@ class Scheduler:
             handle.error = error
             self._leave(row)
             return
-        self._forget_path(row)
+        self._prefixes.forget(row)
         handle.give(choice)
         row.served += 1
         if handle.reached:
             self._leave(row)
-
-    # --- common beginnings ------------------------------------------------------------------------------------------
-
-    def _plant(self, handle: Handle) -> None:
-        """Find out which prompts begin like this one."""
-        tokens = handle.request.shareable
-        if len(tokens) <= LEAST_SHARED:
-            return
-        start = handle.request.start
-        tree = self._trees.get(id(start))
-        if tree is None:
-            tree = self._trees[id(start)] = PrefixTree(start)
-        node = tree.insert(tokens)
-        self._nodes[handle] = tree, node
-        for row in self._rows.values():
-            common = deepest_common(row.node, node) if row.tree is tree and row.node else None
-            if common and common.depth - row.position >= LEAST_SHARED:
-                row.add(common)
-
-    def _uproot(self, handle: Handle) -> None:
-        """A request that waited will not be read."""
-        if planted := self._nodes.pop(handle, None):
-            tree, node = planted
-            tree.begin(node)
-            self._prune(tree, node)
-
-    def _forget_path(self, row: Row) -> None:
-        """The prompt of a sequence is read, or will not be."""
-        if row.tree and row.node:
-            self._prune(row.tree, row.node)
-        row.tree = row.node = None
-        row.nodes = []
-
-    def _prune(self, tree: PrefixTree, node: Node) -> None:
-        tree.remove(node)
-        self._drop_if_empty(tree)
-
-    def _drop_if_empty(self, tree: PrefixTree) -> None:
-        if tree.is_empty:
-            self._trees.pop(id(tree.start), None)
-
-    def _can_join(self, handle: Handle) -> bool:
-        """Whether nobody is about to read, ahead of this one, what both begin with."""
-        if not (planted := self._nodes.get(handle)):
-            return True
-        tree, node = planted
-        path = {id(each): each.depth for each in node.path()}
-        known = deepest_with_state(node)
-        least = (known.depth if known else 0) + LEAST_SHARED
-        return not any(
-            path.get(id(each), 0) >= least
-            for row in self._rows.values()
-            if row.tree is tree
-            for each in row.nodes
-        )
-
-    def _keep(self, tree: PrefixTree, node: Node, row: Row) -> None:
-        """Keep the state of a row for those who begin alike, in place of those that were used least recently."""
-        if node.state is None:
-            node.state = self._batch.state(row.slot)
-        self._touch(tree, node)
-        most = max(self._state_bytes // node.state.nbytes, 1)
-        while len(self._states) > most:
-            _, (old_tree, old) = self._states.popitem(last=False)
-            old.state = None
-            old_tree.prune(old)
-            self._drop_if_empty(old_tree)
-
-    def _touch(self, tree: PrefixTree, node: Node) -> None:
-        self._states[id(node)] = tree, node
-        self._states.move_to_end(id(node))

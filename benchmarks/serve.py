@@ -1,0 +1,300 @@
+#!/usr/bin/env python3
+"""The server: one stream, many clients, a question beside a long prompt, sessions that are resumed, and endurance.
+
+    python benchmarks/serve.py --model FILE
+    python benchmarks/serve.py --model FILE --only endurance --minutes 10
+
+Each figure is the median of several rounds; what is compared is measured in turns, seconds apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from rwkv_cli import load, paths
+from rwkv_cli.model import Model
+
+TOKENS = 128
+ROUNDS = 5
+LONG = 8000
+SESSIONS = 200
+ENDLESS = {"logit_bias": {"0": -1000}, "temperature": 0}
+"""The end of a document never comes."""
+
+
+@dataclass
+class Server:
+    """A server as a process of its own."""
+
+    process: subprocess.Popen[str]
+    client: httpx2.Client
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory that are its own: without the pages of mapped files."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"RssAnon:\s+(\d+) kB", text)
+        return int(found[1]) * 1024 if found else 0
+
+    def stream(self, prompt: str, n: int = TOKENS) -> tuple[float, float]:
+        """Seconds to the first token of a text, and tokens per second after it."""
+        fields = {"prompt": prompt, "max_tokens": n, "stream": True, **ENDLESS}
+        fields["stream_options"] = {"include_usage": True}
+        since, first, last, count = time.perf_counter(), 0.0, 0.0, 0
+        with self.client.stream("POST", "/v1/completions", json=fields) as response:
+            response.raise_for_status()
+            for line in response.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                data = json.loads(line[6:])
+                if data["choices"] and not data["choices"][0]["finish_reason"]:
+                    last = time.perf_counter()
+                    first = first or last
+                elif data.get("usage"):
+                    count = data["usage"]["completion_tokens"]
+        return first - since, (count - 1) / (last - first)
+
+    def total(self, clients: int) -> float:
+        """Tokens per second of several clients together."""
+        since = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(lambda n: self.whole(f"Once upon a time number {n}"), range(clients)))
+        return clients * TOKENS / (time.perf_counter() - since)
+
+    def whole(self, prompt: str, n: int = TOKENS) -> None:
+        """Have a text continued."""
+        fields = {"prompt": prompt, "max_tokens": n, **ENDLESS}
+        self.client.post("/v1/completions", json=fields).raise_for_status()
+
+    def chat(self, messages: list[dict[str, str]], n: int = 8) -> dict[str, Any]:
+        """An answer in a conversation."""
+        response = self.client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": n})
+        response.raise_for_status()
+        body: dict[str, Any] = response.json()
+        messages.append({"role": "assistant", "content": body["choices"][0]["message"]["content"]})
+        return body
+
+
+@contextlib.contextmanager
+def serving(model: str, folder: Path, *arguments: str) -> Iterator[Server]:
+    """A server with a model; its data is in `folder`, the compiled kernels are the user's."""
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    for kernels in paths.cache_folder().glob("kernels-*"):
+        if not (link := cache / kernels.name).exists():
+            link.symlink_to(kernels)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "rwkv_cli",
+            "serve",
+            "--port",
+            "0",
+            "-m",
+            model,
+            "--max-queue",
+            "1000",
+            *arguments,
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RWKV_CACHE_DIR": str(cache), "RWKV_DATA_DIR": str(folder / "data")},
+    )
+    assert process.stderr
+    address = next(line.split()[-1] for line in process.stderr if line.startswith("serving at "))
+    threading.Thread(target=lambda: [*process.stderr], daemon=True).start()  # type: ignore[misc]
+    limits = httpx2.Limits(max_connections=200)
+    try:
+        with httpx2.Client(base_url=address, timeout=600, limits=limits) as client:
+            yield Server(process, client)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def one_stream(server: Server, model: Model) -> dict[str, float]:
+    """One stream, next to the same tokens without a server."""
+    own, served = [], []
+    for _ in range(ROUNDS):
+        generation = model.generate(
+            "Once upon a time", max_tokens=TOKENS, temperature=0, logit_bias={0: -1000}
+        )
+        for _step in generation:
+            pass
+        own.append(generation.usage.decode_speed)
+        served.append(server.stream("Once upon a time")[1])
+    ratios = [a / b for a, b in zip(served, own, strict=True)]
+    return {
+        "generate, tokens/s": statistics.median(own),
+        "one stream, tokens/s": statistics.median(served),
+        "ratio": statistics.median(ratios),
+    }
+
+
+def clients(server: Server, _: Model) -> dict[str, float]:
+    """Eight clients together, next to one."""
+    one, eight = [], []
+    for _round in range(ROUNDS):
+        one.append(server.total(1))
+        eight.append(server.total(8))
+    ratios = [a / b for a, b in zip(eight, one, strict=True)]
+    return {
+        "1 client, tokens/s": statistics.median(one),
+        "8 clients, tokens/s": statistics.median(eight),
+        "ratio": statistics.median(ratios),
+    }
+
+
+def beside(server: Server, _: Model) -> dict[str, float]:
+    """The first token of a short question, alone and while a long prompt is read."""
+    alone, busy = [], []
+    for turn in range(ROUNDS):
+        alone.append(server.stream(f"A short question, number {turn}", 2)[0])
+        long = f"{turn} " + "the quick brown fox jumps " * (LONG // 5)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(server.whole, long, 1)
+            time.sleep(0.2)
+            busy.append(server.stream(f"Another short question, number {turn}", 2)[0])
+            is_still_read = not reading.done()
+        assert is_still_read, "the long prompt was read too fast to tell"
+    return {"alone, s": statistics.median(alone), "beside, s": statistics.median(busy), "most, s": max(busy)}
+
+
+def sessions(server: Server, _: Model) -> dict[str, float]:
+    """Sessions that are resumed from disk, next to a prompt without a history; and what idle ones cost."""
+    before = server.rss
+    talks = []
+    for number in range(SESSIONS):
+        talk = [{"role": "user", "content": f"This is conversation {number}, " + "and so on " * 20}]
+        server.chat(talk)
+        talks.append(talk)
+    grown = server.rss - before
+    fresh, resumed, read = [], [], 0
+    for number in range(10):
+        fresh.append(first_token(server, [{"role": "user", "content": f"Hi {number}"}]))
+        talk = talks[number]  # the oldest ones: long gone from memory
+        talk.append({"role": "user", "content": f"Hi {number}"})
+        resumed.append(first_token(server, talk))
+        usage = server.chat(talk)["usage"]
+        read = max(read, usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"])
+    return {
+        "memory of 200 idle sessions, MB": grown / 1e6,
+        "first token, fresh, ms": 1000 * statistics.median(fresh),
+        "first token, resumed, ms": 1000 * statistics.median(resumed),
+        "tokens read again, at most": read,
+    }
+
+
+def first_token(server: Server, messages: list[dict[str, str]]) -> float:
+    """Seconds to the first token of an answer."""
+    fields = {"messages": messages, "max_tokens": 2, "stream": True}
+    since = time.perf_counter()
+    with server.client.stream("POST", "/v1/chat/completions", json=fields) as response:
+        for line in response.iter_lines():
+            if '"delta":{"content"' in line:
+                return time.perf_counter() - since
+    return time.perf_counter() - since
+
+
+def history(server: Server, _: Model) -> dict[str, float]:
+    """A conversation of 300 turns, whose history is sent whole each time: tokens that were read, early and late."""
+    talk: list[dict[str, str]] = []
+    read = []
+    for turn in range(300):
+        talk.append({"role": "user", "content": f"This is message {turn}."})
+        usage = server.chat(talk)["usage"]
+        read.append(usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"])
+    return {
+        "read per turn, turns 2 to 50": max(read[1:50]),
+        "read per turn, turns 250 to 300": max(read[250:]),
+    }
+
+
+def endurance(server: Server, minutes: float) -> dict[str, float]:
+    """Many clients for minutes: errors, and memory at the beginning and at the end."""
+    until, done, failed = time.time() + 60 * minutes, [0] * 64, [0] * 64
+
+    def client(number: int) -> None:
+        turn = 0
+        while time.time() < until:
+            talk = [{"role": "user", "content": f"Client {number} says {turn}"}]
+            try:
+                for _ in range(3):
+                    server.chat(talk, 16)
+                    talk.append({"role": "user", "content": "And then?"})
+                done[number] += 3
+            except httpx2.HTTPError:
+                failed[number] += 1
+            turn += 1
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    samples = []
+    while time.time() < until:
+        time.sleep(max(0.5, 60 * minutes / 50))
+        samples.append(server.rss)
+    for thread in threads:
+        thread.join()
+    third = max(len(samples) // 3, 1)
+    return {
+        "requests": sum(done),
+        "errors": sum(failed),
+        "memory in the second third, MB": statistics.median(samples[third : 2 * third] or samples) / 1e6,
+        "memory in the last third, MB": statistics.median(samples[-third:]) / 1e6,
+    }
+
+
+PARTS: dict[str, Callable[[Server, Model], dict[str, float]]] = {
+    "one-stream": one_stream,
+    "clients": clients,
+    "beside": beside,
+    "sessions": sessions,
+    "history": history,
+}
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=str(paths.EMBEDDED_MODEL), help="a model file")
+    parser.add_argument("--only", choices=[*PARTS, "endurance"], action="append", help="what to measure")
+    parser.add_argument("--minutes", type=float, default=1, help="of the endurance test")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    options = parser.parse_args()
+    wanted, results = options.only or [*PARTS, "endurance"], {}
+    model = load(options.model)
+    small = ("--state-memory", "50MB")  # so that idle sessions leave it
+    with tempfile.TemporaryDirectory() as folder, serving(options.model, Path(folder), *small) as server:
+        server.whole("warm up", 8)
+        for name in wanted:
+            found = endurance(server, options.minutes) if name == "endurance" else PARTS[name](server, model)
+            results[name] = found
+            for what, value in found.items():
+                print(f"{name:12} {what:36} {value:10.3f}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""An answer in a conversation, in no API's own words."""
