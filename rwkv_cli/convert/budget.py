@@ -27,7 +27,7 @@ from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.perplexity import CHUNK
 from rwkv_cli.engine.state import State
 from rwkv_cli.errors import UsageError
-from rwkv_cli.evaluation.text import Windows, windows_of
+from rwkv_cli.evaluation.text import windows_of
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.files.mixed import Mix
 from rwkv_cli.files.model_file import ModelFile
@@ -40,8 +40,11 @@ NARROW, WIDE = 4.25, 8.25
 LEAST, MOST = 4.5, 8.0
 """What a budget may be: less is int4, more int8."""
 
-WINDOWS, LENGTH = 4, 128
+WINDOWS, LENGTH = 16, 128
 """Pieces of the text that is measured with, and predictions of each."""
+
+LARGE = 300_000_000
+"""Weights from which on a quarter of the pieces has to do."""
 
 MOST_GROUPS = 80
 """Measurements of one matrix, or of several together."""
@@ -211,7 +214,12 @@ class _Measured:
     ) -> None:
         self._int8, self._int4, self._reporter = int8, int4, reporter
         backend = self._backend(())
-        self._windows = _own_windows(backend) if tokens is None else windows_of(tokens, LENGTH, WINDOWS)
+        windows = WINDOWS if backend.config.n_params < LARGE else WINDOWS // 4
+        self._windows = (
+            own_text.pieces(backend, windows, LENGTH + 1)
+            if tokens is None
+            else windows_of(tokens, LENGTH, windows)
+        )
         self._expected = [_log_probabilities(backend, window) for window in self._windows]
 
     def divergence(self, narrow: Iterable[str]) -> float:
@@ -253,7 +261,3 @@ def _log_probabilities(backend: Backend, window: Sequence[int]) -> NDArray[np.fl
         logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
         parts.append(logits)
     return np.concatenate(parts)
-
-
-def _own_windows(backend: Backend) -> Windows:
-    return own_text.pieces(backend, WINDOWS, LENGTH + 1)
