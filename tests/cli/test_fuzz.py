@@ -6,6 +6,7 @@ Examples are few, so that the test is quick. RWKV_RANDOM_TESTS=5000 tries as man
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,9 @@ def commands(command, path=()):
         yield path, command
 
 
+TAKEN = socket.create_server(("127.0.0.1", 0))
+"""A port that is in use."""
+
 COMMANDS = list(commands(typer.main.get_command(app)))
 NEVER = {
     "help",
@@ -244,6 +248,8 @@ def command_lines(draw):
         line.append(draw(st.sampled_from([*option.opts, *option.secondary_opts])))
         if not option.is_flag:
             line.append(draw(VALUES.get(option.metavar, path)))
+    if words == ("serve",):  # it ends where it would begin to listen
+        line += ["--host", "127.0.0.1", "--port", str(TAKEN.getsockname()[1])]
     if words == ("bench",):  # what is given before wins only where it is wrong
         line += ["--prefill", "2", "--decode", "2", "--repeat", "1"]
     names = {name for each in parameters for name in each.opts}
