@@ -98,7 +98,7 @@ def test_a_calibrated_file_is_an_int4_file_like_any_other(rwkv, tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--calibrate", TEXT), "--calibrate is of use for --type int4 only"),
+        (("--calibrate", TEXT), "--calibrate is of use for int4 only"),
         (("--calibrate", "short", "--type", "int4"), f"at least {calibration.LEAST_TOKENS}"),
     ],
 )
