@@ -180,11 +180,6 @@ class Worker:
         """Requests for which there was no room yet."""
         return self._scheduler.waiting
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is being done."""
-        return not (self._jobs or self._calls)
-
     async def submit(
         self, options: Options, generate: Callable[[Callable[[Request], Handle]], Generation]
     ) -> Job:

@@ -222,7 +222,8 @@ def test_a_file_is_looked_at_before_the_model_is_touched(rwkv, prompts):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_ctrl_c_leaves_whole_lines(tiny_model, prompts):
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_leaves_whole_lines(tiny_model, prompts, name, code):
     path = prompts(*["a" * 50] * 20_000)
     process = subprocess.Popen(
         [*RWKV, "generate", "-m", str(tiny_model), "--batch", str(path), "-n", "3"],
@@ -231,9 +232,9 @@ def test_ctrl_c_leaves_whole_lines(tiny_model, prompts):
         bufsize=0,  # `communicate` does not know what a buffer has
     )
     first = process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"")
+    assert (process.returncode, err) == (code, b"")
     lines = [json.loads(line) for line in (first + out).decode().removesuffix("\n").split("\n")]
     assert [line["index"] for line in lines] == list(range(len(lines)))
     assert len(lines) < 20_000
@@ -418,21 +419,3 @@ def test_lines_are_read_as_there_is_room(tiny_model):
     out, _ = process.communicate(b"abc\n", timeout=60)
     assert out.count(b"\n") == 3000
     assert process.returncode == 0
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_sigterm_leaves_whole_lines(tiny_model, prompts):
-    path = prompts(*["a" * 50] * 20_000)
-    process = subprocess.Popen(
-        [*RWKV, "generate", "-m", str(tiny_model), "--batch", str(path), "-n", "3"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,  # `communicate` does not know what a buffer has
-    )
-    first = process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (143, b"")
-    lines = [json.loads(line) for line in (first + out).decode().removesuffix("\n").split("\n")]
-    assert [line["index"] for line in lines] == list(range(len(lines)))
-    assert len(lines) < 20_000

@@ -88,27 +88,50 @@ async def guarded(events: AsyncIterator[str], request: Request) -> AsyncIterator
         yield DONE
 
 
+def head_of(kind: str, prefix: str, model: str) -> dict[str, Any]:
+    """What an answer and all its chunks begin with; its id begins with a prefix."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+    }
+
+
+class Chunks:
+    """The chunks of a stream, as server-sent events: each with one choice, the last one with the usage."""
+
+    def __init__(self, head: dict[str, Any], with_usage: bool) -> None:
+        self._before = f"data: {dumps(head)[:-1]},"
+        self._after = ',"usage":null}\n\n' if with_usage else "}\n\n"
+        self._with_usage = with_usage
+
+    def of(self, choice: object) -> str:
+        """The chunk of a choice."""
+        return f'{self._before}"choices":[{dumps(choice)}]{self._after}'
+
+    def end(self, counts: Counts) -> str:
+        """The usage, if it is wanted, and the end of the stream."""
+        if not self._with_usage:
+            return DONE
+        return f'{self._before}"choices":[],"usage":{dumps(usage_of(counts))}}}\n\n{DONE}'
+
+
 class _Form:
     """The form of OpenAI's answers."""
 
     def __init__(self, answers: Answers, asked: ChatRequest) -> None:
         self._answers, self._asked = answers, asked
         self._tokenizer = answers.loaded.model.tokenizer
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": answers.known.name,
-        }
+        self._head = head_of("chat.completion.chunk", "chatcmpl", answers.known.name)
 
     async def events(self, with_usage: bool) -> AsyncIterator[str]:
         """The chunks of a stream, as server-sent events."""
-        before = f"data: {dumps(self._head)[:-1]},"
-        after = ',"usage":null}\n\n' if with_usage else "}\n\n"
+        chunks = Chunks(self._head, with_usage)
 
         def chunk(index: int, delta: object, finish: str | None = None, logprobs: object = None) -> str:
             choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-            return f'{before}"choices":[{dumps(choice)}]{after}'
+            return chunks.of(choice)
 
         for index in range(len(self._answers.all)):
             yield chunk(index, {"role": "assistant", "content": ""})
@@ -120,9 +143,7 @@ class _Form:
                 yield chunk(index, _delta(piece), None, self._logprobs(piece.tokens))
             for delta in _call_deltas(piece.calls):
                 yield chunk(index, delta)
-        if with_usage:
-            yield f'{before}"choices":[],"usage":{dumps(usage_of(self._answers.counts))}}}\n\n'
-        yield DONE
+        yield chunks.end(self._answers.counts)
 
     def whole(self, found: Sequence[Collected]) -> dict[str, Any]:
         """The body of a response that is not a stream."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -13,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 
 from rwkv_cli.errors import UsageError
 from rwkv_cli.server.api.content import form_of
-from rwkv_cli.server.api.openai_chat import DONE, finish_of, guarded, usage_of
+from rwkv_cli.server.api.openai_chat import Chunks, finish_of, guarded, head_of, usage_of
 from rwkv_cli.server.chat.completion import Completion, CompletionRequest
 from rwkv_cli.server.chat.request import MOST_LIKELY, count_of, kept_of, limit_of, sampling_of, stops_of
-from rwkv_cli.server.http import Fields, Stream, dumps, read_fields, while_connected
+from rwkv_cli.server.http import Fields, Stream, read_fields, while_connected
 from rwkv_cli.server.service import Answers, service_of
 from rwkv_cli.server.worker import Token
 from rwkv_cli.text.tokenizer import Tokenizer
@@ -83,12 +81,7 @@ class _Form:
     def __init__(self, answers: Answers, asked: CompletionRequest) -> None:
         self._answers, self._asked = answers, asked
         self._tokenizer = answers.loaded.model.tokenizer
-        self.head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": answers.known.name,
-        }
+        self.head = head_of("text_completion", "cmpl", answers.known.name)
 
     async def choices(self) -> list[dict[str, Any]]:
         """All choices, once they are complete."""
@@ -100,14 +93,13 @@ class _Form:
 
     async def events(self, with_usage: bool) -> AsyncIterator[str]:
         """The chunks of a stream, as server-sent events."""
-        before = f"data: {dumps(self.head)[:-1]},"
-        after = ',"usage":null}\n\n' if with_usage else "}\n\n"
+        chunks = Chunks(self.head, with_usage)
         offsets = [0] * len(self._answers.all)
 
         def chunk(index: int, text: str, tokens: Sequence[Token], *, is_last: bool = False) -> str:
             choice = self._choice(index, text, tokens, offsets[index], is_last=is_last)
             offsets[index] += len(text)
-            return f'{before}"choices":[{dumps(choice)}]{after}'
+            return chunks.of(choice)
 
         for index in range(len(offsets)):
             if text := self._echo(index):
@@ -117,9 +109,7 @@ class _Form:
                 yield chunk(index, "", (), is_last=True)
             elif piece.answer or self._asked.top is not None:
                 yield chunk(index, piece.answer, piece.tokens)
-        if with_usage:
-            yield f'{before}"choices":[],"usage":{dumps(usage_of(self._answers.counts))}}}\n\n'
-        yield DONE
+        yield chunks.end(self._answers.counts)
 
     def _echo(self, index: int) -> str:
         answer = self._answers.all[index]
