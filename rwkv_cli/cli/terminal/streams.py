@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import select
@@ -72,6 +73,8 @@ def _reader(stream: io.TextIOWrapper) -> TextIO:
 
 
 def _writer(stream: io.TextIOWrapper) -> TextIO:
+    with contextlib.suppress(OSError):  # which what is written next meets again
+        stream.flush()  # what is in it comes first
     return io.TextIOWrapper(
         io.BufferedWriter(_Waiting(stream.fileno())),
         encoding=stream.encoding if stream.isatty() else "utf-8",
