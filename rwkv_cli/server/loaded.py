@@ -129,13 +129,14 @@ class Models:
         hint = did_you_mean(wanted[:100], names) or f"; there are {', '.join(names[:10])}"
         raise ApiError(404, f"unknown model {wanted[:100]!r}{hint}", "model_not_found", param="model")
 
-    async def acquire(self, name: str | None) -> tuple[Known, Loaded]:
+    async def acquire(self, name: str | None, *, queues: bool = False) -> tuple[Known, Loaded]:
         """A model, which is loaded if need be and stays so until it is released as often.
 
-        Raises ApiError for an unknown one, RwkvError if it cannot be loaded.
+        Raises ApiError for an unknown one, RwkvError if it cannot be loaded; for a request that `queues` for an
+        answer, ApiError 429 where as many wait as the server lets wait.
         """
         known = self.find(name)
-        task = asyncio.create_task(self._acquired(known))
+        task = asyncio.create_task(self._acquired(known, queues))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -144,7 +145,7 @@ class Models:
             task.add_done_callback(_release)
             raise
 
-    async def _acquired(self, known: Known) -> Loaded:
+    async def _acquired(self, known: Known, queues: bool) -> Loaded:
         async with self._loading:
             loaded = self._loaded.get(known.path)
             if loaded is None:
@@ -154,8 +155,18 @@ class Models:
                 self._loaded[known.path] = loaded
                 seconds = time.perf_counter() - since
                 self._log(f"loaded {loaded.name} in {seconds:.1f} s: {loaded.model.backend.description}")
+            if queues:
+                self._check_queue(loaded)
             loaded.users += 1
             return loaded
+
+    def _check_queue(self, loaded: Loaded) -> None:
+        """Raise ApiError 429 if no more requests may wait. One that is refused has never been a user of the model, so
+        that of many that come at once those get in for which there is room."""
+        waiting, most = loaded.users - loaded.worker.slots, self._settings.max_queue
+        if waiting >= most:
+            message = f"{most} requests wait for {loaded.name} already: try again later"
+            raise ApiError(429, message, "queue_full", retry_after=max(1, min(60, waiting // 8)))
 
     def _load(self, known: Known) -> Loaded:
         settings = self._settings

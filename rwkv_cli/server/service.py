@@ -11,7 +11,7 @@ from starlette.requests import Request
 from rwkv_cli.errors import UsageError
 from rwkv_cli.reporting import Reporter
 from rwkv_cli.server.chat import completion
-from rwkv_cli.server.chat.answer import Answer, Counts, Piece, check_queue, prepare
+from rwkv_cli.server.chat.answer import Answer, Counts, Piece, prepare
 from rwkv_cli.server.chat.completion import Completion, CompletionRequest
 from rwkv_cli.server.chat.request import ChatRequest
 from rwkv_cli.server.loaded import Known, Loaded, Log, Models
@@ -42,10 +42,9 @@ class Service:
             raise UsageError("{n} must be 1 where the end is saved as a state")
         layout: Template | None = get_template(template) if template else None
         self._log_prompt(asked.messages[-1].text if asked.messages else "")
-        known, loaded = await self.models.acquire(asked.model)
+        known, loaded = await self.models.acquire(asked.model, queues=True)
         answers = Answers(self, request, known, loaded, n)
         try:
-            check_queue(self.settings, loaded)
             prepared = await asyncio.to_thread(prepare, loaded, known, asked, layout)
             for index in range(n):
                 answer = Answer(self.settings, loaded, prepared, asked)
@@ -62,10 +61,9 @@ class Service:
             raise UsageError("one text can be saved as a state, not several: {n} must be 1, with one prompt")
         for prompt in asked.prompts:
             self._log_prompt(prompt if isinstance(prompt, str) else f"{len(prompt)} tokens")
-        known, loaded = await self.models.acquire(asked.model)
+        known, loaded = await self.models.acquire(asked.model, queues=True)
         answers = Answers(self, request, known, loaded, n)
         try:
-            check_queue(self.settings, loaded)
             for source in await asyncio.to_thread(completion.prepare, loaded, asked):
                 for index in range(n):
                     each = Completion(self.settings, loaded, source, asked)

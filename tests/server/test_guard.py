@@ -1,14 +1,19 @@
 """Who may use the server, and how much of it."""
 
+import asyncio
 import concurrent.futures
 import socket
 import time
+from unittest.mock import patch
 
 import pytest
 from helpers.server import serving
 from helpers.talker import talking
 
 from rwkv_cli.errors import UsageError
+from rwkv_cli.reporting import Reporter
+from rwkv_cli.server.http import ApiError
+from rwkv_cli.server.loaded import Models
 from rwkv_cli.server.settings import ServerSettings
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
@@ -122,6 +127,27 @@ def test_a_queue_that_is_full():
         assert refused
         assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
         assert any(each.status_code == 200 for each in found)
+
+
+def test_of_requests_that_come_at_once_those_get_in_for_which_there_is_room():
+    async def ask() -> list[str]:
+        models = Models(ServerSettings(max_queue=3, parallel=2), Reporter(), print)
+
+        async def come() -> str:
+            try:
+                await models.acquire(None, queues=True)
+            except ApiError as error:
+                return f"{error.status} {error.code}"
+            return "in"
+
+        try:
+            return await asyncio.gather(*(come() for _ in range(9)))
+        finally:
+            for loaded in models.loaded:
+                await models.unload(loaded)
+
+    with patch("rwkv_cli.model.load", lambda *_, **__: talking()):
+        assert asyncio.run(ask()) == ["in"] * 5 + ["429 queue_full"] * 4
 
 
 def test_an_answer_that_takes_too_long():

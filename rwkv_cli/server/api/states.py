@@ -20,7 +20,7 @@ from rwkv_cli.errors import RwkvError, StateError, UsageError
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.generation import Generation
 from rwkv_cli.sampling_settings import SamplingSettings
-from rwkv_cli.server.chat.answer import arriving, check_prompt, check_queue
+from rwkv_cli.server.chat.answer import arriving, check_prompt
 from rwkv_cli.server.chat.completion import plain_template
 from rwkv_cli.server.chat.place import checked, exists
 from rwkv_cli.server.http import ApiError, Fields, read_fields, while_connected
@@ -56,7 +56,7 @@ async def create(request: Request) -> Response:
     name, text = checked(_needed(fields, "name")), _needed(fields, "input")
     _check_free(name, fields)
     service = service_of(request)
-    _, loaded = await service.models.acquire(fields.text("model"))
+    _, loaded = await service.models.acquire(fields.text("model"), queues=True)
     try:
         saved = await while_connected(request, _read(service, loaded, text))
     finally:
@@ -68,7 +68,6 @@ async def create(request: Request) -> Response:
 async def _read(service: Service, loaded: Loaded, text: str) -> SavedState:
     """The state after a document. Raises UsageError for an empty one."""
     model, template = loaded.model, plain_template(loaded.model.template)
-    check_queue(service.settings, loaded)
     tokens = await asyncio.to_thread(model.encode_prompt, text, template)
     check_prompt(service.settings, len(tokens), "input")
 

@@ -280,15 +280,3 @@ def check_prompt(settings: ServerSettings, length: int, field: str) -> None:
             "context_length_exceeded",
             param=field,
         )
-
-
-def check_queue(settings: ServerSettings, loaded: Loaded) -> None:
-    """Raise ApiError 429 where more requests than the server lets wait want a model."""
-    waiting = loaded.users - loaded.worker.slots
-    if waiting > settings.max_queue:
-        raise ApiError(
-            429,
-            f"{settings.max_queue} requests wait for {loaded.name} already: try again later",
-            "queue_full",
-            retry_after=max(1, min(60, waiting // 8)),
-        )
