@@ -86,9 +86,9 @@ def test_in_int8_not_a_weight_changes(mixed):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is here to emulate a GPU with")
-def test_a_gpu_runs_it_in_int8(mixed, tmp_path):
+def test_a_gpu_runs_it_in_int8(mixed):
     with few_threads():
-        backend = CudaBackend(Widened(mixed[0]), EmulatedGpu(build("int8", tmp_path)))
+        backend = CudaBackend(Widened(mixed[0]), EmulatedGpu(build("int8")))
         tokens = some_tokens(TINY, 9)
         found = backend.forward_all(tokens, State.zeros(TINY))
     expected = CpuBackend(mixed[0]).forward_all(tokens, State.zeros(TINY))

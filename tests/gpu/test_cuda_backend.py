@@ -64,7 +64,7 @@ class Emulated:
     def __init__(self, folder: Path, weight_type: WeightType):
         self.folder, self.weight_type = folder, weight_type
         self.model: ModelFile = write_and_open(folder / "model", random_weights(TINY), weight_type)
-        self._kernels = build(weight_type, folder)
+        self._kernels = build(weight_type)
         self.backend = self.another()
 
     def another(self, model: ModelFile | None = None, multiprocessors: int = 3) -> CudaBackend:

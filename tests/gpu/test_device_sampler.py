@@ -34,13 +34,8 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return build("int8", tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture(scope="module")
-def gpu(kernels):
-    return EmulatedGpu(kernels)
+def gpu():
+    return EmulatedGpu(build("int8"))
 
 
 class OnDevice:
@@ -271,9 +266,9 @@ class OnHost(CudaBackend):
 
 
 @pytest.fixture(scope="module")
-def backends(kernels, tiny_model):
+def backends(tiny_model):
     """One that chooses, and one that does not, with the same arithmetic."""
-    return tuple(kind(ModelFile(tiny_model), EmulatedGpu(kernels)) for kind in (CudaBackend, OnHost))
+    return tuple(kind(ModelFile(tiny_model), EmulatedGpu(build("int8"))) for kind in (CudaBackend, OnHost))
 
 
 @pytest.fixture

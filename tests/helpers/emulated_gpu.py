@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,13 +53,15 @@ def few_threads() -> Iterator[None]:
 def tiny_backend(folder: Path, weight_type: WeightType = "fp16") -> CudaBackend:
     """The CUDA backend on an emulated GPU, with random weights of the sizes `TINY`."""
     model = write_and_open(folder / "model", random_weights(TINY), weight_type)
-    return CudaBackend(model, EmulatedGpu(build(weight_type, folder)))
+    return CudaBackend(model, EmulatedGpu(build(weight_type)))
 
 
-def build(weight_type: str, folder: Path) -> dict[str, Kernel]:
-    """Every kernel by name, compiled in `folder` for one type of weights."""
+@functools.cache
+def build(weight_type: str) -> dict[str, Kernel]:
+    """Every kernel by name, compiled for one type of weights, once in a run: it takes seconds."""
     names = kernel_sources.operations()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         libraries = dict(
             zip(names, pool.map(lambda name: _build(name, weight_type, folder), names), strict=True)
         )

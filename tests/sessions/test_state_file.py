@@ -545,17 +545,16 @@ for kill in range(100):
             state_file.save(path, saved)
             os.write(writer, b".")
     os.close(writer)
-    time.sleep(random.Random(kill).uniform(0.003, 0.02))
+    written = len(os.read(reader, 65536))  # however slow the machine is, something was saved
+    time.sleep(random.Random(kill).uniform(0, 0.01))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    written = 0
     while data := os.read(reader, 65536):
         written += len(data)
     os.close(reader)
-    if done + written:
-        found = state_file.load(path).snapshot.n_tokens
-        assert found in (done + written, done + written + 1), (found, done, written)
-        done = found
+    found = state_file.load(path).snapshot.n_tokens
+    assert found in (done + written, done + written + 1), (found, done, written)
+    done = found
 left = [name for name in os.listdir(path.parent) if name.endswith(".tmp")]
 state_file.save(path, some_state(0))
 print(done, len(left), os.listdir(path.parent))
@@ -568,7 +567,7 @@ def test_a_hundred_kills_lose_nothing(path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     done, left, remaining = result.stdout.split(maxsplit=2)
-    assert int(done) > 20
+    assert int(done) >= 100
     assert int(left) <= 1  # each save removes what those before it left
     assert remaining.strip() == f"['{path.name}']"
 

@@ -34,11 +34,12 @@ namespace emulator {
 
 const size_t STACK = 96 << 10, SHARED = 256 << 10;
 
+// Runs one thread of a block after another, and so is made once.
 struct Fiber {
     ucontext_t begin;
     jmp_buf place;
     char* stack = nullptr;
-    bool begun, done;
+    bool begun = false, done;
 };
 
 // Releases its threads when all `members` are `here`.
@@ -79,17 +80,17 @@ inline void wait(Barrier& barrier) {
 }
 
 inline void run_fiber() {
-    entry(entry_argument);
-    leave(block);
-    leave(warps[current / 32]);
-    fibers[current].done = true;
-    _longjmp(scheduler, 1);
+    for (;;) {
+        entry(entry_argument);
+        leave(block);
+        leave(warps[current / 32]);
+        fibers[current].done = true;
+        yield();
+    }
 }
 
-inline void begin_fiber(unsigned i) {
-    Fiber& fiber = fibers[i];
-    if (!fiber.stack) fiber.stack = new char[STACK];
-    fiber.begun = fiber.done = false;
+inline void make_fiber(Fiber& fiber) {
+    fiber.stack = new char[STACK];
     getcontext(&fiber.begin);
     fiber.begin.uc_stack.ss_sp = fiber.stack;
     fiber.begin.uc_stack.ss_size = STACK;
@@ -113,7 +114,7 @@ inline void run_block(unsigned threads) {
     block = {(int)threads, 0, 0};
     warps.assign((threads + 31) / 32, {32, 0, 0});
     memset(dynamic_memory, 0xff, SHARED);
-    for (unsigned i = 0; i < threads; i++) begin_fiber(i);
+    for (unsigned i = 0; i < threads; i++) fibers[i].done = false;
     for (left = threads; left;) {
         choose_order(threads);
         for (turn = 0; turn < threads; turn = turn + 1) {
@@ -124,6 +125,7 @@ inline void run_block(unsigned threads) {
             threadIdx = {current, 0, 0};
             if (!_setjmp(scheduler)) {
                 if (fiber.begun) _longjmp(fiber.place, 1);
+                make_fiber(fiber);
                 fiber.begun = true;
                 setcontext(&fiber.begin);
             }
@@ -179,8 +181,10 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int mask) {
     return emulator::exchange(v, (emulator::current % 32) ^ mask);
 }
 inline unsigned __ballot_sync(unsigned, bool v) {
+    bool theirs[32];
+    emulator::offer(v, theirs);
     unsigned bits = 0;
-    for (int i = 0; i < 32; i++) bits |= emulator::exchange((unsigned)v, i) << i;
+    for (int i = 0; i < 32; i++) bits |= (unsigned)theirs[i] << i;
     return bits;
 }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
