@@ -296,9 +296,10 @@ class Scheduler:
 
     def _observe(self) -> list[Handle]:
         """Read the tokens after each of which logits are wanted, as many as may be: the handles that have ended."""
-        given = shares((row for row in self._rows.values() if row.is_observed), OBSERVED)
-        if not given:
+        observed = [row for row in self._rows.values() if row.is_observed]
+        if not observed:
             return []
+        given = shares(observed, OBSERVED)
         parts = {slot: self._rows[slot].handle.unread[:n] for slot, n in given.items()}
         try:
             found = self._batch.read_all(parts)
@@ -307,9 +308,8 @@ class Scheduler:
         ended = []
         for slot, n in given.items():
             row = self._rows[slot]
-            observed = row.handle.request.observed
-            assert observed
-            observed.take(found[slot])
+            assert row.handle.request.observed
+            row.handle.request.observed.take(found[slot])
             self._has_read(row, n)
             if not row.handle.unread:
                 row.handle.reached = "length"
@@ -330,6 +330,8 @@ class Scheduler:
         """How many tokens each sequence reads now, by slot."""
         answered = {slot: len(row.handle.unread) for slot, row in self._rows.items() if not row.is_reading}
         reading = [row for row in self._rows.values() if row.is_reading and not row.is_observed]
+        if not reading:
+            return answered
         room = max(self._batch.capacity - sum(answered.values()), self._batch.capacity // PROMPT_PART, 1)
         return answered | shares(reading, room)
 
