@@ -57,7 +57,8 @@ class CpuSampler:
         for i, (row, request) in enumerate(zip(logits, requests, strict=True)):
             self._choices[i] = _description(row, request)
         self._samplings["n"] = n
-        team(self._n_threads).run(self._passes, self._job, self._samplings)
+        # One token is chosen by one thread: the others stay with the forward pass, and never come back to Python.
+        team(self._n_threads if n > 1 else 1).run(self._passes, self._job, self._samplings)
         return [
             Choice(token, self._logprob(row, token, peak, total))
             for row, (*_, token, peak, total) in zip(logits, self._choices[:n].tolist(), strict=True)
