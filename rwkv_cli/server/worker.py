@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger("rwkv_cli.server")
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A generated token, as it arrives."""
 
     id: int

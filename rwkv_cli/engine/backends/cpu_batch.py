@@ -35,9 +35,10 @@ class CpuBatch(Batch):
 
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
         """See `Batch.read`."""
+        flat, _ = self._flat(parts)
         rows = dict[int, Array]()
         with self._pass.lock:
-            for found in self._passes(parts, parts):
+            for found in self._passes(flat, parts, parts):
                 rows |= {slot: row.copy() for slot, row in found.items()}
         return np.stack([rows[slot] for slot in parts])
 
@@ -59,30 +60,36 @@ class CpuBatch(Batch):
         wanted: Collection[int] = (),
     ) -> dict[int, Choice]:
         """See `Batch.choose`: by the kernel that chooses for a single text too."""
-        choices = dict[int, Choice]()
+        flat, lengths = self._flat(parts)
+        wanted = {*samplers, *wanted}
         self._logits.clear()
         with self._pass.lock:
-            for found in self._passes(parts, {*samplers, *wanted}):
+            if len(flat) <= self.capacity:  # as where texts are answered
+                self._logits = self._run(flat, [*parts], lengths, wanted)
+                return self._chosen(self._logits, samplers)
+            choices = dict[int, Choice]()
+            for found in self._passes(flat, parts, wanted):
                 # Of all but the last pass, the logits are about to be overwritten.
                 self._logits = {slot: row.copy() for slot, row in self._logits.items()} | found
-                if chosen := [slot for slot in found if slot in samplers]:
-                    of_these = [samplers[slot] for slot in chosen]
-                    tokens = self._sampler.choose_for([found[slot] for slot in chosen], of_these)
-                    choices |= zip(chosen, tokens, strict=True)
+                here = {slot: samplers[slot] for slot in found if slot in samplers}
+                choices |= self._chosen(found, here)
         return {slot: choices[slot] for slot in samplers}
 
-    def _passes(
-        self, parts: Mapping[int, Sequence[int]], wanted: Container[int]
-    ) -> Iterator[dict[int, Array]]:
-        """Read parts in passes: after each, the logits [V] of those of the `wanted` slots that were read to their end.
+    def _chosen(self, logits: Mapping[int, Array], samplers: Mapping[int, Sampler]) -> dict[int, Choice]:
+        """What samplers, perhaps none, choose from the logits [V] of their slots."""
+        if not samplers:
+            return {}
+        rows = [logits[slot] for slot in samplers]
+        return dict(zip(samplers, self._sampler.choose_for(rows, [*samplers.values()]), strict=True))
 
-        They are views that the next pass overwrites. Raises like `read`, before the first one.
+    def _passes(
+        self, flat: Tokens, parts: Mapping[int, Sequence[int]], wanted: Container[int]
+    ) -> Iterator[dict[int, Array]]:
+        """Read the tokens [T] of parts in passes: after each, the logits [V] of `wanted` slots that came to their end.
+
+        They are views that the next pass overwrites.
         """
-        flat, lengths = self._flat(parts)
-        if len(flat) <= self.capacity:  # as where texts are answered
-            yield self._run(flat, [*parts], lengths, wanted)
-            return
-        left = dict(zip(parts, lengths, strict=True))
+        left = {slot: len(part) for slot, part in parts.items()}
         for pieces in passes(self._split(flat, parts), self.capacity):
             ids, slots, lengths = _joined(pieces)
             for slot, n in zip(slots, lengths, strict=True):
