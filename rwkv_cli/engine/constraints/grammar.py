@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from rwkv_cli.engine.constraint import Kind
 from rwkv_cli.engine.constraints import schema
@@ -76,6 +76,21 @@ class Grammar:
         for tool in tools:
             cls.json_schema(call_schema(tool))  # whose errors tell what is wrong with it
         return cls.lark(form.grammar(tools, schema.for_llguidance))
+
+    @classmethod
+    def restored(cls, kind: object, source: object) -> Grammar:
+        """One that was kept as its two fields. Raises ValueError for what is none.
+
+        Whether it can be followed is seen when it is used: another version of llguidance may have written it.
+        """
+        if kind not in get_args(Kind) or not isinstance(source, str):
+            raise ValueError("its constraint is of no known kind")
+        if kind in ("json_schema", "choice"):
+            value = json.loads(source)
+            texts = value if kind == "choice" else []
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("its constraint is not a list of texts")
+        return cls(cast("Kind", kind), source)
 
     def compiled(self, lead: str = "") -> str:
         """The input of llguidance; `lead` is a regular expression of what may stand before the text."""
