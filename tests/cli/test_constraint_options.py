@@ -46,7 +46,7 @@ def test_the_other_options(rwkv, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--json-schema", '{"not": {}}'], 'it uses "not", which is not supported'),
+        (["--json-schema", '{"not": {}}'], 'it uses "not" in a way that is not supported'),
         (["--json-schema", '{"minimum": 2, "maximum": 1, "type": "integer"}'], "nothing satisfies it"),
         (["--json-schema", "/no/schema.json"], "cannot read the JSON Schema /no/schema.json: no such file"),
         (["--json-schema", "{"], "--json-schema is not JSON"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from rwkv_cli.engine.constraint import Kind
 from rwkv_cli.engine.constraints import schema
+from rwkv_cli.engine.constraints.logic import OVERLAPPING
 from rwkv_cli.errors import UsageError, literal
 from rwkv_cli.text.tool_calls.layout import ToolFormat, call_schema
 from rwkv_cli.text.tool_calls.tools import Tool
@@ -175,7 +176,7 @@ def _reason(message: str) -> str:
     if found := _MISSING.search(message):
         return f"it refers to {found[1]}, which is not in it; put it under $defs"
     if "oneOf constraints are not supported" in message:
-        return "alternatives of oneOf overlap, or cannot be told apart; use anyOf"
+        return OVERLAPPING
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if wrong := [line for line in lines if line.startswith("error: ")]:
         return wrong[0].removeprefix("error: ")
