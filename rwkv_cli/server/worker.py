@@ -51,8 +51,9 @@ class Options:
 
 
 _UNLOADED = "the model was unloaded"
-PATIENCE = 0.01
-"""Seconds that tokens may wait for others to be handed over with them, except for the first and the last one."""
+PATIENCE = 0.02
+"""Seconds that tokens may wait for others to be handed over with them, except for the first and the last one: fifty
+times a second is more often than an eye can tell."""
 
 _NO_ERROR: BaseException | None = None
 
@@ -120,10 +121,10 @@ class Job(AsyncIterator[Sequence[Token]]):
 
     def advance(self) -> tuple[list[Token], bool]:
         """Take the tokens that have come, and whether they were the last ones. Raises what ends the job."""
-        tokens = list[Token]()
+        tokens: list[Token] = []
         while self.handle.has_tokens and (step := next(self.generation, None)):
             tokens.append(self._token(step))
-            if self.options.keeps_prompt and not self.prompt_end:
+            if self.prompt_end is None and self.options.keeps_prompt:
                 self.prompt_end = self.handle.snapshot()
         if not self.finish:
             return tokens, False
@@ -265,14 +266,13 @@ class Worker:
         for handle in moved:
             if not (job := self._jobs.get(handle)):
                 continue
-            tokens, is_over, error = list[Token](), True, _NO_ERROR
+            error = _NO_ERROR
             try:
                 tokens, is_over = job.advance()
-            except RwkvError as failure:
-                error = failure
             except Exception as failure:
-                log.exception("a request failed")
-                error = failure
+                if not isinstance(failure, RwkvError):
+                    log.exception("a request failed")
+                tokens, is_over, error = [], True, failure
             if is_over:
                 self._jobs.pop(handle, None)
             is_urgent |= is_over or not job.is_begun

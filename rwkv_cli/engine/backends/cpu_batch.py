@@ -67,7 +67,7 @@ class CpuBatch(Batch):
             if len(flat) <= self.capacity:  # as where texts are answered
                 self._logits = self._run(flat, [*parts], lengths, wanted)
                 return self._chosen(self._logits, samplers)
-            choices = dict[int, Choice]()
+            choices: dict[int, Choice] = {}
             for found in self._passes(flat, parts, wanted):
                 # Of all but the last pass, the logits are about to be overwritten.
                 self._logits = {slot: row.copy() for slot, row in self._logits.items()} | found

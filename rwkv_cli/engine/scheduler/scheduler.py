@@ -144,7 +144,7 @@ class Scheduler:
 
     def _admit(self) -> list[Handle]:
         """Let sequences join while there are slots: those that have a token, or have ended, without a pass."""
-        ended = list[Handle]()
+        ended: list[Handle] = []
         rows = self._rows
         while self._batch.free and (
             handle := self._queue.pop(lambda each: self._prefixes.can_begin(each, rows.values()))
@@ -250,7 +250,9 @@ class Scheduler:
 
     def _advance(self) -> list[Handle]:
         """Read a part of each sequence, and choose the tokens that follow: the handles that got one."""
-        parts, samplers, wanted = dict[int, list[int]](), dict[int, Sampler](), set[int]()
+        parts: dict[int, list[int]] = {}
+        samplers: dict[int, Sampler] = {}
+        wanted: set[int] = set()
         moved = self._observe()
         for slot, n in self._shares().items():
             row = self._rows[slot]
