@@ -342,9 +342,11 @@ class Scheduler:
         handle = row.handle
         row.n_read += n
         del handle.unread[:n]
+        if not handle.prompt_left:
+            return
         of_prompt = min(n, handle.prompt_left)
         handle.prompt_left -= of_prompt
-        if of_prompt and handle.progress:
+        if handle.progress:
             handle.progress(of_prompt)
         self._prefixes.reached(row, lambda: self._batch.state(row.slot))
         request = row.handle.request
@@ -363,7 +365,8 @@ class Scheduler:
             handle.error = error
             self._leave(row)
             return
-        self._prefixes.forget(row)
+        if not row.served:
+            self._prefixes.forget(row)
         handle.give(choice)
         row.served += 1
         if handle.reached:
