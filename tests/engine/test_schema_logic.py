@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import random
+import time
 
 import jsonschema
 import pytest
@@ -266,6 +267,19 @@ def test_many_distinct_items_come_in_the_order_of_the_schema():
 def test_what_has_no_opposite_is_one_sentence(schema, says):
     with pytest.raises(UsageError, match=says):
         Grammar.json_schema(schema)
+
+
+def test_schemas_that_contain_themselves_many_times_take_no_time():
+    node = {"$ref": "#/$defs/node"}
+    parts = [{**node, "title": str(n)} for n in range(8)]
+    schema = {
+        "anyOf": [{"oneOf": [node, {"type": "null"}]}, {"not": node}],
+        "$defs": {"node": {"anyOf": [*parts, {"type": "object", "properties": {"a": {"anyOf": parts}}}]}},
+    }
+    since = time.thread_time()
+    with contextlib.suppress(UsageError):
+        rewritten(schema)
+    assert time.thread_time() - since < 5
 
 
 def test_references_into_what_is_rewritten_are_left_alone():

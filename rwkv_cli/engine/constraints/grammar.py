@@ -103,7 +103,7 @@ class Grammar:
 
     def _body(self) -> dict[str, object]:
         if self.kind == "json_schema":
-            return {"json_schema": schema.for_llguidance(json.loads(self.source))}
+            return {"json_schema": _followed(self.source)}
         if self.kind == "choice":
             texts = " | ".join(json.dumps(text) for text in json.loads(self.source))
             return {"lark_grammar": f"start: {texts}\n"}
@@ -162,6 +162,12 @@ def _unanchored(expression: str) -> str:
     expression = expression.removeprefix("^")
     backslashes = len(expression) - 1 - len(expression[:-1].rstrip("\\")) if expression.endswith("$") else 1
     return expression if backslashes % 2 else expression[:-1]
+
+
+@functools.lru_cache(maxsize=8)
+def _followed(source: str) -> dict[str, Any]:
+    """A schema as llguidance gets it. Not to be changed."""
+    return schema.for_llguidance(json.loads(source))
 
 
 _MISSING = re.compile(r"Resource '([^']{0,200})' is not present")

@@ -231,20 +231,24 @@ class _Rewriter:
     def _exclusive(self, made: Schema, within: Types) -> Iterator[Schema]:
         """Alternatives of `oneOf`, each without what the others allow."""
         parts = listed(made, "oneOf")
-        without = [self._without(index, parts, within) for index in range(len(parts))]
+        overlapping = [[False] * len(parts) for _ in parts]
+        for i, j in itertools.combinations(range(len(parts)), 2):
+            overlapping[i][j] = overlapping[j][i] = not self._sets.are_disjoint(parts[i], parts[j], within)
+        without = [
+            self._without(part, [*itertools.compress(parts, others)], within)
+            for part, others in zip(parts, overlapping, strict=True)
+        ]
         if parts and all(each is not None for each in without):
             del made["oneOf"]
             yield {"anyOf": without}
         elif parts:
             self.leaves_alternatives = True
 
-    def _without(self, index: int, parts: Sequence[object], within: Types) -> object | None:
-        """An alternative without what any other one allows; None if that cannot be said."""
-        part, more = parts[index], list[Schema]()
+    def _without(self, part: object, others: Sequence[object], within: Types) -> object | None:
+        """An alternative without what others allow that overlap with it; None if that cannot be said."""
+        more = list[Schema]()
         kinds = within & self._sets.types(part)
-        for other in (*parts[:index], *parts[index + 1 :]):
-            if self._sets.are_disjoint(part, other, within):
-                continue
+        for other in others:
             opposite = [
                 each
                 for each in self._sets.negated(other, kinds)

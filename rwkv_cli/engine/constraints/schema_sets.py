@@ -21,7 +21,7 @@ OBJECT: Types = frozenset({"object"})
 _NUMBER: Types = frozenset({"integer", "fraction"})
 
 _DEEPEST = 12
-_MOST_STEPS = 200_000  # after which nothing more is known
+_MOST_STEPS = 100_000  # after which nothing more is known
 _MOST_BOUND = 10**9
 _LIMITS = {
     "minLength": ("string", "maxLength", -1),
@@ -45,26 +45,39 @@ class SchemaSets:
     def __init__(self, root: object) -> None:
         self._root = root
         self._steps = 0
+        # By the identities of schemas, which have to stay as long as they are known.
+        self._conjuncts: dict[int, tuple[object, list[Schema]]] = {}
+        self._types: dict[int, tuple[object, Types]] = {}
+        self._values: dict[int, tuple[object, list[Any] | None]] = {}
 
     # --- what a schema says -----------------------------------------------------------------------------------------
 
-    def conjuncts(self, schema: object, depth: int = 0) -> Iterator[Schema]:
+    def conjuncts(self, schema: object, depth: int = 0) -> list[Schema]:
         """Schemas without references and `allOf`, all of which a value has to satisfy."""
         if schema is False:
-            yield {"enum": []}
+            return [{"enum": []}]
+        if not isinstance(schema, dict):
+            return []
+        if known := self._conjuncts.get(id(schema)):
+            return known[1]
         self._steps += 1
-        if not isinstance(schema, dict) or depth > _DEEPEST or self._steps > _MOST_STEPS:
-            return
+        if depth > _DEEPEST or self._steps > _MOST_STEPS:
+            return []
         if "$ref" in schema:  # in older drafts, what is beside it does not count
-            yield from self.conjuncts(self._resolved(schema["$ref"]), depth + 1)
-            return
-        yield {key: value for key, value in schema.items() if key != "allOf"}
-        for each in listed(schema, "allOf"):
-            yield from self.conjuncts(each, depth + 1)
+            found = self.conjuncts(self._resolved(schema["$ref"]), depth + 1)
+        else:
+            found = [{key: value for key, value in schema.items() if key != "allOf"}]
+            for each in listed(schema, "allOf"):
+                found += self.conjuncts(each, depth + 1)
+        self._conjuncts[id(schema)] = schema, found
+        return found
 
     def types(self, schema: object, depth: int = 0) -> Types:
         """The types that values may be of, at most."""
+        if known := self._types.get(id(schema)):
+            return known[1]
         found = ALL
+        self._types[id(schema)] = schema, found  # while it is looked at: it may contain itself
         for each in self.conjuncts(schema, depth):
             if "type" in each:
                 found &= _atoms(each["type"])
@@ -73,6 +86,7 @@ class SchemaSets:
             for key in ("anyOf", "oneOf"):
                 if depth < _DEEPEST and (parts := listed(each, key)):
                     found &= frozenset().union(*(self.types(part, depth + 1) for part in parts))
+        self._types[id(schema)] = schema, found
         return found
 
     def required(self, schema: object) -> frozenset[str]:
@@ -86,6 +100,14 @@ class SchemaSets:
 
     def values(self, schema: object, depth: int = 0) -> list[Any] | None:
         """All values that a schema may allow, where they are few; None where they are not known to be."""
+        if known := self._values.get(id(schema)):
+            return known[1]
+        self._values[id(schema)] = schema, None  # while it is looked at, as above
+        found = self._found_values(schema, depth)
+        self._values[id(schema)] = schema, found
+        return found
+
+    def _found_values(self, schema: object, depth: int) -> list[Any] | None:
         for each in self.conjuncts(schema, depth):
             if (values := own_values(each)) is not None:
                 return values
@@ -94,8 +116,8 @@ class SchemaSets:
                 found = [self.values(part, depth + 1) for part in parts]
                 if all(some is not None for some in found):
                     return distinct([value for some in found for value in some or ()])
-        if self.types(schema, depth) <= {"boolean", "null"}:
-            kinds = self.types(schema, depth)
+        kinds = self.types(schema, depth)
+        if kinds <= {"boolean", "null"}:
             return [*([True, False] if "boolean" in kinds else []), *([None] if "null" in kinds else [])]
         return None
 
@@ -118,7 +140,8 @@ class SchemaSets:
 
     def are_disjoint(self, one: object, other: object, within: Types = ALL, depth: int = 0) -> bool:
         """Whether no value of the types `within` satisfies both, for certain."""
-        if depth > _DEEPEST:
+        self._steps += 1
+        if depth > _DEEPEST or self._steps > _MOST_STEPS:
             return False
         common = self.types(one, depth) & self.types(other, depth) & within
         if not common or self._are_values_apart(one, other, depth):
@@ -181,7 +204,8 @@ class SchemaSets:
 
         Together they may allow fewer than all of those values, where a keyword has no counterpart.
         """
-        if depth > _DEEPEST:
+        self._steps += 1
+        if depth > _DEEPEST or self._steps > _MOST_STEPS:
             return []
         found = list[Schema]()
         for each in self.conjuncts(schema, depth):
