@@ -68,7 +68,7 @@ class Job(AsyncIterator[Sequence[Token]]):
         self._worker, self.options = worker, options
         self.loop = asyncio.get_running_loop()
         self._arrived, self._news = deque[Token](), asyncio.Event()
-        self._is_over, self._error = False, _NO_ERROR
+        self._is_over, self._error, self._expiry = False, _NO_ERROR, _NO_ERROR
         self._since = time.perf_counter()
         self.generation: Generation = None  # type: ignore[assignment]  # set by `Worker.submit`, at once
         self.handle: Handle = None  # type: ignore[assignment]
@@ -89,9 +89,9 @@ class Job(AsyncIterator[Sequence[Token]]):
         return time.perf_counter() - self._since
 
     async def __anext__(self) -> Sequence[Token]:
-        while not self._arrived:
-            if self._error:
-                raise self._error
+        while not self._arrived or self._expiry:
+            if error := self._expiry or self._error:
+                raise error
             if self._is_over:
                 raise StopAsyncIteration
             self._news.clear()
@@ -110,6 +110,11 @@ class Job(AsyncIterator[Sequence[Token]]):
             self.first_after = self.seconds
         self._arrived += tokens
         self._is_over, self._error = self._is_over or is_over, self._error or error
+        self._news.set()
+
+    def expire(self, error: Exception) -> None:
+        """Have the iteration raise an error, whatever has arrived; the job goes on."""
+        self._expiry = error
         self._news.set()
 
     async def cancel(self) -> None:
