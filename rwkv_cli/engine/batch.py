@@ -141,8 +141,15 @@ class Batch(ABC):
 
     def _checked(self, parts: Mapping[int, Sequence[int]]) -> list[Part]:
         """The tokens to read, as arrays int32 [n]. Raises like `read`."""
-        flat, lengths = self._flat(parts)
-        return list(zip(parts, np.split(flat, np.cumsum(lengths[:-1])), strict=True))
+        return self._split(self._flat(parts)[0], parts)
+
+    @staticmethod
+    def _split(flat: Tokens, parts: Mapping[int, Sequence[int]]) -> list[Part]:
+        """The tokens of each sequence, as views of those of all."""
+        ends = itertools.accumulate(map(len, parts.values()))
+        return [
+            (slot, flat[end - len(part) : end]) for (slot, part), end in zip(parts.items(), ends, strict=True)
+        ]
 
     def _flat(self, parts: Mapping[int, Sequence[int]]) -> tuple[Tokens, list[int]]:
         """The tokens to read one after another, int32 [T], and how many of each sequence. Raises like `read`."""
@@ -152,8 +159,16 @@ class Batch(ABC):
         lengths = list(map(len, parts.values()))
         if not lengths or not all(lengths):
             raise UsageError(NO_TOKENS)
-        flat: NDArray[Any] = np.array(list(itertools.chain.from_iterable(parts.values())))
-        check_tokens(flat, self.config.vocab_size)
+        tokens = list(itertools.chain.from_iterable(parts.values()))
+        flat: NDArray[Any] = np.array(tokens)
+        # Of a few tokens, Python finds the least faster than numpy, which is left to say what is wrong.
+        if (
+            flat.ndim != 1
+            or flat.dtype.kind not in "iu"
+            or min(tokens) < 0
+            or max(tokens) >= self.config.vocab_size
+        ):
+            check_tokens(flat, self.config.vocab_size)
         return flat.astype(np.int32), lengths
 
 

@@ -335,7 +335,15 @@ class Conversation:
 
     def record(self) -> Record:
         """All but the state."""
-        return Record(self.system, self.think, self.max_tokens, self.template, self.start, tuple(self.turns))
+        return Record(
+            self.system,
+            self.think,
+            self.max_tokens,
+            self.template,
+            self.start,
+            tuple(self.turns),
+            self.constraint,
+        )
 
     def to_saved(self, name: str = "", *, with_text: bool = True) -> SavedState:
         """All that it takes to continue in another process, with the same words.
@@ -345,7 +353,7 @@ class Conversation:
         record = self.record()
         if not with_text:
             forgotten = Start("document" if self.turns else self.start.kind, begin=self.start.begin)
-            record = replace(record, start=forgotten, turns=(), system=None)
+            record = replace(record, start=forgotten, turns=(), system=None, constraint=None)
         return SavedState(
             snapshot=self._with_generator(self.snapshot),
             model=identify(self.model),
@@ -390,7 +398,7 @@ class Conversation:
                 budget=budget,
                 **saved.settings,
             )
-            conversation.turns = list(record.turns)
+            conversation.turns, conversation.constraint = list(record.turns), record.constraint
             if record.turns:
                 conversation.snapshots.put(len(record.turns), snapshot)
         conversation._generator = snapshot.memory.generator if snapshot.memory else None

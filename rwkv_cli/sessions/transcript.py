@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import StateError
 from rwkv_cli.text import templates
@@ -50,6 +51,7 @@ class Record:
     template: Template
     start: Start = field(default_factory=Start)
     turns: Sequence[Turn] = ()
+    constraint: Grammar | None = None  # what the next answers have to look like
 
     def to_json(self) -> dict[str, object]:
         """In types that JSON has; the document and the state are kept elsewhere in the file."""
@@ -62,6 +64,7 @@ class Record:
             {"user": turn.user, "text": turn.text, "think": turn.think, "finish": turn.finish}
             for turn in self.turns
         ]
+        constraint = self.constraint and {"kind": self.constraint.kind, "source": self.constraint.source}
         return {
             "version": VERSION,
             "system": self.system,
@@ -70,6 +73,7 @@ class Record:
             "template": templates.to_json(self.template),
             "start": start,
             "turns": turns,
+            "constraint": constraint,
         }
 
     @classmethod
@@ -87,6 +91,7 @@ class Record:
                 template=templates.from_json(fields["template"]),
                 start=_start(_typed(fields["start"], dict), text),
                 turns=[_turn(_typed(turn, dict)) for turn in _typed(fields["turns"], list)],
+                constraint=_constraint(fields.get("constraint")),  # which files did not have at first
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise StateError(f"the conversation in the state is damaged: {str(error)[:80]}") from None
@@ -99,6 +104,13 @@ def _turn(fields: Fields) -> Turn:
         think=_optional(fields["think"]),
         finish=_typed(fields["finish"], str),
     )
+
+
+def _constraint(fields: object) -> Grammar | None:
+    if fields is None:
+        return None
+    fields = _typed(fields, dict)
+    return Grammar.restored(fields["kind"], fields["source"])
 
 
 def _start(fields: Fields, text: str | None) -> Start:

@@ -1,6 +1,7 @@
 """Answers in a form that was demanded: generate, batches, chats and saved states."""
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -45,7 +46,7 @@ def test_the_other_options(rwkv, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--json-schema", '{"not": {}}'], 'it uses "not", which is not supported'),
+        (["--json-schema", '{"not": {}}'], 'it uses "not" in a way that is not supported'),
         (["--json-schema", '{"minimum": 2, "maximum": 1, "type": "integer"}'], "nothing satisfies it"),
         (["--json-schema", "/no/schema.json"], "cannot read the JSON Schema /no/schema.json: no such file"),
         (["--json-schema", "{"], "--json-schema is not JSON"),
@@ -155,3 +156,26 @@ def test_in_a_chat_it_is_a_setting(rwkv):
     assert "json-object is 'maybe': it must be one of on, off" in said
     assert "regex cannot be used: unclosed group" in said
     assert said.count("json-object        on") == 1
+
+
+@pytest.mark.parametrize("way", ["--name", "/save", "/load", "/fork"])
+def test_a_chat_that_is_saved_keeps_its_form(rwkv, way):
+    named = ("--name", "trip") if way == "--name" else ()
+    more = {"/save": ["/save trip"], "/load": ["/save trip"], "/fork": ["/save other", "/fork trip"]}.get(
+        way, []
+    )
+    lines = ["/set choice yes|no", "hello", *more]
+    said = rwkv("chat", *named, "--seed", 1, "--model", "gosling", stdin="\n".join(lines).encode())
+    assert said.out.splitlines()[0] in ("yes", "no")
+    back, first = (("chat",), ["/load trip"]) if way == "/load" else (("chat", "--name", "trip"), [])
+    lines = [*first, "and you?", "/set", "/set choice default", "more"]
+    again = rwkv(*back, stdin="\n".join(lines).encode())
+    assert again.out.splitlines()[0] in ("yes", "no")
+    assert re.search("^choice +yes.no$", again.err, re.M)
+    free = rwkv("chat", "--name", "trip", stdin=b"/set")
+    assert re.search("^choice +none$", free.err, re.M), "it was given up for good"
+
+
+def test_a_chat_without_text_forgets_its_form(rwkv):
+    rwkv("chat", "--name", "trip", "--no-text", stdin=b"/set json-object on\nhello")
+    assert re.search("^json-object +off$", rwkv("chat", "--name", "trip", stdin=b"/set").err, re.M)

@@ -73,6 +73,23 @@ def test_the_last_chat_comes_back(terminal):
     assert messages(path) == ["hello", "bye"]
 
 
+def test_the_last_chat_comes_back_with_its_form(terminal):
+    with terminal("chat", "--seed", "1") as it:
+        it.wait_for(READY)
+        it.send("/set choice yes|no\r")
+        say(it, "hello", it.wait_for("choice: yes"))
+        it.send("\x04")
+        assert it.finish() == 0
+    with terminal("chat", "--continue") as it:
+        say(it, "bye")
+        it.send("\x04")
+        assert it.finish() == 0
+        assert plain("Answers follow its choice: /set choice default ends that.") in plain(it.shown)
+    (path,) = kept_chats.kept()
+    assert messages(path) == ["hello", "bye"]
+    assert {turn["text"].strip() for turn in turns(path)} <= {"yes", "no"}
+
+
 def test_nothing_was_said_and_nothing_is_kept(terminal, data):
     with terminal("chat") as it:
         it.wait_for(READY)

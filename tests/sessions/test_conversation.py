@@ -457,6 +457,12 @@ DAMAGES = [
     {"start": []},
     {"max_tokens": "5"},
     {"system": 5},
+    {"constraint": 5},
+    {"constraint": {"kind": "xml", "source": ""}},
+    {"constraint": {"kind": "choice", "source": "yes"}},
+    {"constraint": {"kind": "choice", "source": "[1]"}},
+    {"constraint": {"kind": "json_schema", "source": "{"}},
+    {"constraint": {"kind": "regex"}},
 ]
 
 
@@ -467,6 +473,15 @@ def test_a_damaged_conversation_is_one_sentence(damage):
     saved.conversation = json.loads(json.dumps(saved.conversation)) | damage
     with pytest.raises(StateError, match="conversation"):
         Conversation.from_saved(model, saved)
+
+
+def test_a_file_from_before_forms_were_kept():
+    model = talking()
+    saved = chat("one", model=model).to_saved()
+    fields = json.loads(json.dumps(saved.conversation))
+    del fields["constraint"]
+    saved.conversation = fields
+    assert Conversation.from_saved(model, saved).constraint is None
 
 
 # ------------------------------------------------------------------------------------------------------ gosling

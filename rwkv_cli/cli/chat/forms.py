@@ -42,12 +42,17 @@ def parsed(name: str, value: str) -> Grammar | None:
     return None if value == "default" else _MAKERS[name](value)
 
 
+def name_of(constraint: Grammar) -> str:
+    """The setting that a constraint is the value of."""
+    return "json_object" if constraint == Grammar.json_object() else constraint.kind
+
+
 def shown(constraint: Grammar | None, name: str) -> str:
     """The value of a setting, for people, where this constraint is in force."""
-    is_object = constraint is not None and constraint == Grammar.json_object()
+    is_chosen = constraint is not None and name_of(constraint) == name
     if name == "json_object":
-        return "on" if is_object else "off"
-    if constraint is None or constraint.kind != name or is_object:
+        return "on" if is_chosen else "off"
+    if constraint is None or not is_chosen:
         return "none"
     if name == "choice":
         return "|".join(json.loads(constraint.source))

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from rwkv_cli.cli import default_model, failures
+from rwkv_cli.cli.chat import forms
 from rwkv_cli.cli.chat.input import Reader, unechoed
 from rwkv_cli.cli.chat.toolbox import MOST_ROUNDS, Toolbox
 from rwkv_cli.cli.chat.view import View
@@ -241,6 +242,9 @@ class Chat:
             self._note(f"The last chat: {stands}. /save NAME keeps it under a name.")
         elif tokens:
             self._note(f"Resuming from a saved state: {stands}.")
+        if constraint := self.conversation.constraint:
+            form = forms.name_of(constraint).replace("_", "-")
+            self._note(f"Answers follow its {form}: /set {form} default ends that.")
         if advice := default_model.advice_on(model.path):
             self._note(advice)
         self.show_last()

@@ -12,7 +12,7 @@ from cpu_kernels import abi
 from rwkv_cli.config import ModelConfig
 from rwkv_cli.engine.backends.cpu_pass import ForwardPass, Table, addresses, in_place
 from rwkv_cli.engine.backends.cpu_sampler import CpuSampler
-from rwkv_cli.engine.batch import Batch, Part, passes
+from rwkv_cli.engine.batch import Batch, Part, Tokens, passes
 from rwkv_cli.engine.sampling import Choice, Sampler
 from rwkv_cli.engine.state import State
 
@@ -35,9 +35,10 @@ class CpuBatch(Batch):
 
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
         """See `Batch.read`."""
+        flat, _ = self._flat(parts)
         rows = dict[int, Array]()
         with self._pass.lock:
-            for found in self._passes(self._checked(parts), parts):
+            for found in self._passes(flat, parts, parts):
                 rows |= {slot: row.copy() for slot, row in found.items()}
         return np.stack([rows[slot] for slot in parts])
 
@@ -46,9 +47,9 @@ class CpuBatch(Batch):
         found = dict[int, list[Array]]()
         with self._pass.lock:
             for pieces in passes(self._checked(parts), self.capacity):
-                lengths = [len(tokens) for _, tokens in pieces]
-                rows = self._run(pieces, np.arange(sum(lengths)))
-                for (slot, _), part in zip(pieces, np.split(rows, np.cumsum(lengths[:-1])), strict=True):
+                ids, slots, lengths = _joined(pieces)
+                rows = self._pass.run(in_place(ids, slots, lengths), self._states.table, np.arange(len(ids)))
+                for slot, part in zip(slots, np.split(rows, np.cumsum(lengths[:-1])), strict=True):
                     found.setdefault(slot, []).append(part.copy())
         return {slot: np.concatenate(pieces) for slot, pieces in found.items()}
 
@@ -59,40 +60,54 @@ class CpuBatch(Batch):
         wanted: Collection[int] = (),
     ) -> dict[int, Choice]:
         """See `Batch.choose`: by the kernel that chooses for a single text too."""
-        checked = self._checked(parts)
-        choices = dict[int, Choice]()
+        flat, lengths = self._flat(parts)
+        wanted = {*samplers, *wanted}
         self._logits.clear()
         with self._pass.lock:
-            for found in self._passes(checked, samplers.keys() | set(wanted)):
+            if len(flat) <= self.capacity:  # as where texts are answered
+                self._logits = self._run(flat, [*parts], lengths, wanted)
+                return self._chosen(self._logits, samplers)
+            choices: dict[int, Choice] = {}
+            for found in self._passes(flat, parts, wanted):
                 # Of all but the last pass, the logits are about to be overwritten.
                 self._logits = {slot: row.copy() for slot, row in self._logits.items()} | found
-                if chosen := [slot for slot in found if slot in samplers]:
-                    of_these = [samplers[slot] for slot in chosen]
-                    tokens = self._sampler.choose_for([found[slot] for slot in chosen], of_these)
-                    choices |= zip(chosen, tokens, strict=True)
+                here = {slot: samplers[slot] for slot in found if slot in samplers}
+                choices |= self._chosen(found, here)
         return {slot: choices[slot] for slot in samplers}
 
-    def _passes(self, parts: list[Part], wanted: Container[int]) -> Iterator[dict[int, Array]]:
-        """Read parts in passes: after each, the logits [V] of those of the `wanted` slots that were read to their end.
+    def _chosen(self, logits: Mapping[int, Array], samplers: Mapping[int, Sampler]) -> dict[int, Choice]:
+        """What samplers, perhaps none, choose from the logits [V] of their slots."""
+        if not samplers:
+            return {}
+        rows = [logits[slot] for slot in samplers]
+        return dict(zip(samplers, self._sampler.choose_for(rows, [*samplers.values()]), strict=True))
+
+    def _passes(
+        self, flat: Tokens, parts: Mapping[int, Sequence[int]], wanted: Container[int]
+    ) -> Iterator[dict[int, Array]]:
+        """Read the tokens [T] of parts in passes: after each, the logits [V] of `wanted` slots that came to their end.
 
         They are views that the next pass overwrites.
         """
-        ends = {slot: tokens[-1:] for slot, tokens in parts}
-        for pieces in passes(parts, self.capacity):
-            lengths = [len(tokens) for _, tokens in pieces]
-            done = [
-                (slot, end - 1)
-                for (slot, tokens), end in zip(pieces, accumulate(lengths), strict=True)
-                if slot in wanted and np.shares_memory(tokens, ends[slot])
-            ]
-            rows = self._run(pieces, np.array([row for _, row in done], np.int64))
-            yield {slot: row for (slot, _), row in zip(done, rows, strict=True)}
+        left = {slot: len(part) for slot, part in parts.items()}
+        for pieces in passes(self._split(flat, parts), self.capacity):
+            ids, slots, lengths = _joined(pieces)
+            for slot, n in zip(slots, lengths, strict=True):
+                left[slot] -= n
+            yield self._run(
+                ids, slots, lengths, {slot for slot in slots if not left[slot] and slot in wanted}
+            )
 
-    def _run(self, pieces: Sequence[Part], wanted: NDArray[np.int64]) -> Array:
-        """One pass: the logits [n, V] after the `wanted` ones of its tokens, a view that the next pass overwrites."""
-        ids = np.concatenate([tokens for _, tokens in pieces])
-        table = in_place(ids, [slot for slot, _ in pieces], [len(tokens) for _, tokens in pieces])
-        return self._pass.run(table, self._states.table, wanted)
+    def _run(
+        self, ids: Tokens, slots: Sequence[int], lengths: Sequence[int], wanted: Container[int]
+    ) -> dict[int, Array]:
+        """One pass over tokens [T], some of each slot: the logits [V] after the last ones of the `wanted` slots."""
+        ends = [
+            (slot, end - 1) for slot, end in zip(slots, accumulate(lengths), strict=True) if slot in wanted
+        ]
+        rows = np.array([row for _, row in ends], np.int64)
+        logits = self._pass.run(in_place(ids, slots, lengths), self._states.table, rows)
+        return {slot: row for (slot, _), row in zip(ends, logits, strict=True)}
 
     def _store(self, slot: int, state: State | None) -> None:
         with self._pass.lock:
@@ -101,6 +116,12 @@ class CpuBatch(Batch):
     def _fetch(self, slot: int) -> State:
         with self._pass.lock:
             return self._states.fetch(slot)
+
+
+def _joined(pieces: Sequence[Part]) -> tuple[Tokens, list[int], list[int]]:
+    """The tokens [T] of a pass one after another, their slots, and how many each has."""
+    ids = np.concatenate([tokens for _, tokens in pieces])
+    return ids, [slot for slot, _ in pieces], [len(tokens) for _, tokens in pieces]
 
 
 class _StatePool:

@@ -103,6 +103,9 @@ def in_place(ids: Any, states: Any, lengths: Sequence[int]) -> Table:
 
     `ids` are those of all tokens [T]; `states` [texts].
     """
+    if len(lengths) == len(ids):  # a token of each, as where they are answered
+        rows = [(token, abi.NO_TOKEN, state, state, 1) for token, state in zip(ids, states, strict=True)]
+        return np.array(rows, abi.TOKEN)
     table = np.empty(len(ids), abi.TOKEN)
     ends = np.cumsum(lengths)
     table["id"] = ids

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ assert (NOT_A_NUMBER, NOTHING_LEFT) == (abi.NOT_A_NUMBER, abi.NOTHING_LEFT)
 
 _LOWEST_TEMPERATURE = float(np.finfo(np.float32).tiny)  # in place of 0, by which nothing can be divided
 _HIGHEST_TEMPERATURE = float(np.finfo(np.float32).max)  # in place of infinity
+_NO_RESULT = (0, 0.0, 0.0)  # the last fields of CHOICE: token, peak, total
 
 
 class CpuSampler:
@@ -54,20 +54,14 @@ class CpuSampler:
         """
         n = len(requests)
         self._reserve(n)
-        choices = self._choices[:n]
-        for row, request, choice in zip(logits, requests, choices, strict=True):
-            self._describe(choice, row, request)
+        for i, (row, request) in enumerate(zip(logits, requests, strict=True)):
+            self._choices[i] = _description(row, request)
         self._samplings["n"] = n
-        team(self._n_threads).run(self._passes, self._job, self._samplings)
+        # One token is chosen by one thread: the others stay with the forward pass, and never come back to Python.
+        team(self._n_threads if n > 1 else 1).run(self._passes, self._job, self._samplings)
         return [
             Choice(token, self._logprob(row, token, peak, total))
-            for row, token, peak, total in zip(
-                logits,
-                choices["token"].tolist(),
-                choices["peak"].tolist(),
-                choices["total"].tolist(),
-                strict=True,
-            )
+            for row, (*_, token, peak, total) in zip(logits, self._choices[:n].tolist(), strict=True)
         ]
 
     def _reserve(self, n: int) -> None:
@@ -84,19 +78,23 @@ class CpuSampler:
             sampling["choices"] = address(self._choices)
 
     @staticmethod
-    def _describe(choice: Any, logits: Array, request: SampleRequest) -> None:
-        """Fill a record CHOICE; the arrays of the request must stay."""
-        choice["logits"] = logits.ctypes.data
-        choice["n_changes"] = len(request.tokens)
-        choice["changed"], choice["amounts"] = address(request.tokens), address(request.amounts)
-        choice["mask"] = 0 if request.mask is None else address(request.mask)
-        choice["top_k"] = request.top_k
-        choice["is_greedy"] = request.is_greedy
-        choice["top_p"] = request.top_p
-        choice["log_min_p"] = math.log(request.min_p) if request.min_p else -math.inf
-        choice["temperature"] = min(max(request.temperature, _LOWEST_TEMPERATURE), _HIGHEST_TEMPERATURE)
-        choice["random"] = request.random
-
-    @staticmethod
     def _logprob(logits: Array, token: int, peak: float, total: float) -> float:
         return float(logits[token]) - peak - math.log(total) if token >= 0 else 0.0
+
+
+def _description(logits: Array, request: SampleRequest) -> tuple[float, ...]:
+    """A record CHOICE without a result; the arrays must stay."""
+    return (
+        address(logits),
+        len(request.tokens),
+        address(request.tokens),
+        address(request.amounts),
+        0 if request.mask is None else address(request.mask),
+        request.top_k,
+        request.is_greedy,
+        request.top_p,
+        math.log(request.min_p) if request.min_p else -math.inf,
+        min(max(request.temperature, _LOWEST_TEMPERATURE), _HIGHEST_TEMPERATURE),
+        request.random,
+        *_NO_RESULT,
+    )

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from rwkv_cli.engine.constraint import Kind
 from rwkv_cli.engine.constraints import schema
+from rwkv_cli.engine.constraints.logic import OVERLAPPING
 from rwkv_cli.errors import UsageError, literal
 from rwkv_cli.text.tool_calls.layout import ToolFormat, call_schema
 from rwkv_cli.text.tool_calls.tools import Tool
@@ -77,6 +78,21 @@ class Grammar:
             cls.json_schema(call_schema(tool))  # whose errors tell what is wrong with it
         return cls.lark(form.grammar(tools, schema.for_llguidance))
 
+    @classmethod
+    def restored(cls, kind: object, source: object) -> Grammar:
+        """One that was kept as its two fields. Raises ValueError for what is none.
+
+        Whether it can be followed is seen when it is used: another version of llguidance may have written it.
+        """
+        if kind not in get_args(Kind) or not isinstance(source, str):
+            raise ValueError("its constraint is of no known kind")
+        if kind in ("json_schema", "choice"):
+            value = json.loads(source)
+            texts = value if kind == "choice" else []
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise ValueError("its constraint is not a list of texts")
+        return cls(cast("Kind", kind), source)
+
     def compiled(self, lead: str = "") -> str:
         """The input of llguidance; `lead` is a regular expression of what may stand before the text."""
         body = {"name": "body", **self._body()}
@@ -87,7 +103,7 @@ class Grammar:
 
     def _body(self) -> dict[str, object]:
         if self.kind == "json_schema":
-            return {"json_schema": schema.for_llguidance(json.loads(self.source))}
+            return {"json_schema": _followed(self.source)}
         if self.kind == "choice":
             texts = " | ".join(json.dumps(text) for text in json.loads(self.source))
             return {"lark_grammar": f"start: {texts}\n"}
@@ -148,6 +164,12 @@ def _unanchored(expression: str) -> str:
     return expression if backslashes % 2 else expression[:-1]
 
 
+@functools.lru_cache(maxsize=8)
+def _followed(source: str) -> dict[str, Any]:
+    """A schema as llguidance gets it. Not to be changed."""
+    return schema.for_llguidance(json.loads(source))
+
+
 _MISSING = re.compile(r"Resource '([^']{0,200})' is not present")
 _KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
 
@@ -160,7 +182,7 @@ def _reason(message: str) -> str:
     if found := _MISSING.search(message):
         return f"it refers to {found[1]}, which is not in it; put it under $defs"
     if "oneOf constraints are not supported" in message:
-        return "alternatives of oneOf overlap, or cannot be told apart; use anyOf"
+        return OVERLAPPING
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if wrong := [line for line in lines if line.startswith("error: ")]:
         return wrong[0].removeprefix("error: ")

@@ -44,6 +44,12 @@ def followed(schema: Any) -> Any:
     if pattern and made.get("type") == "string" and "pattern" not in made:
         del made["format"]
         made["pattern"] = pattern
+    if isinstance(made.get("pattern"), str):
+        made["pattern"] = exact_classes(made["pattern"])
+    if isinstance(made.get("patternProperties"), dict):
+        made["patternProperties"] = {
+            exact_classes(key): each for key, each in made["patternProperties"].items()
+        }
     _check_texts(made)
     _bound(made)
     _check_steps(made)
@@ -70,6 +76,28 @@ def _has_control(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_has_control, value))
     return isinstance(value, str) and _CONTROL.search(value) is not None
+
+
+_CONTROLS = r"\x00-\x07\x0B\x0E-\x1F\x7F"
+_TOKENS = re.compile(r"\\.|\[\^?\]?|.", re.DOTALL)
+
+
+def exact_classes(pattern: str) -> str:
+    """A regular expression whose classes of all characters but some do not allow control characters either.
+
+    No text has them, since there are no escapes of them; but where such a class allows them, llguidance also allows
+    quotation marks and backslashes, whether the class does or not.
+    """
+    made, is_class = list[str](), False
+    for token in _TOKENS.findall(pattern):
+        if not is_class and token == "[^":
+            token += _CONTROLS
+        elif is_class and token == "-" and made[-1].endswith(_CONTROLS):
+            token = r"\-"
+        ends = token.endswith("]") and not token.startswith("\\")
+        is_class = not ends if is_class else token.startswith("[")
+        made.append(token)
+    return "".join(made)
 
 
 _EXCLUSIVE = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rwkv_cli.engine.constraints.keywords import followed
+from rwkv_cli.engine.constraints.logic import rewritten
 from rwkv_cli.errors import UsageError, literal
 
 _FORM = {
@@ -43,8 +44,8 @@ def normalized(source: str | bool | Mapping[str, Any]) -> str:
 
 
 def for_llguidance(schema: dict[str, Any] | bool) -> dict[str, Any]:
-    """A schema with the options of the compiler in it."""
-    return {**(followed(schema) if isinstance(schema, dict) else {}), "x-guidance": _FORM}
+    """A schema that llguidance follows, with the options of the compiler in it. Raises UsageError."""
+    return {**(followed(rewritten(schema)) if isinstance(schema, dict) else {}), "x-guidance": _FORM}
 
 
 class _Ends:

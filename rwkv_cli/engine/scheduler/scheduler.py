@@ -144,7 +144,7 @@ class Scheduler:
 
     def _admit(self) -> list[Handle]:
         """Let sequences join while there are slots: those that have a token, or have ended, without a pass."""
-        ended = list[Handle]()
+        ended: list[Handle] = []
         rows = self._rows
         while self._batch.free and (
             handle := self._queue.pop(lambda each: self._prefixes.can_begin(each, rows.values()))
@@ -250,7 +250,9 @@ class Scheduler:
 
     def _advance(self) -> list[Handle]:
         """Read a part of each sequence, and choose the tokens that follow: the handles that got one."""
-        parts, samplers, wanted = dict[int, list[int]](), dict[int, Sampler](), set[int]()
+        parts: dict[int, list[int]] = {}
+        samplers: dict[int, Sampler] = {}
+        wanted: set[int] = set()
         moved = self._observe()
         for slot, n in self._shares().items():
             row = self._rows[slot]
@@ -296,9 +298,10 @@ class Scheduler:
 
     def _observe(self) -> list[Handle]:
         """Read the tokens after each of which logits are wanted, as many as may be: the handles that have ended."""
-        given = shares((row for row in self._rows.values() if row.is_observed), OBSERVED)
-        if not given:
+        observed = [row for row in self._rows.values() if row.is_observed]
+        if not observed:
             return []
+        given = shares(observed, OBSERVED)
         parts = {slot: self._rows[slot].handle.unread[:n] for slot, n in given.items()}
         try:
             found = self._batch.read_all(parts)
@@ -307,9 +310,8 @@ class Scheduler:
         ended = []
         for slot, n in given.items():
             row = self._rows[slot]
-            observed = row.handle.request.observed
-            assert observed
-            observed.take(found[slot])
+            assert row.handle.request.observed
+            row.handle.request.observed.take(found[slot])
             self._has_read(row, n)
             if not row.handle.unread:
                 row.handle.reached = "length"
@@ -330,6 +332,8 @@ class Scheduler:
         """How many tokens each sequence reads now, by slot."""
         answered = {slot: len(row.handle.unread) for slot, row in self._rows.items() if not row.is_reading}
         reading = [row for row in self._rows.values() if row.is_reading and not row.is_observed]
+        if not reading:
+            return answered
         room = max(self._batch.capacity - sum(answered.values()), self._batch.capacity // PROMPT_PART, 1)
         return answered | shares(reading, room)
 
@@ -338,9 +342,11 @@ class Scheduler:
         handle = row.handle
         row.n_read += n
         del handle.unread[:n]
+        if not handle.prompt_left:
+            return
         of_prompt = min(n, handle.prompt_left)
         handle.prompt_left -= of_prompt
-        if of_prompt and handle.progress:
+        if handle.progress:
             handle.progress(of_prompt)
         self._prefixes.reached(row, lambda: self._batch.state(row.slot))
         request = row.handle.request
@@ -359,7 +365,8 @@ class Scheduler:
             handle.error = error
             self._leave(row)
             return
-        self._prefixes.forget(row)
+        if not row.served:
+            self._prefixes.forget(row)
         handle.give(choice)
         row.served += 1
         if handle.reached:

@@ -259,16 +259,15 @@ class _Trimmed:
 
 async def arriving(job: Job, seconds: float) -> AsyncIterator[Sequence[Token]]:
     """The tokens of a job as they arrive. Raises ApiError if that takes too long in all."""
-    while (left := seconds - job.seconds) > 0:
-        try:
-            async with asyncio.timeout(left):
-                tokens = await anext(job, None)
-        except TimeoutError:
-            break
-        if tokens is None:
-            return
-        yield tokens
-    raise ApiError(504, f"the answer took longer than {seconds:g} seconds, which is what this server allows")
+    error = ApiError(
+        504, f"the answer took longer than {seconds:g} seconds, which is what this server allows"
+    )
+    timer = job.loop.call_later(max(seconds - job.seconds, 0), job.expire, error)  # one for all tokens
+    try:
+        async for tokens in job:
+            yield tokens
+    finally:
+        timer.cancel()
 
 
 def check_prompt(settings: ServerSettings, length: int, field: str) -> None:
