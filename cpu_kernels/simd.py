@@ -12,16 +12,15 @@ the usual operators; every function here is inlined into a few instructions.
 
 import operator
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
 from cpu_kernels.abi import LANES
+from cpu_kernels.runtime import host
 from cpu_kernels.runtime.instructions import call
 
-_features = llvm.get_host_cpu_features()
-HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))
+HAS_HALF_FLOATS = host.cpu().has("f16c") or host.cpu().has("neon")
 """Whether the CPU converts half floats; otherwise LLVM would call a runtime function that is not linked here."""
 
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
