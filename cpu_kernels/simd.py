@@ -49,7 +49,7 @@ class _VectorModel(models.PrimitiveModel):
 def intrinsic_of(result, *arguments):
     """A decorator that turns `emit(builder, *values) -> value`, which emits LLVM IR, into a Numba intrinsic.
 
-    `result` and `arguments` are the Numba types of its signature: one to three arguments.
+    `result` and `arguments` are the Numba types of its signature: one to four arguments.
     """
 
     def decorate(emit):
@@ -66,6 +66,7 @@ def intrinsic_of(result, *arguments):
             lambda typingctx, a: typed(),
             lambda typingctx, a, b: typed(),
             lambda typingctx, a, b, c: typed(),
+            lambda typingctx, a, b, c, d: typed(),
         )
         typer = by_count[len(arguments)]
         typer.__name__, typer.__doc__, typer.__module__ = emit.__name__, emit.__doc__, emit.__module__
@@ -184,6 +185,23 @@ def load_bf16(builder, address):
     return builder.bitcast(builder.shl(builder.zext(halves, I32.llvm), _constant(I32, 16)), F32.llvm)
 
 
+@intrinsic_of(F32, F32)
+def round_to_bf16(builder, a):
+    """The nearest bfloat16 of each lane, ties to even, as a float; the lanes must be finite."""
+    bits = builder.bitcast(a, I32.llvm)
+    odd = builder.and_(builder.lshr(bits, _constant(I32, 16)), _constant(I32, 1))
+    bits = builder.add(bits, builder.add(odd, _constant(I32, 0x7FFF)))
+    return builder.bitcast(builder.and_(bits, _constant(I32, -0x10000)), F32.llvm)
+
+
+@intrinsic_of(types.void, types.int64, F32)
+def store_bf16(builder, address, vector):
+    """Store sixteen floats that are bfloat16, as such."""
+    halves = builder.lshr(builder.bitcast(vector, I32.llvm), _constant(I32, 16))
+    narrow = ir.VectorType(_i16, LANES)
+    builder.store(builder.trunc(halves, narrow), pointer(builder, address, narrow), align=2)
+
+
 @intrinsic_of(F32, types.int64)
 def load_f16(builder, address):
     """Sixteen IEEE half floats (finite) as floats, exactly.
@@ -265,6 +283,12 @@ def minimum(builder, a, b):
 def where_at_least(builder, a, bound, b):
     """b in the lanes where a is not below the bound, and 0 in the others."""
     return builder.select(builder.fcmp_ordered(">=", a, bound), b, _constant(F32, 0.0))
+
+
+@intrinsic_of(F32, F32, F32, F32, F32)
+def where_less(builder, a, b, then, otherwise):
+    """`then` in the lanes where a < b, and `otherwise` in the others."""
+    return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
 
 
 @intrinsic_of(types.float32, F32)

@@ -25,6 +25,7 @@ ENTRY_POINTS = {
     "forward.passes": 6,
     "sampling.passes": 4,
     "bandwidth.passes": 6,
+    "quantize.int4": 8,
     "trie.build": 6,
     "trie.pack": 4,
     "trie.longest_matches": 6,

@@ -30,7 +30,7 @@ Array = NDArray[np.float32]
 CHUNK = 64
 """Tokens that are read together, of a prompt or of many texts: each weight is read once for all of them."""
 
-KERNELS = [name for name in ENTRY_POINTS if name != "bandwidth.passes"]
+KERNELS = [name for name in ENTRY_POINTS if name not in ("bandwidth.passes", "quantize.int4")]
 """All that generating text needs, from the tokenizer on, so that they are compiled together."""
 
 PROBE_BYTES = 1 << 28
