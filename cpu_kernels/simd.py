@@ -23,6 +23,9 @@ from cpu_kernels.runtime.instructions import call
 HAS_HALF_FLOATS = host.cpu().has("f16c") or host.cpu().has("neon")
 """Whether the CPU converts half floats; otherwise LLVM would call a runtime function that is not linked here."""
 
+HAS_FMA = host.cpu().has("fma") or host.cpu().has("neon")
+"""Whether the CPU multiplies and adds with one rounding; otherwise LLVM would call C's function sixteen times."""
+
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _float = ir.FloatType()
 
@@ -258,7 +261,37 @@ def splat(builder, scalar):
 @intrinsic_of(F32, F32, F32, F32)
 def fma(builder, a, b, c):
     """a * b + c, rounded once."""
+    return (_fused if HAS_FMA else _emulated_fma)(builder, a, b, c)
+
+
+def _fused(builder, a, b, c):
     return call(builder, "llvm.fma.v16f32", F32.llvm, a, b, c)
+
+
+def _emulated_fma(builder, a, b, c):
+    """The same in double precision, which has the product exactly, and the sum rounded to odd (Boldo and Melquiond).
+
+    A sum that is not exact has an odd last bit then, so that rounding it once more decides no tie.
+    """
+    wide, bits = ir.VectorType(ir.DoubleType(), LANES), ir.VectorType(_i64, LANES)
+    a, b, c = (builder.fpext(value, wide) for value in (a, b, c))
+    product = builder.fmul(a, b)
+    total = builder.fadd(product, c)
+    added = builder.fsub(total, product)
+    error = builder.fadd(
+        builder.fsub(product, builder.fsub(total, added)), builder.fsub(c, added)
+    )  # exactly (Knuth)
+    zero = ir.Constant(wide, [0.0] * LANES)
+    one, minus_one = (ir.Constant(bits, [value] * LANES) for value in (1, -1))
+    pattern = builder.bitcast(total, bits)
+    is_even = builder.icmp_unsigned("==", builder.and_(pattern, one), ir.Constant(bits, [0] * LANES))
+    is_inexact = builder.fcmp_ordered("!=", error, zero)  # false for NaN, after infinity
+    is_larger = builder.icmp_unsigned(
+        "==", builder.fcmp_ordered(">", error, zero), builder.fcmp_ordered(">", total, zero)
+    )
+    odd = builder.add(pattern, builder.select(is_larger, one, minus_one))
+    chosen = builder.select(builder.and_(is_even, is_inexact), odd, pattern)
+    return builder.fptrunc(builder.bitcast(chosen, wide), F32.llvm)
 
 
 @intrinsic_of(F32, F32)
