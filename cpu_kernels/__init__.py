@@ -14,5 +14,6 @@ wkv7         the recurrence of one head
 layers       what a layer computes, one item of work at a time
 forward      the forward pass of a chunk of tokens, from embedding to logits
 bandwidth    how fast memory is read, the limit of decoding
+quantize     the search for the scales of int4 weights
 trie         greedy longest match over bytes, for the World tokenizer
 """

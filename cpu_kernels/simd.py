@@ -12,17 +12,19 @@ the usual operators; every function here is inlined into a few instructions.
 
 import operator
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
 from cpu_kernels.abi import LANES
+from cpu_kernels.runtime import host
 from cpu_kernels.runtime.instructions import call
 
-_features = llvm.get_host_cpu_features()
-HAS_HALF_FLOATS = bool(_features.get("f16c") or _features.get("neon"))
+HAS_HALF_FLOATS = host.cpu().has("f16c") or host.cpu().has("neon")
 """Whether the CPU converts half floats; otherwise LLVM would call a runtime function that is not linked here."""
+
+HAS_FMA = host.cpu().has("fma") or host.cpu().has("neon")
+"""Whether the CPU multiplies and adds with one rounding; otherwise LLVM would call C's function sixteen times."""
 
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _float = ir.FloatType()
@@ -50,7 +52,7 @@ class _VectorModel(models.PrimitiveModel):
 def intrinsic_of(result, *arguments):
     """A decorator that turns `emit(builder, *values) -> value`, which emits LLVM IR, into a Numba intrinsic.
 
-    `result` and `arguments` are the Numba types of its signature: one to three arguments.
+    `result` and `arguments` are the Numba types of its signature: one to four arguments.
     """
 
     def decorate(emit):
@@ -67,6 +69,7 @@ def intrinsic_of(result, *arguments):
             lambda typingctx, a: typed(),
             lambda typingctx, a, b: typed(),
             lambda typingctx, a, b, c: typed(),
+            lambda typingctx, a, b, c, d: typed(),
         )
         typer = by_count[len(arguments)]
         typer.__name__, typer.__doc__, typer.__module__ = emit.__name__, emit.__doc__, emit.__module__
@@ -185,6 +188,23 @@ def load_bf16(builder, address):
     return builder.bitcast(builder.shl(builder.zext(halves, I32.llvm), _constant(I32, 16)), F32.llvm)
 
 
+@intrinsic_of(F32, F32)
+def round_to_bf16(builder, a):
+    """The nearest bfloat16 of each lane, ties to even, as a float; the lanes must be finite."""
+    bits = builder.bitcast(a, I32.llvm)
+    odd = builder.and_(builder.lshr(bits, _constant(I32, 16)), _constant(I32, 1))
+    bits = builder.add(bits, builder.add(odd, _constant(I32, 0x7FFF)))
+    return builder.bitcast(builder.and_(bits, _constant(I32, -0x10000)), F32.llvm)
+
+
+@intrinsic_of(types.void, types.int64, F32)
+def store_bf16(builder, address, vector):
+    """Store sixteen floats that are bfloat16, as such."""
+    halves = builder.lshr(builder.bitcast(vector, I32.llvm), _constant(I32, 16))
+    narrow = ir.VectorType(_i16, LANES)
+    builder.store(builder.trunc(halves, narrow), pointer(builder, address, narrow), align=2)
+
+
 @intrinsic_of(F32, types.int64)
 def load_f16(builder, address):
     """Sixteen IEEE half floats (finite) as floats, exactly.
@@ -241,7 +261,37 @@ def splat(builder, scalar):
 @intrinsic_of(F32, F32, F32, F32)
 def fma(builder, a, b, c):
     """a * b + c, rounded once."""
+    return (_fused if HAS_FMA else _emulated_fma)(builder, a, b, c)
+
+
+def _fused(builder, a, b, c):
     return call(builder, "llvm.fma.v16f32", F32.llvm, a, b, c)
+
+
+def _emulated_fma(builder, a, b, c):
+    """The same in double precision, which has the product exactly, and the sum rounded to odd (Boldo and Melquiond).
+
+    A sum that is not exact has an odd last bit then, so that rounding it once more decides no tie.
+    """
+    wide, bits = ir.VectorType(ir.DoubleType(), LANES), ir.VectorType(_i64, LANES)
+    a, b, c = (builder.fpext(value, wide) for value in (a, b, c))
+    product = builder.fmul(a, b)
+    total = builder.fadd(product, c)
+    added = builder.fsub(total, product)
+    error = builder.fadd(
+        builder.fsub(product, builder.fsub(total, added)), builder.fsub(c, added)
+    )  # exactly (Knuth)
+    zero = ir.Constant(wide, [0.0] * LANES)
+    one, minus_one = (ir.Constant(bits, [value] * LANES) for value in (1, -1))
+    pattern = builder.bitcast(total, bits)
+    is_even = builder.icmp_unsigned("==", builder.and_(pattern, one), ir.Constant(bits, [0] * LANES))
+    is_inexact = builder.fcmp_ordered("!=", error, zero)  # false for NaN, after infinity
+    is_larger = builder.icmp_unsigned(
+        "==", builder.fcmp_ordered(">", error, zero), builder.fcmp_ordered(">", total, zero)
+    )
+    odd = builder.add(pattern, builder.select(is_larger, one, minus_one))
+    chosen = builder.select(builder.and_(is_even, is_inexact), odd, pattern)
+    return builder.fptrunc(builder.bitcast(chosen, wide), F32.llvm)
 
 
 @intrinsic_of(F32, F32)
@@ -266,6 +316,12 @@ def minimum(builder, a, b):
 def where_at_least(builder, a, bound, b):
     """b in the lanes where a is not below the bound, and 0 in the others."""
     return builder.select(builder.fcmp_ordered(">=", a, bound), b, _constant(F32, 0.0))
+
+
+@intrinsic_of(F32, F32, F32, F32, F32)
+def where_less(builder, a, b, then, otherwise):
+    """`then` in the lanes where a < b, and `otherwise` in the others."""
+    return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
 
 
 @intrinsic_of(types.float32, F32)

@@ -44,10 +44,9 @@ def cpu_name() -> str:
 
 def cpu_features() -> list[str]:
     """The vector and dot-product instructions of the CPU, as LLVM names them."""
-    from cpu_kernels.runtime.host import host_features
+    from cpu_kernels.runtime.host import this_cpu
 
-    has = host_features()
-    return [name for name in _FEATURES if has.get(name)]
+    return [name for name in _FEATURES if this_cpu().has(name)]
 
 
 def usable_cores() -> int:

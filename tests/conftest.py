@@ -120,8 +120,10 @@ class Stdin(io.TextIOWrapper):
 def compiled_kernels() -> None:
     """The cache has the kernels, so that no command says that it compiles them."""
     from cpu_kernels.runtime import aot
+    from cpu_kernels.runtime.compiler import ENTRY_POINTS
 
-    for name in aot.ENTRY_POINTS:
+    aot.compile_missing(ENTRY_POINTS)
+    for name in ENTRY_POINTS:
         aot.kernel(name)
 
 

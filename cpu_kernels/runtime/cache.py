@@ -18,10 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import llvmlite
-import llvmlite.binding as llvm
 import platformdirs
 
-from cpu_kernels.runtime.host import host_features
+from cpu_kernels.runtime.host import this_cpu
 from cpu_kernels.runtime.instructions import CHOSEN
 from cpu_kernels.runtime.leftovers import temporary_beside
 
@@ -30,16 +29,22 @@ KEPT_VERSIONS = 8
 _FAILURES = (OSError, RuntimeError)  # RuntimeError: a user without a home folder
 
 
-def _version() -> str:
-    """The digest of all that machine code depends on."""
-    features = host_features().flatten()
-    parts = (CHOSEN, llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
-    digest = hashlib.sha256("\n".join(parts).encode())
+def _sources() -> str:
+    """The digest of the sources."""
+    digest = hashlib.sha256()
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
+def _version() -> str:
+    """The digest of all that machine code depends on."""
+    cpu = this_cpu()
+    parts = (SOURCES, CHOSEN, llvmlite.__version__, cpu.triple, cpu.name, cpu.flags)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+SOURCES = _sources()
 VERSION = _version()
 CACHE_DIR = os.environ.get("RWKV_CACHE_DIR")
 """The cache folder, if it is not that of the user: read once, so that it stays the same during a process."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from cpu_kernels.runtime.host import host_features
+from cpu_kernels.runtime import host
 
 Value = Any
 """A value of LLVM IR, of `llvmlite.ir`, which has no types for mypy; a builder emits instructions."""
@@ -138,8 +138,8 @@ INSTRUCTIONS = {
 
 def available() -> list[str]:
     """The names in `INSTRUCTIONS` that this machine supports, fastest first."""
-    features = host_features()
-    return [name for name, row in INSTRUCTIONS.items() if all(features.get(f, False) for f in row.features)]
+    cpu = host.cpu()
+    return [name for name, row in INSTRUCTIONS.items() if cpu.has(*row.features)]
 
 
 def choose() -> str:

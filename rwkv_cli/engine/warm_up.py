@@ -28,23 +28,26 @@ def warm_up_cpu(compiling: Compiling) -> Warmed:
     Raises DeviceError if they cannot be compiled, StorageError if they cannot be kept.
     """
     try:
-        from cpu_kernels.runtime import aot, cache, instructions
-        from cpu_kernels.runtime.isolated import CompilationError
+        from cpu_kernels.runtime import aot, cache, compiler, instructions, prebuilt
     except (ImportError, ValueError) as error:  # LLVM is broken, or RWKV_CPU_KERNEL is wrong
         raise DeviceError(f"the CPU kernels cannot run: {error}") from None
-    missing = [name for name in aot.ENTRY_POINTS if not aot.is_compiled(name)]
+    missing = [name for name in compiler.ENTRY_POINTS if not aot.is_compiled(name)]
     try:
         with compiling("CPU") if missing else nullcontext():
+            aot.compile_missing(missing)
             for name in missing:
                 aot.kernel(name)
-    except CompilationError as error:
+    except compiler.CompilationError as error:
         raise DeviceError(f"the CPU kernels cannot run: {error}") from None
     if not all(map(aot.is_compiled, missing)):
         raise StorageError(
             f"the kernels cannot be kept in the cache folder {paths.cache_folder()}: "
             "set RWKV_CACHE_DIR to a folder that can be written"
         )
-    return Warmed(f"{machine.cpu_name()} ({instructions.CHOSEN})", cache.folder(), bool(missing))
+    target = prebuilt.target()
+    is_prebuilt = target is not None and all(map(prebuilt.read, compiler.ENTRY_POINTS))
+    folder = prebuilt.FOLDER / target if target and is_prebuilt else cache.folder()
+    return Warmed(f"{machine.cpu_name()} ({instructions.CHOSEN})", folder, bool(missing))
 
 
 def why_no_gpu() -> str | None:

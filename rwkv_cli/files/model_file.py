@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from rwkv_cli.config import ModelConfig, Shape
 from rwkv_cli.errors import ModelFileError, UnsupportedModelError, UsageError
 from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.pipeline import AT_ONCE, in_order
 from rwkv_cli.files.safetensors import (
     DIGEST,
     NO_DIGEST,
@@ -176,22 +178,29 @@ def write_model(
     progress: WeightProgress | None = None,
     rounder: Rounder | None = None,
 ) -> None:
-    """Quantize a checkpoint into a model file, one tensor at a time; all or nothing, see `SafetensorsWriter`.
+    """Quantize a checkpoint into a model file; all or nothing, see `SafetensorsWriter`.
 
-    `rounder` rounds what is stored as int4; it is asked in the order of a pass.
+    A few tensors are worked on at a time, together no more than the largest one. `rounder` rounds what is stored as
+    int4; it is asked in the order of a pass, one tensor at a time.
 
     Raises StorageError if the file cannot be written, CheckpointError if the checkpoint cannot be read to its end.
     """
     done, total = 0, info.config.n_params
     rounding = (rounder,) if rounder else ()
+
+    def stored(name: str) -> dict[str, NDArray[Any]]:
+        tensor = source.tensor(name)
+        parts = weight_layouts.store(name, tensor, info.type_of(name), *rounding)
+        release_pages(tensor)  # if it is a view of a mapped file
+        return parts
+
+    sizes = {name: math.prod(shape) for name, shape in info.config.tensor_shapes().items()}
+    at_once = 1 if rounder else AT_ONCE
     with writing(path, info) as writer:
-        for name in info.config.tensor_shapes():
-            tensor = source.tensor(name)
-            done += tensor.size
-            for part, array in weight_layouts.store(name, tensor, info.type_of(name), *rounding).items():
+        for name, parts in in_order(stored, sizes, at_once):
+            for part, array in parts.items():
                 writer.write(part, array)
-            release_pages(tensor)  # if it is a view of a mapped file
-            del tensor  # before the next one is read
+            done += sizes[name]
             if progress:
                 progress(done, total)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_cli import machine
-from rwkv_cli.errors import UnsupportedModelError
+from rwkv_cli.errors import DeviceError, UnsupportedModelError
 
 Array = NDArray[np.float32]
 
@@ -29,7 +29,11 @@ _LARGEST = {
     "bf16": 3.3895e38,
     "fp32": float(np.finfo(np.float32).max),
 }
-_INT4_FACTORS = (*np.linspace(0.7, 1.2, 16), *-np.linspace(0.85, 1.35, 16))  # tried, times extreme / -8
+# Scales to try, in parts of the value of largest magnitude.
+_INT4_FACTORS = (
+    np.concatenate([np.linspace(0.7, 1.2, 16), -np.linspace(0.85, 1.35, 16)]) / -INT4_OFFSET
+).astype(np.float32)
+_AT_ONCE = 16  # groups, of the kernel for int4
 _VALUES_AT_ONCE = 1 << 19  # bounds the temporary arrays
 
 
@@ -58,39 +62,49 @@ def quantize_int4(w: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     """Round w [R, K] to uint8 [R, K] from 0 to 15 and bfloat16 scales [R, K/64]: w = (q - 8) * scale, up to rounding.
 
     The value of largest magnitude would map to -8 exactly with the scale value / -8, which may be negative. Scales
-    around that one and around its opposite are tried, and the one with the least squared error is taken.
+    around that one and around its opposite are tried, and the one with the least squared error is taken. Errors are
+    relative to the largest magnitude: squares of huge or tiny weights overflow or underflow float32. Raises DeviceError
+    if this machine cannot run the kernel.
     """
     R, K = w.shape
     q, scale = np.empty((R, K), np.uint8), np.empty((R, K // GROUP), np.uint16)
+    round_groups = _int4_kernel()
 
     def quantize_rows(rows: slice) -> None:
-        groups = w[rows].reshape(-1, GROUP)
-        best = search_int4(groups)
-        rounded = _round_int4(groups, best, np.empty_like(groups))
-        q[rows] = (rounded + INT4_OFFSET).astype(np.uint8).reshape(-1, K)
-        scale[rows] = f32_to_bf16(best).reshape(-1, K // GROUP)
+        found = round_groups(np.ascontiguousarray(w[rows]).reshape(-1, GROUP))
+        q[rows], scale[rows] = found[0].reshape(-1, K), found[1].reshape(-1, K // GROUP)
 
     _by_rows(quantize_rows, R, K)
     return q, scale
 
 
 def search_int4(groups: Array) -> Array:
-    """The scale [n, 1] for each of n groups [n, 64] that leaves the least squared error; exact in bfloat16."""
-    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
-    # Errors are relative to the largest magnitude: squares of huge or tiny weights overflow or underflow float32.
-    parts = np.divide(groups, extreme, out=np.zeros_like(groups), where=extreme != 0)
-    best, least = np.zeros_like(extreme), np.square(parts).sum(axis=1, keepdims=True)
-    work = np.empty_like(parts)
-    for factor in _INT4_FACTORS:
-        candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -INT4_OFFSET)))
-        step = np.divide(candidate, extreme, out=np.zeros_like(candidate), where=extreme != 0)
-        off = _round_int4(parts, step, work)
-        off *= step
-        off -= parts
-        error = np.square(off, out=off).sum(axis=1, keepdims=True)
-        better = error < least
-        best, least = np.where(better, candidate, best), np.where(better, error, least)
-    return best
+    """The scale [n, 1] that `quantize_int4` chooses for each of n groups [n, 64]; exact in bfloat16."""
+    return bf16_to_f32(_int4_kernel()(np.ascontiguousarray(groups))[1])[:, None]
+
+
+def _int4_kernel() -> Callable[[Array], tuple[NDArray[np.uint8], NDArray[np.uint16]]]:
+    """A function that rounds contiguous groups [n, 64] to integers [n, 64] and scales [n]. Raises DeviceError."""
+    try:
+        from cpu_kernels.runtime.aot import kernel
+        from cpu_kernels.runtime.compiler import CompilationError
+    except (ImportError, ValueError) as error:  # LLVM is broken, or RWKV_CPU_KERNEL is wrong
+        raise DeviceError(f"the CPU kernels cannot run: {error}") from None
+    try:
+        int4 = kernel("quantize.int4")
+    except CompilationError as error:
+        raise DeviceError(f"the CPU kernels cannot run: {error}") from None
+
+    def round_groups(groups: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        n = len(groups)
+        if n % _AT_ONCE:
+            groups = np.pad(groups, ((0, -n % _AT_ONCE), (0, 0)))
+        q, scale = np.empty(groups.shape, np.uint8), np.empty(len(groups), np.uint16)
+        scratch = np.empty((GROUP + 1, _AT_ONCE), np.float32)
+        int4(q, scale, groups, groups.strides[0], len(groups), _INT4_FACTORS, len(_INT4_FACTORS), scratch)
+        return q[:n], scale[:n]
+
+    return round_groups
 
 
 def _by_rows(work: Callable[[slice], None], R: int, K: int) -> None:
@@ -108,14 +122,6 @@ def _by_rows(work: Callable[[slice], None], R: int, K: int) -> None:
         pass
     for block in blocks:
         work(block)
-
-
-def _round_int4(groups: Array, scale: Array, out: Array) -> Array:
-    """groups / scale, rounded and clipped to [-8, 7], into `out`; 0 where the scale is."""
-    np.divide(groups, np.where(scale != 0, scale, np.float32(np.inf)), out=out)
-    np.rint(out, out=out)
-    np.maximum(out, np.float32(-INT4_OFFSET), out=out)
-    return np.minimum(out, np.float32(INT4_OFFSET - 1), out=out)
 
 
 def check_range(name: str, tensor: Array, kind: str) -> None:

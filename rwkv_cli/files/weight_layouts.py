@@ -267,7 +267,8 @@ def _arrange(layout: Layout, matrix: NDArray[Any], c: int) -> NDArray[Any]:
         return matrix
     if layout == "by_input":
         return np.ascontiguousarray(matrix.reshape(-1, CHANNELS, K).transpose(0, 2, 1))
-    matrix = np.pad(matrix, ((0, _padded(R) - R), (0, 0)))
+    if missing := _padded(R) - R:
+        matrix = np.pad(matrix, ((0, missing), (0, 0)))
     return np.ascontiguousarray(matrix.reshape(shape[0], TILE_ROWS, K // c, c).transpose(0, 2, 1, 3))
 
 

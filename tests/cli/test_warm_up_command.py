@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from cpu_kernels import runtime
-from cpu_kernels.runtime import aot, cache
+from cpu_kernels.runtime import aot, cache, compiler, prebuilt
 from rwkv_cli.engine import warm_up
 from rwkv_cli.engine.gpu import kernel_sources, nvrtc, probe
 
@@ -17,7 +17,8 @@ def place(tmp_path, monkeypatch, rwkv):  # noqa: ARG001  # which compiles into t
     folder = tmp_path / "cache"
     monkeypatch.setenv("RWKV_CACHE_DIR", str(folder))
     monkeypatch.setattr(cache, "CACHE_DIR", str(folder))
-    monkeypatch.setattr(aot, "ENTRY_POINTS", {"trie.pack": 4})
+    monkeypatch.setattr(compiler, "ENTRY_POINTS", {"trie.pack": 4})
+    monkeypatch.setattr(prebuilt, "FOLDER", tmp_path / "prebuilt")
     forget(monkeypatch)
     yield folder
     aot._kernel.cache_clear()
@@ -54,9 +55,20 @@ def test_kernels_are_compiled_once_and_named(rwkv, place, monkeypatch):
 def test_nothing_is_left_to_compile(rwkv, place, monkeypatch):
     rwkv("warm-up")
     forget(monkeypatch)
-    monkeypatch.setattr(aot.isolated, "compiled", lambda name: pytest.fail(f"{name} is compiled again"))
+    monkeypatch.setattr(aot.isolated, "compiled", lambda jobs: pytest.fail(f"{jobs} are compiled again"))
     aot.kernel("trie.pack")
     assert place.is_dir()
+
+
+def test_what_came_with_the_installation_needs_no_cache(rwkv, place, monkeypatch):
+    if prebuilt.target() is None:
+        pytest.skip("nothing is built beforehand for this CPU")
+    monkeypatch.setattr(prebuilt, "ENTRY_POINTS", {"trie.pack": 4})
+    prebuilt.build([prebuilt.target()])
+    facts = json.loads(rwkv("warm-up", "--json").out)["cpu"]
+    assert facts["folder"] == str(prebuilt.FOLDER / prebuilt.target())
+    assert facts["new"] is False
+    assert not place.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_a_failure(rwkv, place):

@@ -1,14 +1,26 @@
 """Rounding against loops that can be checked by reading them, and its bounds on any numbers."""
 
+import sys
+
 import numpy as np
 import pytest
+from helpers import naive
 from helpers.naive import bf16_not_below, quantize_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from rwkv_cli.errors import DeviceError
 from rwkv_cli.files import quantization
-from rwkv_cli.files.quantization import GROUP, bf16_to_f32, f32_to_bf16_up, quantize_int4, quantize_int8
+from rwkv_cli.files.quantization import (
+    GROUP,
+    bf16_to_f32,
+    f32_to_bf16,
+    f32_to_bf16_up,
+    quantize_int4,
+    quantize_int8,
+    search_int4,
+)
 
 TINIEST = np.float32(np.finfo(np.float32).smallest_subnormal)
 HUGE = np.float32(np.finfo(np.float32).max)
@@ -121,6 +133,57 @@ def test_int4_error_of_any_group_is_bounded(group):
     assert np.square(found - w).sum() <= np.square(w).sum() * (
         1 + 1e-6
     )  # never worse than leaving the group out
+
+
+def assert_int4_is_that_of_the_plain_twin(groups):
+    with np.errstate(over="ignore", under="ignore"):
+        expected = naive.quantize_int4(groups)
+    K = GROUP * (2 if len(groups) % 2 == 0 else 1)
+    q, scale = quantize_int4(groups.reshape(-1, K))
+    np.testing.assert_array_equal(q.reshape(-1, GROUP), expected[0])
+    np.testing.assert_array_equal(scale.reshape(-1), expected[1])
+    np.testing.assert_array_equal(search_int4(groups)[:, 0], bf16_to_f32(expected[1]))
+
+
+@given(any_group)
+def test_int4_of_any_group_is_that_of_the_plain_twin(group):
+    assert_int4_is_that_of_the_plain_twin(group[None])
+
+
+# As they are in models; with quotients that are halves, to be rounded to even; and any bits.
+INT4_GROUPS = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "heavy tails": lambda rng, shape: rng.standard_normal(shape) ** 9,
+    "whole numbers": lambda rng, shape: rng.integers(-8, 9, shape),
+    "halves": lambda rng, shape: rng.integers(-16, 17, shape) / 2,
+    "tenths of a step": lambda rng, shape: (
+        np.where(rng.random(shape) < 0.02, 80, rng.integers(-80, 81, shape)) / 10
+    ),
+    "subnormal": lambda rng, shape: rng.standard_normal(shape) * 1e-41,
+    "huge": lambda rng, shape: rng.standard_normal(shape).clip(-4, 4) * 8e37,
+    "mostly zero": lambda rng, shape: rng.standard_normal(shape) * (rng.random(shape) < 0.02),
+    "bfloat16": lambda rng, shape: bf16_to_f32(f32_to_bf16(rng.standard_normal(shape).astype(np.float32))),
+}
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 4000])
+@pytest.mark.parametrize("kind", INT4_GROUPS)
+def test_int4_is_that_of_the_plain_twin_to_the_bit(kind, n):
+    groups = INT4_GROUPS[kind](np.random.default_rng(n), (n, GROUP)).astype(np.float32)
+    assert_int4_is_that_of_the_plain_twin(groups)
+
+
+def test_int4_of_columns_of_a_matrix():
+    """GPTQ searches in a part of each row."""
+    w = np.random.default_rng(0).standard_normal((33, 4 * GROUP)).astype(np.float32)
+    part = w[:, GROUP : 2 * GROUP]
+    np.testing.assert_array_equal(search_int4(part)[:, 0], bf16_to_f32(naive.quantize_int4(part)[1]))
+
+
+def test_without_kernels_int4_ends_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cpu_kernels.runtime.aot", None)
+    with pytest.raises(DeviceError, match=r"^the CPU kernels cannot run: "):
+        quantize_int4(np.zeros((16, GROUP), np.float32))
 
 
 @pytest.mark.parametrize("magnitude", [HUGE, np.float32(1e-30)])

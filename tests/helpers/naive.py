@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.files import weight_layouts
+from rwkv_cli.files.quantization import bf16_to_f32, f32_to_bf16
 from rwkv_cli.files.weight_source import WeightSource
 
 Array = NDArray[np.float32]
@@ -71,3 +72,25 @@ class Int8Reference(ReferenceBackend):
             if weight_layouts.layout_of(name) in ("tiles", "by_input"):
                 self.weights[name] = weight.view(_IntegerMatrix)
         self.blocks = [self._under(f"blocks.{i}.") for i in range(self.config.n_layer)]
+
+
+INT4_FACTORS = (*np.linspace(0.7, 1.2, 16), *-np.linspace(0.85, 1.35, 16))  # tried, times extreme / -8
+
+
+def quantize_int4(groups: Array) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """As `cpu_kernels.quantize.int4`: integers from 0 to 15 [n, 64] and bfloat16 scales [n] of groups [n, 64]."""
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)
+    parts = np.divide(groups, extreme, out=np.zeros_like(groups), where=extreme != 0)
+    best, least = np.zeros_like(extreme), np.square(parts).sum(axis=1, keepdims=True)
+    for factor in INT4_FACTORS:
+        candidate = bf16_to_f32(f32_to_bf16(extreme * np.float32(factor / -8)))
+        step = np.divide(candidate, extreme, out=np.zeros_like(candidate), where=extreme != 0)
+        error = np.square(_rounded_int4(parts, step) * step - parts).sum(axis=1, keepdims=True)
+        better = error < least
+        best, least = np.where(better, candidate, best), np.where(better, error, least)
+    return (_rounded_int4(groups, best) + 8).astype(np.uint8), f32_to_bf16(best)[:, 0]
+
+
+def _rounded_int4(groups: Array, scale: Array) -> Array:
+    rounded: Array = np.clip(np.rint(groups / np.where(scale != 0, scale, np.float32(np.inf))), -8, 7)
+    return rounded

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from cpu_kernels.abi import EMPTY
-from cpu_kernels.runtime import aot, cache, host, isolated
-from cpu_kernels.runtime.aot import ENTRY_POINTS, kernel
+from cpu_kernels.runtime import aot, cache, compiler, isolated, prebuilt
+from cpu_kernels.runtime.aot import kernel
+from cpu_kernels.runtime.compiler import ENTRY_POINTS
 
 SMALL = "trie.pack"
 """An entry point that compiles fast."""
@@ -25,10 +26,12 @@ SMALL = "trie.pack"
 PACK = """
 import sys
 import numpy as np
-from cpu_kernels.runtime import isolated
+from pathlib import Path
+from cpu_kernels.runtime import isolated, prebuilt
 from cpu_kernels.runtime.aot import kernel
+prebuilt.FOLDER = Path("nowhere")
 compiled, compile = [], isolated.compiled
-isolated.compiled = lambda name: compiled.append(name) or compile(name)
+isolated.compiled = lambda jobs: compiled.extend(jobs) or compile(jobs)
 packed, edges = np.full((2, 4, 2), -1, np.int32)
 edges[1] = 97, 1
 kernel("trie.pack")(packed, 4, edges, 4)
@@ -66,8 +69,9 @@ def is_compiled_by(place: Path) -> bool:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty cache, of this process too."""
+    """An empty cache, of this process too, and nothing that was built beforehand."""
     monkeypatch.setattr(cache, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(prebuilt, "FOLDER", tmp_path / "prebuilt")
     cache._warn.cache_clear()
     return tmp_path
 
@@ -75,7 +79,13 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def code() -> bytes:
     """The machine code of the small entry point."""
-    return aot.compile_entry_point(SMALL)
+    return compiler.compile_entry_point(SMALL)
+
+
+def compiled(*names: str) -> dict[str, bytes]:
+    """The machine code of entry points, from a process of its own."""
+    [codes] = isolated.compiled([aot._job(names)])
+    return codes
 
 
 # --- machine code ---------------------------------------------------------------------------------------------------
@@ -111,9 +121,9 @@ def undefined(code: bytes) -> set[str]:
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_machine_code_needs_the_system_alone(name):
     kernel(name)
-    content = cache.read(name)
+    content = aot._stored(name)
     assert content is not None
-    assert undefined(content) <= aot.LIBRARY
+    assert undefined(content) <= compiler.LIBRARY
 
 
 def prints(n):
@@ -129,7 +139,7 @@ def test_what_is_compiled_by_is_refused_before_it_is_loaded(monkeypatch, functio
     monkeypatch.setitem(sys.modules, "cpu_kernels.needy", SimpleNamespace(function=function))
     monkeypatch.setitem(ENTRY_POINTS, "needy.function", 1)
     with pytest.raises(RuntimeError, match=f"^needy.function needs what only Numba has: .*{missing}"):
-        aot.compile_entry_point("needy.function")
+        compiler.compile_entry_point("needy.function")
 
 
 def test_an_array_stands_for_its_address():
@@ -173,16 +183,16 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def pure() -> bytes | None:
+def pure() -> dict[str, bytes]:
     """The machine code without settings; a process that has compiled something else names symbols otherwise."""
-    return isolated.compiled(SMALL)
+    return compiled(SMALL)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: " ".join(settings))
 def test_settings_in_the_environment_change_no_bit(monkeypatch, capfd, pure, settings):
     for name, value in settings.items():
         monkeypatch.setenv(f"NUMBA_{name}", value)
-    assert isolated.compiled(SMALL) == pure
+    assert compiled(SMALL) == pure
     assert capfd.readouterr() == ("", "")
 
 
@@ -190,14 +200,42 @@ def test_settings_in_the_environment_change_no_bit(monkeypatch, capfd, pure, set
 def test_settings_in_the_current_folder_change_no_bit(monkeypatch, tmp_path, pure, content):
     (tmp_path / ".numba_config.yaml").write_text(content)
     monkeypatch.chdir(tmp_path)
-    assert isolated.compiled(SMALL) == pure
+    assert compiled(SMALL) == pure
 
 
 def test_modules_in_the_current_folder_are_not_taken_for_those_of_numba(monkeypatch, tmp_path, pure):
     for name in ("numba", "numpy", "json", "cache"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
     monkeypatch.chdir(tmp_path)
-    assert isolated.compiled(SMALL) == pure
+    assert compiled(SMALL) == pure
+
+
+def test_the_fast_way_and_the_portable_one_compute_the_same(monkeypatch, pure):
+    """Numba's internals may change: then it is compiled by its public interface."""
+    monkeypatch.setattr(isolated, "_FAST", "a function that is not there")
+    portable = compiled(SMALL)
+    assert set(portable) == {SMALL}
+    tables = []
+    for codes in pure, portable:
+        monkeypatch.setattr(aot, "_stored", codes.get)
+        aot._kernel.cache_clear()
+        tables.append(np.full((8, 2), EMPTY, np.int32))
+        kernel(SMALL)(tables[-1], 8, np.array([[97, 1], [98, 2], [EMPTY, 0], [353, 3]], np.int32), 4)
+    aot._kernel.cache_clear()
+    np.testing.assert_array_equal(*tables)
+    assert sorted(tables[0][:, 0])[-3:] == [97, 98, 353]
+
+
+def test_compiling_leaves_numba_as_it_was():
+    """For what compiles in a process that uses Numba for other things."""
+    from numba import njit
+    from numba.core import codegen
+
+    before = codegen.JITCPUCodegen._library_class
+    with compiler._lowering_only():
+        assert codegen.JITCPUCodegen._library_class is not before
+    assert codegen.JITCPUCodegen._library_class is before
+    assert njit(lambda n: n + 1)(2) == 3
 
 
 @pytest.fixture
@@ -207,7 +245,7 @@ def alone(monkeypatch):
     def fail(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(isolated, "_Process", fail)
     aot._kernel.cache_clear()
     yield
     aot._kernel.cache_clear()
@@ -228,7 +266,7 @@ def test_a_compiler_that_fails_ends_in_a_sentence(monkeypatch, rwkv, tiny_model)
     def fail(_):
         raise KeyError("first line\nsecond line")
 
-    monkeypatch.setattr(aot, "compile_entry_point", fail)
+    monkeypatch.setattr(compiler, "compile_entry_point", fail)
     result = rwkv("generate", "-m", tiny_model, "-p", "a", "--device", "cpu", "-q")
     assert result.code == 1
     assert result.sentence.startswith("the CPU kernels cannot run: Numba cannot compile ")
@@ -238,22 +276,7 @@ def test_a_compiler_that_fails_ends_in_a_sentence(monkeypatch, rwkv, tiny_model)
 def test_a_compiler_that_dies_ends_in_a_sentence(monkeypatch):
     monkeypatch.setattr(isolated, "_PROGRAM", "import os; os.abort()")
     with pytest.raises(isolated.CompilationError, match=r"^compiling trie\.pack ended by signal 6"):
-        isolated.compiled(SMALL)
-
-
-def test_what_linux_on_arm_tells_beyond_llvm(monkeypatch, tmp_path):
-    """A Graviton or a Raspberry Pi 5; the first of these has no dot product."""
-    monkeypatch.setattr(host.llvm, "get_host_cpu_features", dict)
-    monkeypatch.setattr(host.sys, "platform", "linux")
-    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(host.platform, "machine", lambda: "aarch64")
-    assert host.host_features() == {}  # no such file
-    for more, expected in ("", {}), (" asimddp", {"dotprod": True}):
-        text = f"processor\t: 0\nFeatures\t: fp asimd{more}\n"
-        host.CPUINFO.write_text(text)
-        assert host.host_features() == expected
-    monkeypatch.setattr(host.platform, "machine", lambda: "x86_64")
-    assert host.host_features() == {}
+        compiled(SMALL)
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
@@ -296,6 +319,41 @@ def test_one_entry_point_is_not_taken_for_another(code):
     assert cache.read("trie.build") is None
 
 
+def test_all_that_is_missing_is_compiled_together(place, monkeypatch):
+    """The largest one in a process of its own; what is there already, not again."""
+    monkeypatch.setattr(aot, "LARGEST", "trie.build")
+    names, jobs = ("trie.pack", "trie.build", "trie.longest_matches"), []
+    compile_jobs = isolated.compiled
+    monkeypatch.setattr(isolated, "compiled", lambda some: jobs.extend(some) or compile_jobs(some))
+    aot.compile_missing(names)
+    assert [job.names for job in jobs] == [("trie.build",), ("trie.pack", "trie.longest_matches")]
+    assert sorted(path.name for path in cache.folder().iterdir()) == sorted(names)
+    assert all(map(aot.is_compiled, names))
+    (cache.folder() / "trie.pack").unlink()
+    aot.compile_missing(names)
+    assert [job.names for job in jobs[2:]] == [("trie.pack",)]
+    assert place.is_dir()
+
+
+def test_an_interrupt_ends_the_compilers(monkeypatch):
+    monkeypatch.setattr(isolated, "_PROGRAM", "import time; time.sleep(600)")
+    running, start = [], isolated._Process
+
+    def started(*arguments):
+        running.append(start(*arguments))
+        return running[-1]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(isolated, "_Process", started)
+    monkeypatch.setattr(isolated, "_result", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        isolated.compiled([aot._job(("trie.pack",)), aot._job(("trie.build",))])
+    assert len(running) == min(2, os.cpu_count() or 1)
+    assert all(process.returncode is not None for process in running)
+
+
 def test_processes_that_compile_at_once(place):
     with ThreadPoolExecutor() as threads:
         assert list(threads.map(is_compiled_by, [place] * 3)).count(True) >= 1
@@ -305,8 +363,8 @@ def test_processes_that_compile_at_once(place):
 
 def test_threads_that_compile_at_once(monkeypatch, code):
     times = []
-    monkeypatch.setattr(isolated, "compiled", lambda name: times.append(name) or code)
-    monkeypatch.setattr(cache, "read", lambda _: None)
+    monkeypatch.setattr(isolated, "compiled", lambda jobs: times.extend(jobs[0].names) or [{SMALL: code}])
+    monkeypatch.setattr(aot, "_stored", lambda _: None)
     monkeypatch.setattr(cache, "write", lambda *_: None)
     aot._kernel.cache_clear()
     with ThreadPoolExecutor() as threads:

@@ -1,6 +1,7 @@
 """Vectors against NumPy: what is loaded, stored, converted and computed, to the bit."""
 
 import operator
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numba import njit
 
 from cpu_kernels import simd
-from cpu_kernels.simd import LANES
+from cpu_kernels.simd import F32, LANES, intrinsic_of
 
 LARGEST = np.finfo(np.float32).max
 SUBNORMAL = np.finfo(np.float32).smallest_subnormal
@@ -144,6 +145,54 @@ def test_operators(compute, a, b):
 def test_fma_rounds_once():
     a = np.float32(1 + 2.0**-23)
     assert _fma([a], [a], [-np.float32(1 + 2.0**-22)]).tolist() == [2.0**-46]
+
+
+_emulated_fma = lanewise(intrinsic_of(F32, F32, F32, F32)(simd._emulated_fma), 3)
+
+
+def fma_of(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c, rounded once from fractions: the definition."""
+
+    def one(a, b, c):
+        exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+        near = np.float32(float(exact))  # rounded twice, so that a neighbour may be nearer
+        candidates = {near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))}
+        return min(
+            (x for x in candidates if np.isfinite(x)),
+            key=lambda x: (abs(Fraction(float(x)) - exact), x.view(np.uint32) & 1),
+        )
+
+    return np.array([one(*numbers) for numbers in zip(a, b, c, strict=True)], np.float32)
+
+
+@given(*[arrays(np.float32, LANES, elements=st.floats(-(2.0**60), 2.0**60, width=32))] * 3)
+def test_fma_without_an_instruction_is_exact(a, b, c):
+    found = _emulated_fma(a, b, c)
+    assert_same_bits(found + np.float32(0), fma_of(a, b, c) + np.float32(0))  # without the sign of zero
+    if simd.HAS_FMA:
+        assert_same_bits(found, _fma(a, b, c))
+
+
+@pytest.mark.skipif(not simd.HAS_FMA, reason="this CPU has no such instruction")
+def test_fma_without_an_instruction_is_that_of_the_instruction():
+    """Any bits, with infinities and subnormals; and sums next to a half of the last bit, which round to even."""
+    rng = np.random.default_rng(0)
+    a, b, c = rng.integers(0, 2**32, (3, 160_000), dtype=np.uint32).view(np.float32)
+    a, b, c = (np.where(np.isnan(x), np.float32(1), x) for x in (a, b, c))
+    ties = rng.integers(1, 2**12, (2, 160_000)).astype(np.float32)
+    tiny = np.float32(2.0) ** rng.integers(-40, -20, 160_000).astype(np.float32)
+    near = (rng.integers(2**23, 2**24, 160_000) * 2).astype(np.float32)
+    with np.errstate(all="ignore"):
+        for x, y, z in [
+            (a, b, c),
+            (a, b, -a * b),
+            (ties[0], ties[1] * tiny, near),
+            (a, np.float32(1) + 0 * b, c),
+        ]:
+            y = np.where(np.isnan(y), np.float32(1), y)
+            found, expected = _emulated_fma(x, y, z), _fma(x, y, z)
+            np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+            assert_same_bits(found[~np.isnan(found)], expected[~np.isnan(expected)])
 
 
 @given(a=any_floats, b=any_floats)

@@ -83,6 +83,7 @@ def test_what_the_dockerfile_copies_is_there():
         *re.search(r"packages = \[(.*)\]", build)[1].replace('"', "").split(", "),
         "README.md",
         "LICENSE",
+        "hatch_build.py",
     }
     assert set(names) == needed
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 import rwkv_cli
+from cpu_kernels.runtime import prebuilt
+from cpu_kernels.runtime.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -39,6 +41,7 @@ SDIST_ONLY = [
     "docs/images/chat.svg",
     "docs/python-api.md",
     "examples/chat.py",
+    "hatch_build.py",
     "models.toml",
     "pyproject.toml",
     "scripts/test",
@@ -46,14 +49,14 @@ SDIST_ONLY = [
 ]
 
 
-def run(*command, cwd=None):
+def run(*command, cwd=None, **variables):
     """Run a program to its end, apart from this environment: what it wrote to stdout."""
     mine = ("PYTHON", "VIRTUAL_ENV", "RWKV_MODEL")
     apart = {name: value for name, value in os.environ.items() if not name.startswith(mine)}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env=apart | {"PYTHONUTF8": "1"},
+        env=apart | {"PYTHONUTF8": "1"} | variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -100,9 +103,9 @@ class Environment:
             run(self.python, "-c", f"import {name}; print({name}.__file__)", cwd=self.folder).strip()
         ).parent
 
-    def story(self, *arguments):
+    def story(self, *arguments, **variables):
         prompt = ("--prompt", "Once upon a time", "-n", 8, "--seed", 1, "--quiet")
-        return run(self.scripts / "rwkv", "generate", *prompt, *arguments, cwd=self.folder)
+        return run(self.scripts / "rwkv", "generate", *prompt, *arguments, cwd=self.folder, **variables)
 
 
 @pytest.fixture
@@ -123,6 +126,9 @@ def test_the_wheel_holds_the_whole_program_and_nothing_else(built):
         "cpu_kernels",
         f"rwkv_cli-{PROJECT['version']}.dist-info",
     }
+    built_for = {name.split("/")[2] for name in names if name.startswith("cpu_kernels/prebuilt/")}
+    assert prebuilt.target() in built_for or not prebuilt.target()
+    assert built_for <= set(TARGETS)
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert metadata["License-Expression"] == "Apache-2.0"
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
@@ -144,6 +150,16 @@ def test_the_sdist_builds_the_same_wheel(built):
     for path in built[1:]:
         with zipfile.ZipFile(path) as wheel:
             contents.append({entry.filename: (entry.file_size, entry.CRC) for entry in wheel.infolist()})
+    others = [
+        f"/prebuilt/{name}/" for name in TARGETS if name != prebuilt.target()
+    ]  # that the checkout may have
+    contents = [
+        {name: facts for name, facts in content.items() if not any(other in name for other in others)}
+        for content in contents
+    ]
+    contents = [
+        content | {record: None for record in content if record.endswith("/RECORD")} for content in contents
+    ]
     assert contents[0] == contents[1]
 
 
@@ -151,7 +167,9 @@ def test_an_installed_wheel_runs(built, environment):
     environment.install(built[2])
     for name in ("rwkv_cli", "cpu_kernels"):
         assert environment.package(name).is_relative_to(environment.folder)
-    assert environment.story().strip()
+    cache = environment.folder / "cache"
+    assert environment.story(RWKV_CACHE_DIR=str(cache)).strip()
+    assert cache.exists() == (prebuilt.target() is None)  # otherwise nothing had to be compiled
     assert run(environment.scripts / "rwkv", "--version").split() == ["rwkv", PROJECT["version"]]
 
 

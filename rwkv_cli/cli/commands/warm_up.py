@@ -32,8 +32,8 @@ def warm_up(
 ) -> None:
     """Compile all kernels now, rather than in the first run.
 
-    For an image of a container, or an installation for many users: it takes 10 to 30 seconds, and says where the
-    kernels are. They are for the CPU that this runs on; another one compiles its own. See docs/docker.md.
+    For an image of a container, or an installation for many users: it takes some ten seconds where the
+    installation did not bring them, and says where the kernels are. See docs/docker.md.
 
     Examples:
         # All that runs on this machine need

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cpu_kernels import abi
 from cpu_kernels.runtime import aot, instructions
 from cpu_kernels.runtime.aot import kernel
+from cpu_kernels.runtime.compiler import ENTRY_POINTS
 from rwkv_cli import machine
 from rwkv_cli.engine.backends.base import Backend, Chosen
 from rwkv_cli.engine.backends.compute_threads import next_job, team
@@ -29,6 +30,9 @@ Array = NDArray[np.float32]
 CHUNK = 64
 """Tokens that are read together, of a prompt or of many texts: each weight is read once for all of them."""
 
+KERNELS = [name for name in ENTRY_POINTS if name not in ("bandwidth.passes", "quantize.int4")]
+"""All that generating text needs, from the tokenizer on, so that they are compiled together."""
+
 PROBE_BYTES = 1 << 28
 """How much is read to measure the memory: far more than caches hold."""
 
@@ -47,6 +51,7 @@ class CpuBackend(Backend):
         self.config = model.config
         self.chunk = chunk
         self._info = model.info
+        aot.compile_missing(KERNELS)
         self.n_threads: int = n_threads or machine.default_threads()
         self._pass = ForwardPass(model, self.n_threads, chunk)
         self._sampler = CpuSampler(model.config.vocab_size, self.n_threads)
@@ -133,5 +138,5 @@ class CpuBackend(Backend):
 
 
 def is_compiled() -> bool:
-    """Whether the kernels are in the cache; otherwise creating a backend compiles them, for some ten seconds."""
-    return aot.is_compiled("forward.passes") and aot.is_compiled("sampling.passes")
+    """Whether the kernels need not be compiled; otherwise creating a backend does so, for some seconds."""
+    return all(map(aot.is_compiled, KERNELS))

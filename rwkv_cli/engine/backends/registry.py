@@ -76,7 +76,7 @@ def _open_cuda(model: ModelFile, _threads: int | None, compiling: Compiling) -> 
 
 def _open_cpu(model: ModelFile, threads: int | None, compiling: Compiling) -> Backend:
     try:
-        from cpu_kernels.runtime.isolated import CompilationError
+        from cpu_kernels.runtime.compiler import CompilationError
         from rwkv_cli.engine.backends.cpu import CpuBackend, is_compiled
     except (ImportError, ValueError) as error:  # LLVM is broken, or RWKV_CPU_KERNEL is wrong
         raise DeviceError(f"the CPU kernels cannot run: {error}") from None

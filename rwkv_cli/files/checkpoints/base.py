@@ -212,7 +212,8 @@ def _config(path: Path, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
         config = ModelConfig.from_shapes({name: tensor.shape for name, tensor in tensors.items()})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    extra = next((name for name in tensors if name not in config.tensor_shapes()), None)
+    expected = config.tensor_shapes()
+    extra = next((name for name in tensors if name not in expected), None)
     if extra is not None:
         raise CheckpointError(f"{path} has the tensor {extra}, which does not belong in this model")
     return config
