@@ -30,9 +30,6 @@ assert GROUP == 4 * LANES, "`dot_int` reads a group as eight pairs of quads"
 assert BLOCK == 4 * LANES, "`sparse_ffn` holds the output channels of a block in four vectors"
 assert BLOCK == GROUP, "`layers.hidden_units` quantizes the block of hidden units that it has computed"
 
-PACKED_BYTES = BLOCK * GROUP
-"""Scratch memory of a thread, for `cpu_kernels.products.sparse_ffn.dense_rows`."""
-
 PROBE_BLOCK = 1 << 18
 """Bytes of an item of work of `cpu_kernels.bandwidth`."""
 
@@ -184,7 +181,6 @@ RUN = np.dtype(
             "active",  # uint8 [T, F]  the hidden units that are not zero, group by group: numbers from 0 to 63
             "counts",  # int32 [T, F/64]  how many each group has
             "h",  # [threads, capacity, 64]  hidden units of a block
-            "packed",  # uint8 [threads, PACKED_BYTES]  scratch memory
             "logits",  # [n_wanted, V padded to 16]
         )
     ]

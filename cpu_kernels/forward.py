@@ -105,7 +105,7 @@ def do_item(phase, item, thread, run: RUN, matrices: Sequence[MATRIX], inputs: S
             m, act = matrices[matrix + FFN_KEY], inputs[IN_FFN]
             layers.hidden_units(run, m, act, inputs[HIDDEN], item, thread)
         else:
-            layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], layer, item, thread)
+            layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], layer, item)
 
 
 _loop = team_loop(n_items, do_item)

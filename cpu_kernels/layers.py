@@ -49,7 +49,6 @@ from cpu_kernels.abi import (
     LOW_RANK_INPUTS,
     LOW_W,
     MATRIX,
-    PACKED_BYTES,
     R_K,
     RECEPTANCE,
     RUN,
@@ -65,7 +64,13 @@ from cpu_kernels.abi import (
 from cpu_kernels.elementwise import FLOAT
 from cpu_kernels.products.dot_int import SCALE_BYTES
 from cpu_kernels.products.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
-from cpu_kernels.products.sparse_ffn import dense_rows, find_active_f32, find_active_i8, sparse_rows
+from cpu_kernels.products.sparse_ffn import (
+    dense_rows,
+    find_active_f32,
+    find_active_i8,
+    n_read_densely,
+    sparse_rows,
+)
 from cpu_kernels.records import table
 from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
 
@@ -258,7 +263,7 @@ def n_dense(run: RUN, m: MATRIX):
 
     Only the tokens after them need lists of non-zero units. m is ffn.key or ffn.value, whose types are the same.
     """
-    return run.T // 4 * 4 if is_integer(m) else 0
+    return n_read_densely(run.T) if is_integer(m) else 0
 
 
 @njit
@@ -284,7 +289,7 @@ def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, block
 
 
 @njit
-def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, layer, block, thread):
+def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, layer, block):
     """x += ffn.value h. An item is a block of 64 channels."""
     C, F = run.C, run.F
     for t in range(run.T):
@@ -293,7 +298,7 @@ def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, layer, block, thread):
             keep_shift(run, t, at(states_at(run.states)[token.target].shift_ffn, layer, C), block)
     x, dense = at(run.x, block, BLOCK), n_dense(run, m)
     if dense:
-        dense_rows(x, C * FLOAT, m, block, hidden, dense, run.packed + thread * PACKED_BYTES)
+        dense_rows(x, C * FLOAT, m, block, hidden, dense)
     for t in range(dense, run.T):
         groups = t * (F // GROUP)
         sparse_rows(at(x, t, C), m, block, hidden, t, run.active + t * F, at(run.counts, groups, 1))

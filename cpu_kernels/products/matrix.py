@@ -22,7 +22,8 @@ from numba import njit
 
 from cpu_kernels.abi import ACTIVATION, FLOAT16, FLOAT32, INT4, INT8, MATRIX
 from cpu_kernels.elementwise import VECTOR
-from cpu_kernels.products import dot_float, dot_int
+from cpu_kernels.products import amx, dot_float, dot_int
+from cpu_kernels.products.dot import HAS_TILES
 
 _int8, _int4, _float16, _float32 = dot_int.int8, dot_int.int4, dot_float.float16, dot_float.float32
 _small_x1, _small_x4 = dot_float.small.x1, dot_float.small.x4
@@ -47,7 +48,7 @@ def weight_bytes(m: MATRIX, n):
 
 
 @njit
-def rows_times_tokens(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T):
+def _by_vectors(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T):
     """out[t, 0 : 16 * n_tiles] = n_tiles tiles of the matrix m, from `tile` on, times the activation of token t, t < T.
 
     `stride` is the distance in bytes between two tokens' outputs. The bits of the result do not depend on T.
@@ -64,6 +65,18 @@ def rows_times_tokens(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T)
                 _x1(out + t * stride + i * VECTOR, m, tile + i, act, t)
         tile += n
         out += n * VECTOR
+
+
+@njit
+def _by_tile_registers(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T):
+    """The same, with AMX where that is faster."""
+    if is_integer(m) and T >= amx.LEAST:
+        amx.rows_times_tokens(out, stride, m, tile, n_tiles, act, T)
+    else:
+        _by_vectors(out, stride, m, tile, n_tiles, act, T)
+
+
+rows_times_tokens = _by_tile_registers if HAS_TILES else _by_vectors
 
 
 @njit

@@ -76,7 +76,6 @@ class ForwardPass:
         """Allocate the buffers of `abi.RUN` and `abi.ACTIVATION` for T tokens, and set their addresses."""
         C, F = self.config.n_embd, self.config.n_ffn
         buffers: dict[str, NDArray[Any]] = {name: np.empty((T, C), np.float32) for name in _FLOATS}
-        buffers["packed"] = np.empty((self.n_threads, abi.PACKED_BYTES), np.uint8)
         buffers["h"] = np.empty((self.n_threads, T, abi.BLOCK), np.float32)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
