@@ -96,7 +96,7 @@ def do_item(phase, item, thread, run: RUN, matrices: Sequence[MATRIX], inputs: S
         elif kind == PROJECT:
             layers.project(run, matrices, inputs, matrix, item)
         elif kind == HEADS:
-            layers.heads(run, matrices, inputs, matrix, vectors, layer, item)
+            layers.heads(run, matrices, inputs, matrix, vectors, layer, item, thread)
         elif kind == ADD_OUTPUT:
             layers.add_output(run, matrices[matrix + OUTPUT], inputs[GATED], item)
         elif kind == MIX_CHANNELS:

@@ -49,6 +49,7 @@ from cpu_kernels.abi import (
     LOW_RANK_INPUTS,
     LOW_W,
     MATRIX,
+    N_SCRATCH_BUFFERS,
     R_K,
     RECEPTANCE,
     RUN,
@@ -72,12 +73,24 @@ from cpu_kernels.products.sparse_ffn import (
     sparse_rows,
 )
 from cpu_kernels.records import table
-from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
+from cpu_kernels.simd import (
+    LANES,
+    get_bf16,
+    get_i64,
+    load,
+    load_f16,
+    load_i8_as_f32,
+    splat,
+    stack_memory,
+    store,
+)
+from cpu_kernels.wkv7 import HEAD_BYTES
 
 TILES = BLOCK // LANES  # of a block of rows
 HEAD_TILES = HEAD_SIZE // LANES
 
 tokens_at, states_at = table(TOKEN), table(STATE)
+_removed = stack_memory(HEAD_BYTES)
 
 
 @njit
@@ -183,51 +196,88 @@ def low_rank_tile(inputs: Sequence[ACTIVATION], matrices: Sequence[MATRIX], matr
 
 
 @njit
-def heads(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, vectors, layer, head):
-    """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head."""
-    C, H = run.C, run.C // HEAD_SIZE
-    stride, column = C * FLOAT, head * wkv7.HEAD_BYTES
+def heads(
+    run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, vectors, layer, head, thread
+):
+    """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head.
+
+    What only this item needs is in the thread's scratch memory, [T, N] each, where it stays in the cache.
+    """
+    T, column = run.T, head * HEAD_BYTES
+    w, a, vg = scratch(run, thread, 0), scratch(run, thread, 1), scratch(run, thread, 2)
+    g, kk = scratch(run, thread, 3), scratch(run, thread, 4)
     for i in range(4):
         if W2 + i == V2 and layer == 0:
             continue
-        out = run.w if i == 0 else run.a if i == 1 else run.vg if i == 2 else run.g
-        rows_times_tokens(
-            out + column,
-            stride,
-            matrices[matrix + W2 + i],
-            head * HEAD_TILES,
-            HEAD_TILES,
-            inputs[LOW_W + i],
-            run.T,
-        )
-    S = (layer * H + head) * HEAD_SIZE * wkv7.HEAD_BYTES
-    for t in range(run.T):
-        token = tokens_at(run.tokens)[t]
-        source, target = states_at(run.states)[token.source], states_at(run.states)[token.target]
-        row = column + t * stride
-        head_step(run, inputs[GATED], vectors + column, layer, source.wkv + S, target.wkv + S, row, t, head)
-        if token.is_last:
-            keep_shift(run, t, at(target.shift_att, layer, C), head)
+        out = w if i == 0 else a if i == 1 else vg if i == 2 else g
+        m = matrices[matrix + W2 + i]
+        rows_times_tokens(out, HEAD_BYTES, m, head * HEAD_TILES, HEAD_TILES, inputs[LOW_W + i], T)
+    for t in range(T):
+        row, local = column + t * run.C * FLOAT, t * HEAD_BYTES
+        head_inputs(run, vectors + column, layer, row, w + local, a + local, vg + local, kk + local)
+    recurrence(run, inputs[GATED], layer, head, w, a, kk)
+    for t in range(T):
+        row, local = column + t * run.C * FLOAT, t * HEAD_BYTES
+        head_output(run, inputs[GATED], vectors + column, row, g + local, t, head)
 
 
 @njit
-def head_step(run: RUN, gated: ACTIVATION, vectors, layer, source, target, row, t, head):
-    """One token of one head. `row` is the offset of the head's channels of token t in a buffer [T, C].
+def scratch(run: RUN, thread, i):
+    """The address of buffer i of a thread, float32 [T, 64]."""
+    return at(run.scratch, (thread * N_SCRATCH_BUFFERS + i) * run.capacity, BLOCK)
 
-    `source` and `target` are the addresses of the state of the head before and after the token, `vectors` that of the
-    layer's vectors from the head's channels on.
+
+@njit
+def head_inputs(run: RUN, vectors, layer, row, w, a, vg, kk):
+    """What the recurrence takes of one token of one head, in place: w, a and kk, and the head's channels of k and v.
+
+    `row` is the offset of the head's channels of the token in a buffer [T, C], `vectors` the address of the layer's
+    vectors from the head's channels on.
     """
-    C = run.C
-    r, k, v, a, kk, y = run.r + row, run.k + row, run.v + row, run.a + row, run.kk + row, gated.x + row
-    wkv7.decay(run.w + row, at(vectors, W0, C))
+    C, v = run.C, run.v + row
+    wkv7.decay(w, at(vectors, W0, C))
     if layer == 0:
         el.copy(run.v_first + row, v, HEAD_SIZE)
     else:
-        wkv7.value_residual(v, run.v_first + row, run.vg + row, at(vectors, V0, C))
-    wkv7.keys(kk, a, k, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
-    wkv7.step(y, target, source, r, run.w + row, k, v, kk, a)
+        wkv7.value_residual(v, run.v_first + row, vg, at(vectors, V0, C))
+    wkv7.keys(kk, a, run.k + row, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
+
+
+@njit
+def recurrence(run: RUN, gated: ACTIVATION, layer, head, w, a, kk):
+    """The states of one head after each token, and what they give for r, in the head's channels of gated.x."""
+    C = run.C
+    S = (layer * (C // HEAD_SIZE) + head) * HEAD_SIZE * HEAD_BYTES
+    tokens, states, m = tokens_at(run.tokens), states_at(run.states), _removed(0)
+    for t in range(run.T):
+        token, row, local = tokens[t], (t * C + head * HEAD_SIZE) * FLOAT, t * HEAD_BYTES
+        source, target = states[token.source].wkv + S, states[token.target].wkv + S
+        r, k, v, y = run.r + row, run.k + row, run.v + row, gated.x + row
+        if t == 0 or not follows(run, t):
+            wkv7.removal(m, source, kk + local)
+        if t + 1 < run.T and follows(run, t + 1):
+            wkv7.step_and_removal(
+                y, target, source, r, w + local, k, v, a + local, m, kk + local + HEAD_BYTES
+            )
+        else:
+            wkv7.step(y, target, source, r, w + local, k, v, a + local, m, 0)
+        if token.is_last:
+            keep_shift(run, t, at(states[token.target].shift_att, layer, C), head)
+
+
+@njit
+def follows(run: RUN, t):
+    """Whether token t, which is not the first, continues from the state after the token in the row before."""
+    tokens = tokens_at(run.tokens)
+    return tokens[t].previous == t - 1 and tokens[t].source == tokens[t - 1].target
+
+
+@njit
+def head_output(run: RUN, gated: ACTIVATION, vectors, row, g, t, head):
+    """The gated output of one token of one head, as floats and rounded to int8."""
+    C, y = run.C, gated.x + row
     norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
-    wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
+    wkv7.finish(y, run.r + row, run.k + row, run.v + row, g, at(vectors, R_K, C), norm_weight, norm_bias)
     group = t * (C // GROUP) + head * (HEAD_SIZE // GROUP)  # the first one of the head
     el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.sums, group, 1), y, HEAD_SIZE)
 
@@ -272,7 +322,7 @@ def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, block
     F, T = run.F, run.T
     h, stride = at(hidden.x, block, BLOCK), F
     if is_integer(m):  # which need it only to quantize it: it can stay in the cache
-        h, stride = run.h + thread * run.capacity * BLOCK * FLOAT, BLOCK
+        h, stride = scratch(run, thread, 0), BLOCK
     rows_times_tokens(h, stride * FLOAT, m, block * TILES, TILES, act, T)
     for t in range(T):
         group = t * (F // GROUP) + block

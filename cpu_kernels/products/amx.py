@@ -13,9 +13,10 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from cpu_kernels.abi import ACTIVATION, BLOCK, GROUP, INT8, MATRIX
+from cpu_kernels.abi import ACTIVATION, BLOCK, CACHE_LINE, GROUP, INT8, MATRIX
 from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.products.dot_int import (
+    INT4_GROUP,
     INT4_OFFSET,
     INT8_GROUP,
     QUAD,
@@ -38,6 +39,7 @@ from cpu_kernels.simd import (
     load_bf16,
     load_i32,
     pointer,
+    prefetch,
     put_u8,
     splat,
     splat_of,
@@ -51,14 +53,10 @@ ROWS = 16  # of a tile register: tokens, or quads of weights
 LEAST = 4
 """With fewer tokens, dot products of vectors are faster."""
 
-PACKED_GROUPS = 16
-"""Groups of tiles that are multiplied with all tokens before the next ones are: 16 KB, which stay in the L1 cache."""
+STRIP = 8
+"""Groups of columns of four tiles that are multiplied with all tokens before the next ones are: 32 KB."""
 
-PAIR = 2  # tiles whose products with the same tokens follow each other
-PAIR_GROUPS, BLOCK_GROUPS = PACKED_GROUPS // PAIR, PACKED_GROUPS // TILES
-GROUP_SCALES = (
-    BLOCK * SCALE_BYTES
-)  # bytes of the scales of a group of inputs, where a matrix is stored by input
+GROUP_SCALES = BLOCK * SCALE_BYTES  # bytes, of the scales of a group of inputs
 
 # The numbers of tile registers. There are two sets, so that one product need not wait for another.
 X_0, W_0, SUMS_0, X_1, W_1, SUMS_1, X_REST, SUMS_REST = range(8)
@@ -69,7 +67,7 @@ _byte, _long, _void = ir.IntType(8), ir.IntType(64), ir.VoidType()
 
 _configuration = stack_memory(PALETTE_BYTES)
 _sums = stack_memory(2 * INT8_GROUP)
-_packed = stack_memory(PACKED_GROUPS * INT8_GROUP)
+_packed = stack_memory(TILES * STRIP * INT8_GROUP)
 
 
 # --- instructions ---------------------------------------------------------------------------------------------------
@@ -137,6 +135,11 @@ TOTALS = Vector("TOTALS", ir.ArrayType(F32.llvm, ROWS))
 """Sixteen output rows of sixteen tokens, which LLVM keeps in registers."""
 
 
+@intrinsic_of(TOTALS, types.int64)
+def _no_totals(_builder, _unused):
+    return ir.Constant(TOTALS.llvm, [ir.Constant(F32.llvm, [0.0] * LANES)] * ROWS)
+
+
 @intrinsic_of(TOTALS, types.int64, types.int64)
 def _load_totals(builder, address, stride):
     totals = ir.Constant(TOTALS.llvm, ir.Undefined)
@@ -180,13 +183,19 @@ _pack_rows_int4, _pack_groups_int4 = int4_packers(_without_offset)
 
 
 class Strip(NamedTuple):
-    """Some groups of columns of some tiles, with a byte for each weight: addresses and distances in bytes."""
+    """n groups of columns, from g on, of some tiles, with a byte for each weight: addresses and distances in bytes."""
 
     weights: Any  # of the groups of the first tile, one after the other
     next_tile: Any
     scales: Any  # of the first group of the first tile
     next_tile_scales: Any
     next_group_scales: Any
+    g: Any
+    n: Any
+    is_first: Any  # whether the outputs are set, and not added to
+    ahead: Any  # the weights of the next strip, for the first tile
+    next_ahead: Any  # for the next tile
+    ahead_bytes: Any  # for each tile
 
 
 @njit
@@ -194,48 +203,75 @@ def rows_times_tokens(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T)
     """See `cpu_kernels.products.matrix.rows_times_tokens`, for integer weights."""
     groups, packed = m.cols // GROUP, _packed(0)
     _configure(T)
-    for t in range(T):
-        for i in range(n_tiles):
-            store(out + t * stride + i * VECTOR, splat(_f(0)))
-    for first in range(0, n_tiles, PAIR):
-        n = min(PAIR, n_tiles - first)
-        for g in range(0, groups, PAIR_GROUPS):
-            strip = _strip(packed, m, tile + first, n, g, min(PAIR_GROUPS, groups - g))
-            _add_strip(out + first * VECTOR, stride, strip, n, act, g, min(PAIR_GROUPS, groups - g), T)
+    for first in range(0, n_tiles, TILES):
+        n = min(TILES, n_tiles - first)
+        for g in range(0, groups, STRIP):
+            strip = _strip(packed, m, tile + first, n, g, min(STRIP, groups - g))
+            _add_strip(out + first * VECTOR, stride, strip, n, act, T)
     _release(0)
 
 
 @njit
 def _strip(packed, m: MATRIX, tile, n_tiles, g, n):
     """n groups from g on of some tiles of a matrix: where they are stored or, if they are int4, in `packed`."""
-    groups = m.cols // GROUP
+    groups, group_bytes = m.cols // GROUP, INT8_GROUP if m.kind == INT8 else INT4_GROUP
     first = tile * groups + g
-    scales, next_tile_scales = m.scales + first * SCALES, groups * SCALES
-    if m.kind == INT8:
-        return Strip(m.weights + first * INT8_GROUP, groups * INT8_GROUP, scales, next_tile_scales, SCALES)
-    for i in range(n_tiles):
-        weights = m.weights + (first + i * groups) * (INT8_GROUP // 2)
-        _pack_groups_int4(packed + i * PAIR_GROUPS * INT8_GROUP, weights, n)
-    return Strip(packed, PAIR_GROUPS * INT8_GROUP, scales, next_tile_scales, SCALES)
+    after = first + STRIP if g + STRIP < groups else (tile + TILES) * groups
+    weights, next_tile = m.weights + first * group_bytes, groups * group_bytes
+    if m.kind != INT8:
+        for i in range(n_tiles):
+            _pack_groups_int4(packed + i * STRIP * INT8_GROUP, weights + i * next_tile, n)
+        weights, next_tile = packed, STRIP * INT8_GROUP
+    return Strip(
+        weights=weights,
+        next_tile=next_tile,
+        scales=m.scales + first * SCALES,
+        next_tile_scales=groups * SCALES,
+        next_group_scales=SCALES,
+        g=g,
+        n=n,
+        is_first=g == 0,
+        ahead=m.weights + after * group_bytes,
+        next_ahead=groups * group_bytes,
+        ahead_bytes=STRIP * group_bytes,
+    )
 
 
 @njit
 def dense_rows(out, stride, m: MATRIX, block, act: ACTIVATION, T):
     """See `cpu_kernels.products.sparse_ffn.dense_rows`; T is any number of tokens."""
     groups, packed = m.cols // GROUP, _packed(0)
-    next_tile = BLOCK_GROUPS * INT8_GROUP
     _configure(T)
-    for g in range(0, groups, BLOCK_GROUPS):
-        n = min(BLOCK_GROUPS, groups - g)
-        for i in range(n):
-            row = block * m.cols + (g + i) * GROUP
-            if m.kind == INT8:
-                pack_rows_int8(packed + i * INT8_GROUP, next_tile, m.weights + row * BLOCK)
-            else:
-                _pack_rows_int4(packed + i * INT8_GROUP, next_tile, m.weights + row * BLOCK // 2)
-        scales = m.scales + (block * groups + g) * GROUP_SCALES
-        _add_strip(out, stride, Strip(packed, next_tile, scales, SCALES, GROUP_SCALES), TILES, act, g, n, T)
+    for g in range(0, groups, STRIP):
+        strip = _strip_of_rows(packed, m, block, g, min(STRIP, groups - g))
+        _add_strip(out, stride, strip, TILES, act, T)
     _release(0)
+
+
+@njit
+def _strip_of_rows(packed, m: MATRIX, block, g, n):
+    """The rows of n groups of inputs from g on, of a matrix that is stored by input, as four tiles in `packed`."""
+    group_bytes = TILES * (INT8_GROUP if m.kind == INT8 else INT4_GROUP)
+    first = block * (m.cols // GROUP) + g
+    weights, next_tile = m.weights + first * group_bytes, STRIP * INT8_GROUP
+    for i in range(n):
+        if m.kind == INT8:
+            pack_rows_int8(packed + i * INT8_GROUP, next_tile, weights + i * group_bytes)
+        else:
+            _pack_rows_int4(packed + i * INT8_GROUP, next_tile, weights + i * group_bytes)
+    return Strip(
+        weights=packed,
+        next_tile=next_tile,
+        scales=m.scales + first * GROUP_SCALES,
+        next_tile_scales=SCALES,
+        next_group_scales=GROUP_SCALES,
+        g=g,
+        n=n,
+        is_first=False,
+        ahead=weights + n * group_bytes,
+        next_ahead=STRIP * group_bytes // TILES,
+        ahead_bytes=STRIP * group_bytes // TILES,
+    )
 
 
 @njit
@@ -250,45 +286,47 @@ def _configure(T):
 
 
 @njit
-def _add_strip(out, stride, strip, n_tiles, act: ACTIVATION, g, n, T):
-    """out [T, 16 * n_tiles] += the products of a strip, n groups from g on, with T tokens."""
+def _add_strip(out, stride, strip, n_tiles, act: ACTIVATION, T):
+    """out [T, 16 * n_tiles] += the products of a strip with T tokens, while the next strip comes into the cache."""
     whole = T // ROWS * ROWS
-    for t in range(0, whole, ROWS):
+    fetched = strip.ahead_bytes // max(1, T // ROWS) + CACHE_LINE - 1  # for each tile and 16 tokens
+    for t in range(0, max(whole, 1), ROWS):
         for i in range(n_tiles):
-            _add_whole(out + t * stride + i * VECTOR, stride, _tile_of(strip, i), act, t, g, n)
+            ahead = strip.ahead + i * strip.next_ahead + t // ROWS * fetched
+            for line in range(0, fetched, CACHE_LINE):
+                prefetch(ahead + line)
+            if whole:
+                _add_whole(out + t * stride + i * VECTOR, stride, strip, i, act, t)
     for i in range(n_tiles if whole < T else 0):
-        _add_rest(out + whole * stride + i * VECTOR, stride, _tile_of(strip, i), act, whole, g, n, T - whole)
+        _add_rest(out + whole * stride + i * VECTOR, stride, strip, i, act, whole, T - whole)
 
 
 @njit
-def _tile_of(strip, i):
-    """The strip from tile i on."""
-    weights, scales = strip.weights + i * strip.next_tile, strip.scales + i * strip.next_tile_scales
-    return Strip(weights, strip.next_tile, scales, strip.next_tile_scales, strip.next_group_scales)
-
-
-@njit
-def _add_whole(out, stride, strip, act: ACTIVATION, t, g, n):
-    """out [16, 16] += the products of the first tile of a strip, n groups from g on, with 16 tokens from t on."""
-    xq, scale, _ = group_of_activation(act, t, g)
-    weights, scales, next_scales = strip.weights, strip.scales, strip.next_group_scales
+def _add_whole(out, stride, strip, tile, act: ACTIVATION, t):
+    """out [16, 16] += the products of a tile of a strip with 16 tokens from t on."""
+    xq, scale, _ = group_of_activation(act, t, strip.g)
+    weights = strip.weights + tile * strip.next_tile
+    scales, next_scales = strip.scales + tile * strip.next_tile_scales, strip.next_group_scales
     K, next_token = act.cols, act.cols // GROUP * FLOAT
     sums = _sums(0)
-    totals = _load_totals(out, stride)
-    for _ in range(n // 2):
-        _multiply_0(xq, K, weights)
-        _multiply_1(xq + GROUP, K, weights + INT8_GROUP)
-        _store_0(sums)
-        _store_1(sums + INT8_GROUP)
-        totals = _add_scaled(totals, sums, load_bf16(scales), scale, next_token)
-        totals = _add_scaled(
-            totals, sums + INT8_GROUP, load_bf16(scales + next_scales), scale + FLOAT, next_token
-        )
-        xq += 2 * GROUP
-        scale += 2 * FLOAT
-        weights += 2 * INT8_GROUP
-        scales += 2 * next_scales
-    if n % 2:
+    totals = _no_totals(0) if strip.is_first else _load_totals(out, stride)
+    pairs = strip.n // 2
+    for i in range(pairs + 1 if pairs else 0):
+        if i > 0:
+            _store_0(sums)
+            _store_1(sums + INT8_GROUP)
+        if i < pairs:  # while the products before are scaled
+            _multiply_0(xq, K, weights)
+            _multiply_1(xq + GROUP, K, weights + INT8_GROUP)
+            xq += 2 * GROUP
+            weights += 2 * INT8_GROUP
+        if i > 0:
+            totals = _add_scaled(totals, sums, load_bf16(scales), scale, next_token)
+            scales += next_scales
+            totals = _add_scaled(totals, sums + INT8_GROUP, load_bf16(scales), scale + FLOAT, next_token)
+            scales += next_scales
+            scale += 2 * FLOAT
+    if strip.n % 2:
         _multiply_0(xq, K, weights)
         _store_0(sums)
         totals = _add_scaled(totals, sums, load_bf16(scales), scale, next_token)
@@ -296,14 +334,17 @@ def _add_whole(out, stride, strip, act: ACTIVATION, t, g, n):
 
 
 @njit
-def _add_rest(out, stride, strip, act: ACTIVATION, t, g, n, tokens):
+def _add_rest(out, stride, strip, tile, act: ACTIVATION, t, tokens):
     """The same for fewer tokens."""
-    xq, scale, _ = group_of_activation(act, t, g)
+    xq, scale, _ = group_of_activation(act, t, strip.g)
+    weights, scales = strip.weights + tile * strip.next_tile, strip.scales + tile * strip.next_tile_scales
     next_token, sums = act.cols // GROUP * FLOAT, _sums(0)
-    for i in range(n):
-        _multiply_rest(xq + i * GROUP, act.cols, strip.weights + i * INT8_GROUP)
+    for j in range(tokens if strip.is_first else 0):
+        store(out + j * stride, splat(_f(0)))
+    for i in range(strip.n):
+        _multiply_rest(xq + i * GROUP, act.cols, weights + i * INT8_GROUP)
         _store_rest(sums)
-        weight_scales = load_bf16(strip.scales + i * strip.next_group_scales)
+        weight_scales = load_bf16(scales + i * strip.next_group_scales)
         for j in range(tokens):
             factors = weight_scales * splat(get_f32(scale + i * FLOAT + j * next_token))
             row = out + j * stride
