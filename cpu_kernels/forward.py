@@ -27,7 +27,7 @@ from cpu_kernels.abi import (
     OUTPUT,
     RUN,
 )
-from cpu_kernels.layers import at, n_low_rank_tiles, output_rows
+from cpu_kernels.layers import at, n_low_rank_items, output_rows
 from cpu_kernels.records import table
 from cpu_kernels.work_queue import SHARES, team_loop
 
@@ -58,7 +58,7 @@ def n_items(phase, run: RUN, matrices: Sequence[MATRIX], _inputs: Sequence[ACTIV
     if kind in (EMBED, MIX_TIME, MIX_CHANNELS):
         return run.T
     if kind == PROJECT:
-        return n_low_rank_tiles(matrices, layer_of(phase) * N_MATRICES) + 3 * (C // BLOCK)
+        return n_low_rank_items(run, matrices, layer_of(phase) * N_MATRICES) + 3 * (C // BLOCK)
     if kind == ADD_OUTPUT:
         return C // output_rows(run)
     if kind == HEADS:

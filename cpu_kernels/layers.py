@@ -155,13 +155,13 @@ def mix_time(run: RUN, inputs: Sequence[ACTIVATION], vectors, layer, t):
 
 @njit
 def project(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, item):
-    """The first halves of the low-rank maps, an item for each tile; then r, k and v, an item for each block of rows."""
+    """The first halves of the low-rank maps, see `low_rank_item`; then r, k and v, an item for each block of rows."""
     C, T = run.C, run.T
-    n_tiles, blocks = n_low_rank_tiles(matrices, matrix), C // BLOCK
-    if item < n_tiles:
-        low_rank_tile(inputs, matrices, matrix, item, T)
+    n_low_rank, blocks = n_low_rank_items(run, matrices, matrix), C // BLOCK
+    if item < n_low_rank:
+        low_rank_item(run, inputs, matrices, matrix, item)
     else:
-        i, block = (item - n_tiles) // blocks, (item - n_tiles) % blocks
+        i, block = (item - n_low_rank) // blocks, (item - n_low_rank) % blocks
         out = at(run.r if i == 0 else run.k if i == 1 else run.v, block, BLOCK)
         rows_times_tokens(
             out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T
@@ -169,30 +169,45 @@ def project(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], 
 
 
 @njit
-def n_low_rank_tiles(matrices: Sequence[MATRIX], matrix):
-    """The tiles of w1, a1, v1 and g1 of the layer whose matrices begin at `matrix`."""
+def low_rank_tiles(run: RUN):
+    """Tiles of an item of the first halves of the low-rank maps: one for a single token, see `output_rows`."""
+    return 2 if run.T > 1 else 1
+
+
+@njit
+def n_low_rank_items(run: RUN, matrices: Sequence[MATRIX], matrix):
+    """The items of w1, a1, v1 and g1 of the layer whose matrices begin at `matrix`."""
     n = 0
     for i in range(4):
-        n += matrices[matrix + W1 + i].rows // LANES
+        n += items_of(run, matrices[matrix + W1 + i])
     return n
 
 
 @njit
-def low_rank_tile(inputs: Sequence[ACTIVATION], matrices: Sequence[MATRIX], matrix, tile, T):
-    """One tile of w1, a1, v1 or g1 times its input, with the activation function between the two halves of the map."""
-    i = 0
-    while tile >= matrices[matrix + W1 + i].rows // LANES:
-        tile -= matrices[matrix + W1 + i].rows // LANES
+def items_of(run: RUN, m: MATRIX):
+    """The items of the first half of one low-rank map."""
+    n = low_rank_tiles(run)
+    return (m.rows // LANES + n - 1) // n
+
+
+@njit
+def low_rank_item(run: RUN, inputs: Sequence[ACTIVATION], matrices: Sequence[MATRIX], matrix, item):
+    """Tiles of w1, a1, v1 or g1 times their input, with the activation function between the two halves of the map."""
+    i, T = 0, run.T
+    while item >= items_of(run, matrices[matrix + W1 + i]):
+        item -= items_of(run, matrices[matrix + W1 + i])
         i += 1
-    source, hidden = inputs[LOW_RANK_INPUTS[i]], inputs[LOW_W + i]
-    out = at(hidden.x, tile, LANES)
-    rows_times_tokens(out, hidden.cols * FLOAT, matrices[matrix + W1 + i], tile, 1, source, T)
+    m, source, hidden = matrices[matrix + W1 + i], inputs[LOW_RANK_INPUTS[i]], inputs[LOW_W + i]
+    tile = item * low_rank_tiles(run)
+    n = min(low_rank_tiles(run), m.rows // LANES - tile)
+    rows_times_tokens(at(hidden.x, tile, LANES), hidden.cols * FLOAT, m, tile, n, source, T)
     for t in range(T):
-        y = at(out, t, hidden.cols)
-        if W1 + i == W1:
-            store(y, el.tanh(load(y)))
-        elif W1 + i == G1:
-            store(y, el.sigmoid(load(y)))
+        for j in range(tile, tile + n):
+            y = at(at(hidden.x, t, hidden.cols), j, LANES)
+            if W1 + i == W1:
+                store(y, el.tanh(load(y)))
+            elif W1 + i == G1:
+                store(y, el.sigmoid(load(y)))
 
 
 @njit

@@ -179,7 +179,7 @@ def test_each_column_meets_its_own_activation(kind):
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp16", "fp32"])
-@pytest.mark.parametrize("T", [1, 3, 4, 9])
+@pytest.mark.parametrize("T", [1, 3, 4, 9, 10])
 @pytest.mark.parametrize("K", [16, 48, 64, 80, 192])
 def test_groups_of_low_rank_matrices_may_be_shorter(kind, T, K):
     m, act = exact_matrix(kind, 3 * TILE, K, LOW_RANK), random_activation(T, K)
@@ -206,6 +206,14 @@ def test_any_product_is_near(kind):
     # A sum is rounded at each of K/4 steps at most (each group for integers), by half a unit of what it has reached.
     bound = 512 / 4 * EPS / 2 * (np.abs(act.values) @ np.abs(m.values.T))
     assert (np.abs(multiply(m, act) - act.values @ m.values.T.astype(np.float64)) <= bound).all()
+
+
+@pytest.mark.parametrize("K", [80, 128])
+def test_low_rank_matrices_give_the_same_to_the_bit_for_any_number_of_tokens(K):
+    m, act = any_matrix("int8", 5 * TILE, K, LOW_RANK), random_activation(17, K, exact=False)
+    alone = np.concatenate([multiply(m, first_tokens(act, t, 1)) for t in range(17)])
+    for T in (4, 7, 8, 16, 17):
+        assert_same_bits(multiply(m, first_tokens(act, 0, T)), alone[:T])
 
 
 @pytest.mark.parametrize("kind", WEIGHT_TYPES)
