@@ -30,8 +30,8 @@ assert GROUP == 4 * LANES, "`dot_int` reads a group as eight pairs of quads"
 assert BLOCK == 4 * LANES, "`sparse_ffn` holds the output channels of a block in four vectors"
 assert BLOCK == GROUP, "`layers.hidden_units` quantizes the block of hidden units that it has computed"
 
-PACKED_BYTES = BLOCK * GROUP
-"""Scratch memory of a thread, for `cpu_kernels.products.sparse_ffn.dense_rows`."""
+N_SCRATCH_BUFFERS = 5
+"""Buffers of a thread for what one item of work needs: as many as the recurrence of a head takes."""
 
 PROBE_BLOCK = 1 << 18
 """Bytes of an item of work of `cpu_kernels.bandwidth`."""
@@ -175,16 +175,10 @@ RUN = np.dtype(
             "k",  # [T, C]
             "v",  # [T, C]
             "v_first",  # [T, C]
-            "w",  # [T, C]  decay
-            "a",  # [T, C]  in-context learning rate, later times kk
-            "vg",  # [T, C]  gate of the value residual
-            "g",  # [T, C]  output gate
-            "kk",  # [T, C]  removal key
             "out",  # [T, C]  what a mix adds to the residual stream
             "active",  # uint8 [T, F]  the hidden units that are not zero, group by group: numbers from 0 to 63
             "counts",  # int32 [T, F/64]  how many each group has
-            "h",  # [threads, capacity, 64]  hidden units of a block
-            "packed",  # uint8 [threads, PACKED_BYTES]  scratch memory
+            "scratch",  # [threads, N_SCRATCH_BUFFERS, capacity, 64]  what only one item of work needs
             "logits",  # [n_wanted, V padded to 16]
         )
     ]

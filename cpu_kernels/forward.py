@@ -27,7 +27,7 @@ from cpu_kernels.abi import (
     OUTPUT,
     RUN,
 )
-from cpu_kernels.layers import at, n_low_rank_tiles, output_rows
+from cpu_kernels.layers import at, n_low_rank_items, output_rows
 from cpu_kernels.records import table
 from cpu_kernels.work_queue import SHARES, team_loop
 
@@ -58,7 +58,7 @@ def n_items(phase, run: RUN, matrices: Sequence[MATRIX], _inputs: Sequence[ACTIV
     if kind in (EMBED, MIX_TIME, MIX_CHANNELS):
         return run.T
     if kind == PROJECT:
-        return n_low_rank_tiles(matrices, layer_of(phase) * N_MATRICES) + 3 * (C // BLOCK)
+        return n_low_rank_items(run, matrices, layer_of(phase) * N_MATRICES) + 3 * (C // BLOCK)
     if kind == ADD_OUTPUT:
         return C // output_rows(run)
     if kind == HEADS:
@@ -96,7 +96,7 @@ def do_item(phase, item, thread, run: RUN, matrices: Sequence[MATRIX], inputs: S
         elif kind == PROJECT:
             layers.project(run, matrices, inputs, matrix, item)
         elif kind == HEADS:
-            layers.heads(run, matrices, inputs, matrix, vectors, layer, item)
+            layers.heads(run, matrices, inputs, matrix, vectors, layer, item, thread)
         elif kind == ADD_OUTPUT:
             layers.add_output(run, matrices[matrix + OUTPUT], inputs[GATED], item)
         elif kind == MIX_CHANNELS:
@@ -105,7 +105,7 @@ def do_item(phase, item, thread, run: RUN, matrices: Sequence[MATRIX], inputs: S
             m, act = matrices[matrix + FFN_KEY], inputs[IN_FFN]
             layers.hidden_units(run, m, act, inputs[HIDDEN], item, thread)
         else:
-            layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], layer, item, thread)
+            layers.add_hidden(run, matrices[matrix + FFN_VALUE], inputs[HIDDEN], layer, item)
 
 
 _loop = team_loop(n_items, do_item)

@@ -49,7 +49,7 @@ from cpu_kernels.abi import (
     LOW_RANK_INPUTS,
     LOW_W,
     MATRIX,
-    PACKED_BYTES,
+    N_SCRATCH_BUFFERS,
     R_K,
     RECEPTANCE,
     RUN,
@@ -65,14 +65,32 @@ from cpu_kernels.abi import (
 from cpu_kernels.elementwise import FLOAT
 from cpu_kernels.products.dot_int import SCALE_BYTES
 from cpu_kernels.products.matrix import FLOAT16, INT8, is_integer, rows_times_tokens
-from cpu_kernels.products.sparse_ffn import dense_rows, find_active_f32, find_active_i8, sparse_rows
+from cpu_kernels.products.sparse_ffn import (
+    dense_rows,
+    find_active_f32,
+    find_active_i8,
+    n_read_densely,
+    sparse_rows,
+)
 from cpu_kernels.records import table
-from cpu_kernels.simd import LANES, get_bf16, get_i64, load, load_f16, load_i8_as_f32, splat, store
+from cpu_kernels.simd import (
+    LANES,
+    get_bf16,
+    get_i64,
+    load,
+    load_f16,
+    load_i8_as_f32,
+    splat,
+    stack_memory,
+    store,
+)
+from cpu_kernels.wkv7 import HEAD_BYTES
 
 TILES = BLOCK // LANES  # of a block of rows
 HEAD_TILES = HEAD_SIZE // LANES
 
 tokens_at, states_at = table(TOKEN), table(STATE)
+_removed = stack_memory(HEAD_BYTES)
 
 
 @njit
@@ -137,13 +155,13 @@ def mix_time(run: RUN, inputs: Sequence[ACTIVATION], vectors, layer, t):
 
 @njit
 def project(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, item):
-    """The first halves of the low-rank maps, an item for each tile; then r, k and v, an item for each block of rows."""
+    """The first halves of the low-rank maps, see `low_rank_item`; then r, k and v, an item for each block of rows."""
     C, T = run.C, run.T
-    n_tiles, blocks = n_low_rank_tiles(matrices, matrix), C // BLOCK
-    if item < n_tiles:
-        low_rank_tile(inputs, matrices, matrix, item, T)
+    n_low_rank, blocks = n_low_rank_items(run, matrices, matrix), C // BLOCK
+    if item < n_low_rank:
+        low_rank_item(run, inputs, matrices, matrix, item)
     else:
-        i, block = (item - n_tiles) // blocks, (item - n_tiles) % blocks
+        i, block = (item - n_low_rank) // blocks, (item - n_low_rank) % blocks
         out = at(run.r if i == 0 else run.k if i == 1 else run.v, block, BLOCK)
         rows_times_tokens(
             out, C * FLOAT, matrices[matrix + RECEPTANCE + i], block * TILES, TILES, inputs[IN_R + i], T
@@ -151,78 +169,130 @@ def project(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], 
 
 
 @njit
-def n_low_rank_tiles(matrices: Sequence[MATRIX], matrix):
-    """The tiles of w1, a1, v1 and g1 of the layer whose matrices begin at `matrix`."""
+def low_rank_tiles(run: RUN):
+    """Tiles of an item of the first halves of the low-rank maps: one for a single token, see `output_rows`."""
+    return 2 if run.T > 1 else 1
+
+
+@njit
+def n_low_rank_items(run: RUN, matrices: Sequence[MATRIX], matrix):
+    """The items of w1, a1, v1 and g1 of the layer whose matrices begin at `matrix`."""
     n = 0
     for i in range(4):
-        n += matrices[matrix + W1 + i].rows // LANES
+        n += items_of(run, matrices[matrix + W1 + i])
     return n
 
 
 @njit
-def low_rank_tile(inputs: Sequence[ACTIVATION], matrices: Sequence[MATRIX], matrix, tile, T):
-    """One tile of w1, a1, v1 or g1 times its input, with the activation function between the two halves of the map."""
-    i = 0
-    while tile >= matrices[matrix + W1 + i].rows // LANES:
-        tile -= matrices[matrix + W1 + i].rows // LANES
-        i += 1
-    source, hidden = inputs[LOW_RANK_INPUTS[i]], inputs[LOW_W + i]
-    out = at(hidden.x, tile, LANES)
-    rows_times_tokens(out, hidden.cols * FLOAT, matrices[matrix + W1 + i], tile, 1, source, T)
-    for t in range(T):
-        y = at(out, t, hidden.cols)
-        if W1 + i == W1:
-            store(y, el.tanh(load(y)))
-        elif W1 + i == G1:
-            store(y, el.sigmoid(load(y)))
+def items_of(run: RUN, m: MATRIX):
+    """The items of the first half of one low-rank map."""
+    n = low_rank_tiles(run)
+    return (m.rows // LANES + n - 1) // n
 
 
 @njit
-def heads(run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, vectors, layer, head):
-    """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head."""
-    C, H = run.C, run.C // HEAD_SIZE
-    stride, column = C * FLOAT, head * wkv7.HEAD_BYTES
+def low_rank_item(run: RUN, inputs: Sequence[ACTIVATION], matrices: Sequence[MATRIX], matrix, item):
+    """Tiles of w1, a1, v1 or g1 times their input, with the activation function between the two halves of the map."""
+    i, T = 0, run.T
+    while item >= items_of(run, matrices[matrix + W1 + i]):
+        item -= items_of(run, matrices[matrix + W1 + i])
+        i += 1
+    m, source, hidden = matrices[matrix + W1 + i], inputs[LOW_RANK_INPUTS[i]], inputs[LOW_W + i]
+    tile = item * low_rank_tiles(run)
+    n = min(low_rank_tiles(run), m.rows // LANES - tile)
+    rows_times_tokens(at(hidden.x, tile, LANES), hidden.cols * FLOAT, m, tile, n, source, T)
+    for t in range(T):
+        for j in range(tile, tile + n):
+            y = at(at(hidden.x, t, hidden.cols), j, LANES)
+            if W1 + i == W1:
+                store(y, el.tanh(load(y)))
+            elif W1 + i == G1:
+                store(y, el.sigmoid(load(y)))
+
+
+@njit
+def heads(
+    run: RUN, matrices: Sequence[MATRIX], inputs: Sequence[ACTIVATION], matrix, vectors, layer, head, thread
+):
+    """The second halves of the low-rank maps, the recurrence, and the gated output. An item is a head.
+
+    What only this item needs is in the thread's scratch memory, [T, N] each, where it stays in the cache.
+    """
+    T, column = run.T, head * HEAD_BYTES
+    w, a, vg = scratch(run, thread, 0), scratch(run, thread, 1), scratch(run, thread, 2)
+    g, kk = scratch(run, thread, 3), scratch(run, thread, 4)
     for i in range(4):
         if W2 + i == V2 and layer == 0:
             continue
-        out = run.w if i == 0 else run.a if i == 1 else run.vg if i == 2 else run.g
-        rows_times_tokens(
-            out + column,
-            stride,
-            matrices[matrix + W2 + i],
-            head * HEAD_TILES,
-            HEAD_TILES,
-            inputs[LOW_W + i],
-            run.T,
-        )
-    S = (layer * H + head) * HEAD_SIZE * wkv7.HEAD_BYTES
-    for t in range(run.T):
-        token = tokens_at(run.tokens)[t]
-        source, target = states_at(run.states)[token.source], states_at(run.states)[token.target]
-        row = column + t * stride
-        head_step(run, inputs[GATED], vectors + column, layer, source.wkv + S, target.wkv + S, row, t, head)
-        if token.is_last:
-            keep_shift(run, t, at(target.shift_att, layer, C), head)
+        out = w if i == 0 else a if i == 1 else vg if i == 2 else g
+        m = matrices[matrix + W2 + i]
+        rows_times_tokens(out, HEAD_BYTES, m, head * HEAD_TILES, HEAD_TILES, inputs[LOW_W + i], T)
+    for t in range(T):
+        row, local = column + t * run.C * FLOAT, t * HEAD_BYTES
+        head_inputs(run, vectors + column, layer, row, w + local, a + local, vg + local, kk + local)
+    recurrence(run, inputs[GATED], layer, head, w, a, kk)
+    for t in range(T):
+        row, local = column + t * run.C * FLOAT, t * HEAD_BYTES
+        head_output(run, inputs[GATED], vectors + column, row, g + local, t, head)
 
 
 @njit
-def head_step(run: RUN, gated: ACTIVATION, vectors, layer, source, target, row, t, head):
-    """One token of one head. `row` is the offset of the head's channels of token t in a buffer [T, C].
+def scratch(run: RUN, thread, i):
+    """The address of buffer i of a thread, float32 [T, 64]."""
+    return at(run.scratch, (thread * N_SCRATCH_BUFFERS + i) * run.capacity, BLOCK)
 
-    `source` and `target` are the addresses of the state of the head before and after the token, `vectors` that of the
-    layer's vectors from the head's channels on.
+
+@njit
+def head_inputs(run: RUN, vectors, layer, row, w, a, vg, kk):
+    """What the recurrence takes of one token of one head, in place: w, a and kk, and the head's channels of k and v.
+
+    `row` is the offset of the head's channels of the token in a buffer [T, C], `vectors` the address of the layer's
+    vectors from the head's channels on.
     """
-    C = run.C
-    r, k, v, a, kk, y = run.r + row, run.k + row, run.v + row, run.a + row, run.kk + row, gated.x + row
-    wkv7.decay(run.w + row, at(vectors, W0, C))
+    C, v = run.C, run.v + row
+    wkv7.decay(w, at(vectors, W0, C))
     if layer == 0:
         el.copy(run.v_first + row, v, HEAD_SIZE)
     else:
-        wkv7.value_residual(v, run.v_first + row, run.vg + row, at(vectors, V0, C))
-    wkv7.keys(kk, a, k, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
-    wkv7.step(y, target, source, r, run.w + row, k, v, kk, a)
+        wkv7.value_residual(v, run.v_first + row, vg, at(vectors, V0, C))
+    wkv7.keys(kk, a, run.k + row, at(vectors, K_K, C), at(vectors, K_A, C), at(vectors, A0, C))
+
+
+@njit
+def recurrence(run: RUN, gated: ACTIVATION, layer, head, w, a, kk):
+    """The states of one head after each token, and what they give for r, in the head's channels of gated.x."""
+    C = run.C
+    S = (layer * (C // HEAD_SIZE) + head) * HEAD_SIZE * HEAD_BYTES
+    tokens, states, m = tokens_at(run.tokens), states_at(run.states), _removed(0)
+    for t in range(run.T):
+        token, row, local = tokens[t], (t * C + head * HEAD_SIZE) * FLOAT, t * HEAD_BYTES
+        source, target = states[token.source].wkv + S, states[token.target].wkv + S
+        r, k, v, y = run.r + row, run.k + row, run.v + row, gated.x + row
+        if t == 0 or not follows(run, t):
+            wkv7.removal(m, source, kk + local)
+        if t + 1 < run.T and follows(run, t + 1):
+            wkv7.step_and_removal(
+                y, target, source, r, w + local, k, v, a + local, m, kk + local + HEAD_BYTES
+            )
+        else:
+            wkv7.step(y, target, source, r, w + local, k, v, a + local, m, 0)
+        if token.is_last:
+            keep_shift(run, t, at(states[token.target].shift_att, layer, C), head)
+
+
+@njit
+def follows(run: RUN, t):
+    """Whether token t, which is not the first, continues from the state after the token in the row before."""
+    tokens = tokens_at(run.tokens)
+    return tokens[t].previous == t - 1 and tokens[t].source == tokens[t - 1].target
+
+
+@njit
+def head_output(run: RUN, gated: ACTIVATION, vectors, row, g, t, head):
+    """The gated output of one token of one head, as floats and rounded to int8."""
+    C, y = run.C, gated.x + row
     norm_weight, norm_bias = at(vectors, LN_X_W, C), at(vectors, LN_X_B, C)
-    wkv7.finish(y, r, k, v, run.g + row, at(vectors, R_K, C), norm_weight, norm_bias)
+    wkv7.finish(y, run.r + row, run.k + row, run.v + row, g, at(vectors, R_K, C), norm_weight, norm_bias)
     group = t * (C // GROUP) + head * (HEAD_SIZE // GROUP)  # the first one of the head
     el.quantize(gated.xq + group * GROUP, at(gated.scale, group, 1), at(gated.sums, group, 1), y, HEAD_SIZE)
 
@@ -258,7 +328,7 @@ def n_dense(run: RUN, m: MATRIX):
 
     Only the tokens after them need lists of non-zero units. m is ffn.key or ffn.value, whose types are the same.
     """
-    return run.T // 4 * 4 if is_integer(m) else 0
+    return n_read_densely(run.T) if is_integer(m) else 0
 
 
 @njit
@@ -267,7 +337,7 @@ def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, block
     F, T = run.F, run.T
     h, stride = at(hidden.x, block, BLOCK), F
     if is_integer(m):  # which need it only to quantize it: it can stay in the cache
-        h, stride = run.h + thread * run.capacity * BLOCK * FLOAT, BLOCK
+        h, stride = scratch(run, thread, 0), BLOCK
     rows_times_tokens(h, stride * FLOAT, m, block * TILES, TILES, act, T)
     for t in range(T):
         group = t * (F // GROUP) + block
@@ -284,7 +354,7 @@ def hidden_units(run: RUN, m: MATRIX, act: ACTIVATION, hidden: ACTIVATION, block
 
 
 @njit
-def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, layer, block, thread):
+def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, layer, block):
     """x += ffn.value h. An item is a block of 64 channels."""
     C, F = run.C, run.F
     for t in range(run.T):
@@ -293,7 +363,7 @@ def add_hidden(run: RUN, m: MATRIX, hidden: ACTIVATION, layer, block, thread):
             keep_shift(run, t, at(states_at(run.states)[token.target].shift_ffn, layer, C), block)
     x, dense = at(run.x, block, BLOCK), n_dense(run, m)
     if dense:
-        dense_rows(x, C * FLOAT, m, block, hidden, dense, run.packed + thread * PACKED_BYTES)
+        dense_rows(x, C * FLOAT, m, block, hidden, dense)
     for t in range(dense, run.T):
         groups = t * (F // GROUP)
         sparse_rows(at(x, t, C), m, block, hidden, t, run.active + t * F, at(run.counts, groups, 1))

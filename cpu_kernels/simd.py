@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-from cpu_kernels.abi import LANES
+from cpu_kernels.abi import CACHE_LINE, LANES
 from cpu_kernels.runtime import host
 from cpu_kernels.runtime.instructions import call
 
@@ -52,7 +52,7 @@ class _VectorModel(models.PrimitiveModel):
 def intrinsic_of(result, *arguments):
     """A decorator that turns `emit(builder, *values) -> value`, which emits LLVM IR, into a Numba intrinsic.
 
-    `result` and `arguments` are the Numba types of its signature: one to four arguments.
+    `result` and `arguments` are the Numba types of its signature: one to five arguments.
     """
 
     def decorate(emit):
@@ -70,6 +70,7 @@ def intrinsic_of(result, *arguments):
             lambda typingctx, a, b: typed(),
             lambda typingctx, a, b, c: typed(),
             lambda typingctx, a, b, c, d: typed(),
+            lambda typingctx, a, b, c, d, e: typed(),
         )
         typer = by_count[len(arguments)]
         typer.__name__, typer.__doc__, typer.__module__ = emit.__name__, emit.__doc__, emit.__module__
@@ -83,7 +84,23 @@ def pointer(builder, address, llvm):
     return builder.inttoptr(address, llvm.as_pointer())
 
 
-def _splat(builder, scalar, lanes=LANES):
+def stack_memory(n_bytes):
+    """A function that takes any integer and gives the address of `n_bytes` on the stack, on a whole cache line.
+
+    They are uninitialised, and belong to the function that calls it until that returns.
+    """
+
+    @intrinsic_of(types.int64, types.int64)
+    def memory(builder, _unused):
+        with builder.goto_entry_block():
+            place = builder.alloca(ir.ArrayType(_i8, n_bytes))
+            place.align = CACHE_LINE
+        return builder.ptrtoint(place, _i64)
+
+    return memory
+
+
+def splat_of(builder, scalar, lanes=LANES):
     """A vector with `scalar` in every lane."""
     vector = ir.VectorType(scalar.type, lanes)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _i32(0))
@@ -255,7 +272,7 @@ def store_f32_as_i8(builder, address, vector):
 @intrinsic_of(F32, types.float32)
 def splat(builder, scalar):
     """A float in every lane."""
-    return _splat(builder, scalar)
+    return splat_of(builder, scalar)
 
 
 @intrinsic_of(F32, F32, F32, F32)
@@ -392,13 +409,19 @@ for _python_operator, _method in (
 @intrinsic_of(I32, types.int32)
 def splat_i32(builder, scalar):
     """An integer in every lane."""
-    return _splat(builder, scalar)
+    return splat_of(builder, scalar)
 
 
 @intrinsic_of(F32, I32)
 def to_f32(builder, a):
     """Each integer as a float."""
     return builder.sitofp(a, F32.llvm)
+
+
+@intrinsic_of(I32, types.int64)
+def load_i32(builder, address):
+    """Sixteen integers."""
+    return builder.load(pointer(builder, address, I32.llvm), align=4)
 
 
 @intrinsic_of(I8, types.int64)
@@ -411,7 +434,7 @@ def load_i8(builder, address):
 def splat_4i8(builder, address):
     """The four bytes at an address, sixteen times."""
     four = builder.load(pointer(builder, address, _i32), align=1)
-    return builder.bitcast(_splat(builder, four), I8.llvm)
+    return builder.bitcast(splat_of(builder, four), I8.llvm)
 
 
 @intrinsic_of(I8, I8)

@@ -63,6 +63,23 @@ def default_threads() -> int:
     return max(1, min(_physical_cores(), int(_container_share()), MOST_THREADS))
 
 
+def l2_cache() -> int | None:
+    """The bytes of L2 cache that each core has to itself, or its share of one; None if the system does not tell."""
+    folder = "/sys/devices/system/cpu/cpu0/cache/index2/"
+    size = re.fullmatch(r"(\d+)K", _text(folder + "size").strip())
+    if size is None or _text(folder + "level").strip() != "2":
+        return None
+    siblings = _text("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
+    cores = _count(_text(folder + "shared_cpu_list")) // _count(siblings)
+    return 1024 * int(size[1]) // max(cores, 1)
+
+
+def _count(processors: str) -> int:
+    """How many processors a list such as 0-3,8 has; at least one."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", processors)
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges) or 1
+
+
 @functools.cache
 def has_threads() -> bool:
     """Whether the system gives this process any more threads."""

@@ -8,11 +8,23 @@ import numpy as np
 from numba import njit
 
 from cpu_kernels.abi import ACTIVATION, GROUP, MATRIX
-from cpu_kernels.elementwise import FLOAT
+from cpu_kernels.elementwise import FLOAT, VECTOR
 from cpu_kernels.products.dot_int import SCALES
-from cpu_kernels.simd import LANES, fma, get_f32, load, load_bf16, load_f16, load_i8_as_f32, splat, store
+from cpu_kernels.simd import (
+    LANES,
+    fma,
+    get_f32,
+    load,
+    load_bf16,
+    load_f16,
+    load_i8_as_f32,
+    splat,
+    stack_memory,
+    store,
+)
 
 _f = np.float32
+_floats = stack_memory(2 * GROUP * VECTOR)
 
 
 class Kernels(NamedTuple):
@@ -113,6 +125,56 @@ def _scaled_tile():
         return a, b, c, d
 
     return tile_x1, tile_x4
+
+
+@njit
+def small_pair(out, stride, m: MATRIX, tile, act: ACTIVATION, T):
+    """out [T, 32] = two tiles of weights in int8 times an even number of tokens, with the bits of the other kernels.
+
+    The weights are converted to floats once for all tokens.
+    """
+    weights, next_tile, K = m.weights + tile * m.cols * LANES, m.cols * LANES, m.cols
+    floats, scales = _floats(0), _scales(m, tile)
+    for k in range(0, K, GROUP):
+        n, group = min(GROUP, K - k), k // GROUP * SCALES
+        for i in range(n):
+            store(floats + i * VECTOR, load_i8_as_f32(weights + (k + i) * LANES))
+            store(floats + (GROUP + i) * VECTOR, load_i8_as_f32(weights + next_tile + (k + i) * LANES))
+        first_scale, second_scale = load_bf16(scales + group), load_bf16(_scales(m, tile + 1) + group)
+        for t in range(0, T, 2):
+            a, b, c, d = _sums_2x2(floats, act.x + (t * K + k) * FLOAT, K * FLOAT, n)
+            row = out + t * stride
+            _add_scaled(row, a, first_scale, k)
+            _add_scaled(row + VECTOR, b, second_scale, k)
+            _add_scaled(row + stride, c, first_scale, k)
+            _add_scaled(row + stride + VECTOR, d, second_scale, k)
+
+
+@njit
+def _sums_2x2(floats, x, next_token, n):
+    """Four [16]: the sums of n columns of two tiles, times a token, then times the next; added in the order of x1."""
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(_f(0))
+    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = a0
+    for k in range(0, n, 4):
+        at, xk = floats + k * VECTOR, x + k * FLOAT
+        a0, b0, c0, d0 = _column_2x2(at, xk, next_token, a0, b0, c0, d0)
+        a1, b1, c1, d1 = _column_2x2(at + VECTOR, xk + FLOAT, next_token, a1, b1, c1, d1)
+        a2, b2, c2, d2 = _column_2x2(at + 2 * VECTOR, xk + 2 * FLOAT, next_token, a2, b2, c2, d2)
+        a3, b3, c3, d3 = _column_2x2(at + 3 * VECTOR, xk + 3 * FLOAT, next_token, a3, b3, c3, d3)
+    return (a0 + a1) + (a2 + a3), (b0 + b1) + (b2 + b3), (c0 + c1) + (c2 + c3), (d0 + d1) + (d2 + d3)
+
+
+@njit
+def _column_2x2(floats, x, next_token, a, b, c, d):
+    first, second = load(floats), load(floats + GROUP * VECTOR)
+    this, following = splat(get_f32(x)), splat(get_f32(x + next_token))
+    return fma(first, this, a), fma(second, this, b), fma(first, following, c), fma(second, following, d)
+
+
+@njit
+def _add_scaled(out, total, scale, k):
+    """out [16] += total * scale; the first group, k = 0, sets it."""
+    store(out, fma(total, scale, load(out) if k else splat(_f(0))))
 
 
 @njit

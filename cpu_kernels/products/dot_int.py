@@ -90,7 +90,7 @@ def _x1(packing):
         """out [16] = one tile times token t."""
         groups = m.cols // GROUP
         weights, scales = m.weights + tile * groups * group_bytes, m.scales + tile * groups * SCALES
-        xq, scale, sums = _activation(act, t, 0)
+        xq, scale, sums = group_of_activation(act, t, 0)
         total = splat(_f(0))
         for g in range(groups):
             for line in range(0, group_bytes, CACHE_LINE):
@@ -141,7 +141,7 @@ def _add_group_x4(packing):
         stride, next_tile and next_scales are distances in bytes: between the outputs of two tokens, the weights of the
         two tiles, and their scales.
         """
-        xq, scale, sums = _activation(act, t, g)
+        xq, scale, sums = group_of_activation(act, t, g)
         K, token = act.cols, act.cols // GROUP * FLOAT
         a0 = b0 = splat_i32(negative_offset * get_i32(sums))
         a1 = b1 = splat_i32(negative_offset * get_i32(sums + token))
@@ -176,7 +176,7 @@ def _add_group_x4(packing):
 
 
 @njit
-def _activation(act: ACTIVATION, t, g):
+def group_of_activation(act: ACTIVATION, t, g):
     """The addresses of the int8 values, the scale and the sum of group g of the activation of token t."""
     group = t * (act.cols // GROUP) + g
     return act.xq + group * GROUP, act.scale + group * FLOAT, act.sums + group * FLOAT

@@ -20,9 +20,14 @@ from __future__ import annotations
 
 from numba import njit
 
-from cpu_kernels.abi import ACTIVATION, FLOAT16, FLOAT32, INT4, INT8, MATRIX
+from cpu_kernels.abi import ACTIVATION, FLOAT16, FLOAT32, INT4, INT8, MATRIX, SMALL
 from cpu_kernels.elementwise import VECTOR
-from cpu_kernels.products import dot_float, dot_int
+from cpu_kernels.products import amx, dot_float, dot_int
+from cpu_kernels.products.dot import HAS_TILES
+from cpu_kernels.products.dot_float import small_pair
+
+LEAST_PAIRED = 8
+"""With fewer tokens, weights of low-rank maps are not worth converting to floats beforehand."""
 
 _int8, _int4, _float16, _float32 = dot_int.int8, dot_int.int4, dot_float.float16, dot_float.float32
 _small_x1, _small_x4 = dot_float.small.x1, dot_float.small.x4
@@ -47,23 +52,40 @@ def weight_bytes(m: MATRIX, n):
 
 
 @njit
-def rows_times_tokens(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T):
+def _by_vectors(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T):
     """out[t, 0 : 16 * n_tiles] = n_tiles tiles of the matrix m, from `tile` on, times the activation of token t, t < T.
 
     `stride` is the distance in bytes between two tokens' outputs. The bits of the result do not depend on T.
     """
     end = tile + n_tiles
     while tile < end:
-        # The integer kernels for four tokens compute two tiles at once.
-        n = 2 if is_integer(m) and tile + 2 <= end else 1
-        T4 = 0 if is_integer(m) and n == 1 else T // 4 * 4
-        for t in range(0, T4, 4):
-            _x4(out + t * stride, stride, m, tile, act, t)
-        for t in range(T4, T):
+        # Integer weights, those of low-rank maps for many tokens only, are multiplied two tiles at a time.
+        has_pair = tile + 2 <= end and (is_integer(m) or (m.kind == SMALL and T >= LEAST_PAIRED))
+        n = 2 if has_pair else 1
+        if has_pair and m.kind == SMALL:
+            together = T // 2 * 2
+            small_pair(out, stride, m, tile, act, together)
+        else:
+            together = T // 4 * 4 if has_pair or not is_integer(m) else 0
+            for t in range(0, together, 4):
+                _x4(out + t * stride, stride, m, tile, act, t)
+        for t in range(together, T):
             for i in range(n):
                 _x1(out + t * stride + i * VECTOR, m, tile + i, act, t)
         tile += n
         out += n * VECTOR
+
+
+@njit
+def _by_tile_registers(out, stride, m: MATRIX, tile, n_tiles, act: ACTIVATION, T):
+    """The same, with AMX where that is faster."""
+    if is_integer(m) and T >= amx.LEAST:
+        amx.rows_times_tokens(out, stride, m, tile, n_tiles, act, T)
+    else:
+        _by_vectors(out, stride, m, tile, n_tiles, act, T)
+
+
+rows_times_tokens = _by_tile_registers if HAS_TILES else _by_vectors
 
 
 @njit

@@ -15,10 +15,11 @@ from numba import njit
 
 from cpu_kernels.abi import ACTIVATION, BLOCK, GROUP, MATRIX
 from cpu_kernels.elementwise import FLOAT, VECTOR
-from cpu_kernels.products import dot_int
-from cpu_kernels.products.dot import WEIGHT_OFFSET, dot4, dot4_unsigned
-from cpu_kernels.products.dot_int import INT4_OFFSET, INT8_GROUP, QUAD, SCALE_BYTES, SCALES
+from cpu_kernels.products import amx, dot_int
+from cpu_kernels.products.dot import HAS_TILES, WEIGHT_OFFSET, dot4, dot4_unsigned
+from cpu_kernels.products.dot_int import INT4_OFFSET, INT8_GROUP, SCALE_BYTES, SCALES
 from cpu_kernels.products.matrix import FLOAT16, INT8, is_integer, weight_bytes
+from cpu_kernels.products.packing import TILES, int4_packers, pack_rows_int8
 from cpu_kernels.simd import (
     LANES,
     fma,
@@ -41,8 +42,8 @@ from cpu_kernels.simd import (
     splat,
     splat_4i8,
     splat_i32,
+    stack_memory,
     store,
-    store_i8,
     to_f32,
 )
 
@@ -52,12 +53,13 @@ FEW = 20
 AHEAD = 6
 """Prefetch distance of single rows, in groups: the CPU's own prefetcher finds no pattern in them."""
 
-TILES = BLOCK // LANES
 GROUP_SCALES = BLOCK * SCALE_BYTES  # bytes of the scales of a group of units
 
 _f = np.float32
 _add_int8 = dot_int.int8.add_group_x4
 _add_int4 = dot_int.unpacked_int4.add_group_x4
+_pack_rows_int4, _ = int4_packers(njit(lambda halves: halves))
+_packed = stack_memory(TILES * INT8_GROUP)
 
 
 @njit
@@ -220,19 +222,26 @@ _add_float32 = _float_kernel(load, 4)
 
 
 @njit
-def dense_rows(out, stride, m: MATRIX, block, act: ACTIVATION, T, packed):
-    """out [T, 64] += what `sparse_rows` adds, to the bit, for a multiple of four tokens and integer weights.
+def n_read_densely(T):
+    """How many of T tokens, the first ones, `dense_rows` takes, for integer weights; `sparse_rows` takes the others."""
+    if HAS_TILES and T >= amx.LEAST:
+        return T
+    return T // 4 * 4
 
-    Each group of units is first repacked into four tiles, in `packed` (uint8 [PACKED_BYTES]), for which the kernels of
-    the other matrices can be used.
+
+@njit
+def _dense_rows_by_vectors(out, stride, m: MATRIX, block, act: ACTIVATION, T):
+    """out [T, 64] += what `sparse_rows` adds, to the bit, for integer weights and as many tokens as `n_read_densely`.
+
+    Each group of units is first repacked into four tiles, for which the kernels of the other matrices can be used.
     """
-    F = m.cols
+    F, packed = m.cols, _packed(0)
     for g in range(F // GROUP if T else 0):
         row = block * F + g * GROUP
         if m.kind == INT8:
-            _pack_int8(packed, m.weights + row * BLOCK)
+            pack_rows_int8(packed, INT8_GROUP, m.weights + row * BLOCK)
         else:
-            _pack_int4(packed, m.weights + row * BLOCK // 2)
+            _pack_rows_int4(packed, INT8_GROUP, m.weights + row * BLOCK // 2)
         for t in range(0, T, 4):
             for half in range(2):
                 at, tiles = out + t * stride + half * 2 * VECTOR, packed + half * 2 * INT8_GROUP
@@ -243,17 +252,4 @@ def dense_rows(out, stride, m: MATRIX, block, act: ACTIVATION, T, packed):
                     _add_int4(at, stride, tiles, INT8_GROUP, scales, SCALES, act, t, g)
 
 
-@njit
-def _pack_int8(packed, rows):
-    for q in range(GROUP // 4):
-        for c in range(TILES):
-            store_i8(packed + c * INT8_GROUP + q * QUAD, interleave(rows + 4 * q * BLOCK + c * LANES, BLOCK))
-
-
-@njit
-def _pack_int4(packed, rows):
-    for q in range(GROUP // 4):
-        for c in range(TILES // 2):
-            both = interleave(rows + 4 * q * (BLOCK // 2) + c * LANES, BLOCK // 2)
-            store_i8(packed + c * INT8_GROUP + q * QUAD, low_halves(both))
-            store_i8(packed + (c + TILES // 2) * INT8_GROUP + q * QUAD, high_halves(both))
+dense_rows = amx.dense_rows if HAS_TILES else _dense_rows_by_vectors

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 
+from cpu_kernels.runtime import amx
+
 ARM64 = ("aarch64", "arm64")
 """What systems call the 64-bit architecture of ARM, in lower case: Linux and Windows, macOS."""
 
@@ -58,7 +60,7 @@ def this_cpu() -> Cpu:
 
 
 def _features() -> dict[str, bool]:
-    """What this CPU can do.
+    """What this CPU can do, and the system lets this process do.
 
     LLVM asks an x86 CPU itself. On ARM only the system can be asked: LLVM does so on Linux for a few features, of which
     the dot product is none, and elsewhere goes by the name of the CPU, if at all.
@@ -67,6 +69,8 @@ def _features() -> dict[str, bool]:
         features = dict(llvm.get_host_cpu_features())
     except RuntimeError:  # LLVM cannot tell on this system
         features = {}
+    if features.get("amx-tile") and not amx.is_permitted():
+        features["amx-tile"] = False
     if platform.machine().lower() in ARM64:
         features["neon"] = True  # of every such CPU
         for name, (linux, mac_os, windows) in _ARM64_FEATURES.items():

@@ -121,12 +121,18 @@ class Instruction(NamedTuple):
     signed: Emitter  # of dot4
     unsigned: Emitter  # of dot4_unsigned
     weight_offset: int = 0
+    has_tiles: bool = False  # products of many tokens are those of AMX: see `cpu_kernels.products.amx`
 
 
 _vnni_512, _vnni_256 = _vpdpbusd(512), _in_parts(2, _vpdpbusd(256))
 
+_AVX512_VNNI = ("avx512f", "avx512bw", "avx512vnni")
+
 INSTRUCTIONS = {
-    "avx512-vnni": Instruction(("avx512f", "avx512bw", "avx512vnni"), _shifted(_vnni_512), _vnni_512, 128),
+    "amx-int8": Instruction(
+        ("amx-tile", "amx-int8", *_AVX512_VNNI), _shifted(_vnni_512), _vnni_512, 128, has_tiles=True
+    ),
+    "avx512-vnni": Instruction(_AVX512_VNNI, _shifted(_vnni_512), _vnni_512, 128),
     "avx-vnni": Instruction(("avx2", "avxvnni"), _shifted(_vnni_256), _vnni_256, 128),
     "avx2": Instruction(("avx2",), _in_parts(2, _avx2_signed), _in_parts(2, _avx2_unsigned)),
     "neon-dotprod": Instruction(("dotprod",), _in_parts(4, _sdot), _in_parts(4, _sdot)),

@@ -24,6 +24,7 @@ def _arm(*features: str) -> Cpu:
 
 
 TARGETS = {
+    "amx-int8": _x86("x86-64-v4", [*_X86_4, "avx512vnni", "amx-tile", "amx-int8"]),
     "avx512-vnni": _x86("x86-64-v4", [*_X86_4, "avx512vnni"]),
     "avx-vnni": _x86("x86-64-v3", [*_X86_3, "avxvnni"]),
     "avx2": _x86("x86-64-v3", _X86_3),

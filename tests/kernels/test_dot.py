@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llvmlite import ir
 from numba import njit, types
 
-from cpu_kernels.runtime import instructions
+from cpu_kernels.runtime import amx, instructions
 from cpu_kernels.simd import I8, I32, intrinsic_of, load_i8, pointer
 
 QUADS, BYTES = 16, 64
@@ -181,6 +181,28 @@ def test_an_instruction_of_another_cpu_is_refused(monkeypatch):
         instructions.choose()
 
 
+@pytest.mark.parametrize("is_permitted", [True, False])
+def test_tile_registers_need_the_permission_of_the_system(monkeypatch, is_permitted):
+    features = dict.fromkeys(instructions.INSTRUCTIONS["amx-int8"].features, True)
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(amx, "is_permitted", lambda: is_permitted)
+    names = ["amx-int8"] * is_permitted + ["avx512-vnni", "plain"]
+    assert instructions.available() == names
+
+
+def test_tile_registers_are_of_linux_on_x86(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert not amx.is_permitted.__wrapped__()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert not amx.is_permitted.__wrapped__()
+
+
+@pytest.mark.skipif("amx-int8" not in instructions.available(), reason="this machine has no AMX")
+def test_a_permission_can_be_asked_for_again():
+    assert amx.is_permitted.__wrapped__()
+
+
 def test_matrices_by_every_other_instruction_of_this_machine():
     """The choice is made at the import, so the tests of integer matrices run once more, in other processes."""
     files = [str(Path(__file__).with_name("test_matrix.py"))]
@@ -224,6 +246,7 @@ def assembly(emit, triple: str, cpu: str, features: str) -> str:
 @pytest.mark.parametrize(
     ("name", "triple", "cpu", "features", "expected", "times"),
     [
+        ("amx-int8", X86, "sapphirerapids", "", "vpdpbusd", 1),
         ("avx512-vnni", X86, "cascadelake", "", "vpdpbusd", 1),
         ("avx-vnni", X86, "alderlake", "", "vpdpbusd", 2),
         ("avx2", X86, "haswell", "", "vpmaddubsw", 2),

@@ -45,8 +45,8 @@ def _sparse_rows(out, matrices, block, activations, t, active, counts):
 
 
 @njit
-def _dense_rows(out, stride, matrices, block, activations, T, packed):
-    sparse_ffn.dense_rows(out, stride, matrices[0], block, activations[0], T, packed)
+def _dense_rows(out, stride, matrices, block, activations, T):
+    sparse_ffn.dense_rows(out, stride, matrices[0], block, activations[0], T)
 
 
 @njit
@@ -146,8 +146,8 @@ def multiply(m: Matrix, act: Activation, tile: int = 0, n_tiles: int | None = No
 
 
 @pytest.mark.parametrize("kind", WEIGHT_TYPES)
-@pytest.mark.parametrize("T", range(1, 10))
-@pytest.mark.parametrize("K", [64, 128, 320])
+@pytest.mark.parametrize("T", [*range(1, 10), 16, 19, 35])
+@pytest.mark.parametrize("K", [64, 128, 320, 704])
 @pytest.mark.parametrize(("tile", "n_tiles"), [(0, 5), (0, 1), (1, 2), (2, 3), (1, 4)])
 def test_exact_products(kind, T, K, tile, n_tiles):
     m, act = exact_matrix(kind, 5 * TILE, K), random_activation(T, K)
@@ -179,7 +179,7 @@ def test_each_column_meets_its_own_activation(kind):
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp16", "fp32"])
-@pytest.mark.parametrize("T", [1, 3, 4, 9])
+@pytest.mark.parametrize("T", [1, 3, 4, 9, 10])
 @pytest.mark.parametrize("K", [16, 48, 64, 80, 192])
 def test_groups_of_low_rank_matrices_may_be_shorter(kind, T, K):
     m, act = exact_matrix(kind, 3 * TILE, K, LOW_RANK), random_activation(T, K)
@@ -208,12 +208,20 @@ def test_any_product_is_near(kind):
     assert (np.abs(multiply(m, act) - act.values @ m.values.T.astype(np.float64)) <= bound).all()
 
 
+@pytest.mark.parametrize("K", [80, 128])
+def test_low_rank_matrices_give_the_same_to_the_bit_for_any_number_of_tokens(K):
+    m, act = any_matrix("int8", 5 * TILE, K, LOW_RANK), random_activation(17, K, exact=False)
+    alone = np.concatenate([multiply(m, first_tokens(act, t, 1)) for t in range(17)])
+    for T in (4, 7, 8, 16, 17):
+        assert_same_bits(multiply(m, first_tokens(act, 0, T)), alone[:T])
+
+
 @pytest.mark.parametrize("kind", WEIGHT_TYPES)
 @pytest.mark.parametrize("n_tiles", [1, 4, 5])
 def test_tokens_read_together_or_alone_give_the_same_to_the_bit(kind, n_tiles):
-    m, act = any_matrix(kind, 5 * TILE, 320), random_activation(9, 320, exact=False)
-    alone = np.concatenate([multiply(m, first_tokens(act, t, 1), 0, n_tiles) for t in range(9)])
-    for T in range(2, 10):
+    m, act = any_matrix(kind, 5 * TILE, 704), random_activation(37, 704, exact=False)
+    alone = np.concatenate([multiply(m, first_tokens(act, t, 1), 0, n_tiles) for t in range(37)])
+    for T in (*range(2, 10), 15, 16, 17, 32, 37):
         assert_same_bits(multiply(m, first_tokens(act, 0, T), 0, n_tiles), alone[:T])
 
 
@@ -285,10 +293,10 @@ def sparse(m: Matrix, act: Activation) -> np.ndarray:
 def dense(m: Matrix, act: Activation) -> np.ndarray:
     """[T, R], all tokens at once."""
     T, blocks = len(act.values), m.record[0]["rows"] // CHANNELS
-    out, packed = start_values(T, blocks * CHANNELS), np.full(CHANNELS * GROUP, 99, np.uint8)
+    out = start_values(T, blocks * CHANNELS)
     for block in range(blocks):
         place = address(out) + block * CHANNELS * 4
-        _dense_rows(place, out.strides[0], m.record, block, act.record, T, address(packed))
+        _dense_rows(place, out.strides[0], m.record, block, act.record, T)
     return out
 
 
@@ -306,7 +314,7 @@ def test_sparse_rows_are_exact(kind, density):
 
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("T", [4, 8])
+@pytest.mark.parametrize("T", [4, 8, 16, 20])
 def test_dense_rows_are_exact(kind, density, T):
     m, act = exact_matrix(kind, 2 * CHANNELS, 8 * GROUP, BY_INPUT), hidden_units(density, T)
     np.testing.assert_array_equal(dense(m, act), expected_of(m, act))
@@ -314,9 +322,11 @@ def test_dense_rows_are_exact(kind, density, T):
 
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize("density", DENSITIES)
-def test_dense_and_sparse_rows_are_the_same_to_the_bit(kind, density):
+@pytest.mark.parametrize("T", [4, 32, 43])
+def test_dense_and_sparse_rows_are_the_same_to_the_bit(kind, density, T):
     """Also where scales are not powers of two: a prompt and generated text give the same state."""
-    m, act = any_matrix(kind, CHANNELS, 8 * GROUP, BY_INPUT), hidden_units(density, 4, exact=False)
+    T = sparse_ffn.n_read_densely(T)
+    m, act = any_matrix(kind, CHANNELS, 8 * GROUP, BY_INPUT), hidden_units(density, T, exact=False)
     assert_same_bits(dense(m, act), sparse(m, act))
 
 
@@ -339,10 +349,9 @@ def test_hidden_units_may_be_negative_and_as_large_as_can_be(kind, n):
 @pytest.mark.parametrize("kind", INTEGERS)
 def test_dense_rows_of_no_token_do_nothing(kind):
     m, act = exact_matrix(kind, CHANNELS, GROUP, BY_INPUT), random_activation(4, GROUP)
-    out, packed = start_values(4, CHANNELS), np.full(CHANNELS * GROUP, 99, np.uint8)
-    _dense_rows(address(out), out.strides[0], m.record, 0, act.record, 0, address(packed))
+    out = start_values(4, CHANNELS)
+    _dense_rows(address(out), out.strides[0], m.record, 0, act.record, 0)
     np.testing.assert_array_equal(out, start_values(4, CHANNELS))
-    assert (packed == 99).all()
 
 
 def assert_found(hq: np.ndarray, h: np.ndarray) -> None:

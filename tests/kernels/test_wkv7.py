@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from helpers.kernel_check import address
+from helpers.kernel_check import address, assert_same_bits
 from numba import njit
 
 from cpu_kernels import wkv7
+from cpu_kernels.simd import stack_memory
 from cpu_kernels.wkv7 import N
 from rwkv_cli.engine.backends import reference
 
@@ -31,9 +32,25 @@ def _keys(kk, a, k, k_k, k_a, a0):
     wkv7.keys(kk, a, k, k_k, k_a, a0)
 
 
+_removed = stack_memory(N * 4)
+
+
 @njit
 def _step(y, S, r, w, k, v, kk, b):
-    wkv7.step(y, S, S, r, w, k, v, kk, b)
+    m = _removed(0)
+    wkv7.removal(m, S, kk)
+    wkv7.step(y, S, S, r, w, k, v, b, m, 0)
+
+
+@njit
+def _step_and_removal(y, target, S, r, w, k, v, kk, b, m, next_kk):
+    wkv7.removal(m, S, kk)
+    wkv7.step_and_removal(y, target, S, r, w, k, v, b, m, next_kk)
+
+
+@njit
+def _removal(m, S, kk):
+    wkv7.removal(m, S, kk)
 
 
 @njit
@@ -167,6 +184,18 @@ def test_a_part_of_a_step_alone(part):
     step(y, S, r, w, k, v, kk, b)
     np.testing.assert_array_equal(S, expected)
     np.testing.assert_array_equal(y, expected @ r)
+
+
+def test_a_step_and_the_next_removal_are_those_of_two_calls_to_the_bit():
+    S, r, w, k, v, kk, a = head(0)
+    next_kk, expected_S = normal(9, N), S.copy()
+    target, (y, m, expected_y, expected_m) = np.zeros_like(S), np.zeros((4, N), np.float32)
+    call(_step, expected_y, expected_S, r, w, k, v, kk, kk * a)
+    call(_removal, expected_m, expected_S, next_kk)
+    before = S.copy()
+    call(_step_and_removal, y, target, S, r, w, k, v, kk, kk * a, m, next_kk)
+    for found, expected in ((y, expected_y), (target, expected_S), (m, expected_m), (S, before)):
+        assert_same_bits(found, expected)
 
 
 def test_many_steps_do_not_drift():

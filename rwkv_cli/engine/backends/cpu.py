@@ -27,8 +27,8 @@ from rwkv_cli.reporting import Progress
 
 Array = NDArray[np.float32]
 
-CHUNK = 64
-"""Tokens that are read together, of a prompt or of many texts: each weight is read once for all of them."""
+LEAST_CHUNK, MOST_CHUNK = 64, 128
+"""Tokens of a prompt that are read together: each weight is read once for all of them."""
 
 KERNELS = [name for name in ENTRY_POINTS if name not in ("bandwidth.passes", "quantize.int4")]
 """All that generating text needs, from the tokenizer on, so that they are compiled together."""
@@ -47,13 +47,13 @@ class CpuBackend(Backend):
     is_split_invariant = True
     batch_size = 32
 
-    def __init__(self, model: ModelFile, n_threads: int | None = None, chunk: int = CHUNK) -> None:
+    def __init__(self, model: ModelFile, n_threads: int | None = None, chunk: int | None = None) -> None:
         self.config = model.config
-        self.chunk = chunk
+        self.chunk: int = chunk or best_chunk(model.config.n_embd, machine.l2_cache())
         self._info = model.info
         aot.compile_missing(KERNELS)
         self.n_threads: int = n_threads or machine.default_threads()
-        self._pass = ForwardPass(model, self.n_threads, chunk)
+        self._pass = ForwardPass(model, self.n_threads, self.chunk)
         self._sampler = CpuSampler(model.config.vocab_size, self.n_threads)
         self._spare: list[State] = []  # of those that were read on trial, to be used again
 
@@ -135,6 +135,16 @@ class CpuBackend(Backend):
     @staticmethod
     def _table(state: State) -> NDArray[np.void]:
         return np.array([addresses(state)], abi.STATE)
+
+
+def best_chunk(n_embd: int, l2_cache: int | None) -> int:
+    """How many tokens to read together: so many that their activations still fit into half of a core's L2 cache.
+
+    `l2_cache` is in bytes, None if it is not known. With more tokens, weights are read less often, but every phase of a
+    pass finds the activations of the one before further away. A multiple of 16, the rows of a tile register.
+    """
+    fitting = (l2_cache or 0) // 2 // (4 * n_embd) // 16 * 16
+    return max(LEAST_CHUNK, min(fitting, MOST_CHUNK))
 
 
 def is_compiled() -> bool:

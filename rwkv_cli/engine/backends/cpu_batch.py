@@ -18,6 +18,9 @@ from rwkv_cli.engine.state import State
 
 Array = NDArray[np.float32]
 
+MOST_TOKENS = 64
+"""Of a pass for many sequences: all of them wait until it is over."""
+
 
 class CpuBatch(Batch):
     """Sequences whose states are in slots. Each has the same results, to the bit, as alone."""
@@ -31,7 +34,7 @@ class CpuBatch(Batch):
     @property
     def capacity(self) -> int:
         """See `Batch.capacity`."""
-        return self._pass.capacity
+        return min(self._pass.capacity, MOST_TOKENS)
 
     def read(self, parts: Mapping[int, Sequence[int]]) -> Array:
         """See `Batch.read`."""

@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 Table = NDArray[Any]
 """Records of `cpu_kernels.abi`."""
 
-_FLOATS = ("x", "u", "last", "r", "k", "v", "v_first", "w", "a", "vg", "g", "kk", "out")  # of RUN, [T, C]
+_FLOATS = ("x", "u", "last", "r", "k", "v", "v_first", "out")  # of RUN, [T, C]
 
 
 class ForwardPass:
@@ -76,8 +76,7 @@ class ForwardPass:
         """Allocate the buffers of `abi.RUN` and `abi.ACTIVATION` for T tokens, and set their addresses."""
         C, F = self.config.n_embd, self.config.n_ffn
         buffers: dict[str, NDArray[Any]] = {name: np.empty((T, C), np.float32) for name in _FLOATS}
-        buffers["packed"] = np.empty((self.n_threads, abi.PACKED_BYTES), np.uint8)
-        buffers["h"] = np.empty((self.n_threads, T, abi.BLOCK), np.float32)
+        buffers["scratch"] = np.empty((self.n_threads, abi.N_SCRATCH_BUFFERS, T, abi.BLOCK), np.float32)
         buffers["active"] = np.empty((T, F), np.uint8)
         buffers["counts"] = np.empty((T, F // GROUP), np.int32)
         self._runs[0]["capacity"] = T
