@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +24,7 @@ class Line:
     number: int  # among all lines, from 1
     text: str  # without its end; empty for a wrong one
     digest: int  # 64 bits of a hash of its bytes
+    begin: int  # the byte of the file where it begins
     n_bytes: int  # in the file
     error: str = ""  # why it is not a text
 
@@ -32,8 +34,8 @@ def read_lines(file: BinaryIO, name: str, first_number: int = 1) -> Iterator[Lin
 
     Raises UsageError for a line without an end, and OSError.
     """
-    index, number = 0, first_number
-    while True:
+    index, begin = 0, 0
+    for number in itertools.count(first_number):
         data, digest, n_bytes = _next(file, name, number)
         if not n_bytes:
             return
@@ -49,9 +51,9 @@ def read_lines(file: BinaryIO, name: str, first_number: int = 1) -> Iterator[Lin
             except UsageError as wrong:
                 error = str(wrong)
         if text.strip() or error:
-            yield Line(index, number, text, digest, n_bytes, error)
+            yield Line(index, number, text, digest, begin, n_bytes, error)
             index += 1
-        number += 1
+        begin += n_bytes
 
 
 def _next(file: BinaryIO, name: str, number: int) -> tuple[bytes | None, int, int]:
