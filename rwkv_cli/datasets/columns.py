@@ -14,6 +14,9 @@ from rwkv_cli.reporting import did_you_mean
 ANSWER = ("index", "text", "thought", "finish", "prompt_tokens", "generated_tokens", "error")
 """Columns of an answer. The error is the last one: `jsonl.tally` relies on that."""
 
+NUMBERS = frozenset({"index", "prompt_tokens", "generated_tokens"})
+"""Those of them that are whole numbers; the others are texts."""
+
 _AS_JSON = frozenset({"json_schema", "response_format", "logit_bias", "stop", "choice", "ban"})
 """Fields with a structure, which a column of texts has as JSON."""
 
@@ -59,6 +62,13 @@ class Columns:
         if typed:
             found = {name: _typed(name, value) for name, value in found.items()}
         return {name: value for name, value in found.items() if value is not None}
+
+    def question(self, row: Mapping[str, Any]) -> question.Question:
+        """The question in a typed row; one with an error if it is wrong."""
+        try:
+            return question.parse(self.fields(row, typed=True))
+        except UsageError as error:
+            return question.Question(error=error.worded(lambda name, _: f'"{name}"'))
 
     def carried(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a row that the output has too."""

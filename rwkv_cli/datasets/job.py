@@ -10,15 +10,16 @@ from hashlib import blake2b, file_digest
 
 from rwkv_cli.datasets.question import Question
 from rwkv_cli.engine.constraints.grammar import Grammar
+from rwkv_cli.engine.session import Snapshot
 from rwkv_cli.errors import FieldSpelling, RwkvError
 from rwkv_cli.reporting import Reporter
-from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, combined
+from rwkv_cli.sampling_settings import MAX_TOKENS, SamplingOverrides, SamplingSettings, combined
 from rwkv_cli.sessions import resume, state_file
 from rwkv_cli.sessions.batch import Answer, Prompt, answers
 from rwkv_cli.sessions.prompt_cache import PromptCache
 from rwkv_cli.sessions.state_file import SavedState
 from rwkv_cli.text.template import Template
-from rwkv_cli.text.templates import to_json
+from rwkv_cli.text.templates import get_template, to_json
 
 _MOST_STATES = 16
 """States that rows name and that are kept in memory, for other rows that name them."""
@@ -41,6 +42,7 @@ class Job:
     default_sampling: SamplingOverrides = field(default_factory=SamplingOverrides)  # the user's
     constraint: Grammar | None = None  # what answers have to look like
     state: str | None = None  # a name or a file: where all rows continue from
+    document: str | None = None  # a text that all rows continue in place of a state; it is read once
     cache: bool = True  # whether what prompts begin with is kept on disk for the next run
     batch_size: int | None = None  # rows that are answered together; None for the backend's number
 
@@ -61,8 +63,22 @@ class Answerer:
         self.layout = resume.layout_for(job.template, self._saved, self.model.template)
         if warning := resume.other_template(self.layout, self._saved, self.model.template):
             reporter.note(warning)
-        is_continued = self._saved is not None and self._saved.snapshot.logits is not None
+        self._start, self._after_document = self._begun()
+        is_continued = self._start is not None and self._start.logits is not None
         self.model.check_prompt(self.layout, job.system, job.think, continued=is_continued)
+
+    def _begun(self) -> tuple[Snapshot | None, bool]:
+        """Where all rows start, and whether that is a document. Raises UsageError where there is no tokenizer."""
+        if self._saved:
+            return self._saved.snapshot, self._saved.template is None
+        if self.job.document is None:
+            return None, False
+        own = self.model.template
+        session = self.model.session(SamplingSettings())
+        session.feed(
+            self.model.encode_prompt(self.job.document, own if own.is_plain else get_template("raw"))
+        )
+        return session.freeze(), True
 
     @property
     def slots(self) -> int:
@@ -71,7 +87,7 @@ class Answerer:
 
     def answers(self, prompts: Iterable[Prompt | None], *, in_order: bool) -> Iterator[Answer]:
         """The answers to prompts that `prompt` made: see `sessions.batch.answers`."""
-        job, saved = self.job, self._saved
+        job = self.job
         return answers(
             self.model,
             prompts,
@@ -79,8 +95,8 @@ class Answerer:
             max_tokens=job.max_tokens,
             template=self.layout,
             stop=job.stops,
-            start=saved.snapshot if saved else None,
-            after_document=saved is not None and saved.template is None,
+            start=self._start,
+            after_document=self._after_document,
             cache=PromptCache(self.model) if job.cache else None,
             lenient=True,
             in_order=in_order,
@@ -135,9 +151,11 @@ class Answerer:
                 state = file_digest(file, "sha256").hexdigest()
         sampling = combined(job.default_sampling, job.sampling, {"seed": None})
         form = job.constraint and (job.constraint.kind, job.constraint.source)
-        about = (
+        about: tuple[object, ...] = (
             (identity.weights, identity.weight_type, identity.tokenizer, state, to_json(self.layout)),
             (job.max_tokens, job.stops, job.system, job.think, sampling, form),
         )
+        if job.document is not None:
+            about += ((job.document,),)
         text = json.dumps(about, sort_keys=True, default=sorted)
         return blake2b(text.encode(), digest_size=4).hexdigest()

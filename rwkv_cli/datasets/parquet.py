@@ -9,8 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from rwkv_cli.datasets import question
-from rwkv_cli.datasets.columns import Columns
-from rwkv_cli.datasets.question import Question
+from rwkv_cli.datasets.columns import ANSWER, NUMBERS, Columns
 from rwkv_cli.datasets.storage import Source, opened
 from rwkv_cli.datasets.table import Extent, Format, Rows, fields_of
 from rwkv_cli.errors import UsageError, literal
@@ -18,6 +17,18 @@ from rwkv_cli.sessions.batch import Answer
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def with_answers(table: pa.Table, answers: Sequence[Answer], columns: Columns, first: int | None) -> pa.Table:
+    """A table with the columns of its rows' answers; their index begins with `first`, None leaves it out."""
+    import pyarrow as pa
+
+    rows = [fields_of(answer, (first or 0) + i) for i, answer in enumerate(answers)]
+    for name, column in zip(ANSWER, columns.answer, strict=True):
+        if name != "index" or first is not None:
+            kind = pa.int64() if name in NUMBERS else pa.string()
+            table = table.append_column(column, pa.array([row[name] for row in rows], kind))
+    return table
 
 
 def check_installed() -> None:
@@ -35,17 +46,11 @@ class ParquetRows(Rows):
         self._name, self._begin, self._columns = name, begin, columns
         used = [columns.column(each) for each in question.NAMES]
         rows = table.select([name for name in table.column_names if name in used]).to_pylist()
-        self.questions = [self._question(row) for row in rows]
+        self.questions = [columns.question(row) for row in rows]
         kept = columns.kept
         self._table = (
             table if kept is None else table.select([each for each in kept if each in table.column_names])
         )
-
-    def _question(self, row: dict[str, Any]) -> Question:
-        try:
-            return question.parse(self._columns.fields(row, typed=True))
-        except UsageError as error:
-            return Question(error=error.worded(lambda name, _: f'"{name}"'))
 
     def where(self, i: int) -> str:
         """See `Rows.where`."""
@@ -53,16 +58,10 @@ class ParquetRows(Rows):
 
     def written(self, answers: Sequence[Answer], first: int) -> bytes:
         """See `Rows.written`."""
-        import pyarrow as pa
         from pyarrow import parquet
 
-        rows = [fields_of(answer, first + i) for i, answer in enumerate(answers)]
-        table = self._table
-        for name, column in zip(rows[0], self._columns.answer, strict=True):
-            is_number = name in ("index", "prompt_tokens", "generated_tokens")
-            values = pa.array([row[name] for row in rows], pa.int64() if is_number else pa.string())
-            table = table.append_column(column, values)
         out = BytesIO()
+        table = with_answers(self._table, answers, self._columns, first)
         parquet.write_table(table, out, compression="zstd")
         return out.getvalue()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from helpers.datasets import Versions, answers_of, check_complete, parts_of, write_rows
 
-N = 300
-SHARDS = -(-N // 16)
+N = 200
+SHARDS = -(-N // 8)
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def run(tmp_path, tiny_model, compiled_kernels):  # noqa: ARG001
 
     def start(*options, out=tmp_path / "out"):
         command = (sys.executable, "-m", "rwkv_cli", "batch", file, out, "-m", tiny_model)
-        common = ("-n", "200", "--ban", "0", "--seed", "3", "--shard-rows", "16", "--threads", "1", "-q")
+        common = ("-n", "60", "--ban", "0", "--seed", "3", "--shard-rows", "8", "--threads", "1", "-q")
         return subprocess.Popen([str(word) for word in (*command, *common, *options)], stderr=subprocess.PIPE)
 
     return start

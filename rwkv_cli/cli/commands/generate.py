@@ -104,21 +104,21 @@ def generate(
         from rwkv_cli.datasets.job import Job
 
         job = Job(
-            model,
-            user.model,
-            device,
-            threads,
-            prompt_format,
-            options.parse_system(system),
-            think,
-            parse_stops(stop or ()),
-            options.limit_of(max_tokens),
-            sampling,
-            user.sampling,
-            constraint,
-            state,
-            not no_cache,
-            batch_size,
+            model=model,
+            default_model=user.model,
+            device=device,
+            threads=threads,
+            template=prompt_format,
+            system=options.parse_system(system),
+            think=think,
+            stops=parse_stops(stop or ()),
+            max_tokens=options.limit_of(max_tokens),
+            sampling=sampling,
+            default_sampling=user.sampling,
+            constraint=constraint,
+            state=state,
+            cache=not no_cache,
+            batch_size=batch_size,
         )
         raise typer.Exit(run_batch(job, batch, unordered=unordered, out=resume, quiet=quiet))
     request = Request(
