@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"})
 _MAGIC = frozenset("*?[")
+_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def opened(url: str) -> Iterator[BinaryIO]:
     with _reaching(url):
         system, path = _system(url)
         with system.open(path, "rb") as file:
-            yield file
+            # A file of fsspec has no limit to the length of a line.
+            yield io.BufferedReader(file, _BUFFER) if is_remote(url) else file
 
 
 def read_range(url: str, begin: int | None = None, end: int | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 AHEAD = 2
 """Shards, or batches, that a replica has at the same time: one takes the slots that the last rows of another leave."""
+
+
+_PATIENCE = 10  # seconds until an address counts as one where nothing listens
 
 
 def check_installed() -> None:
@@ -36,18 +40,28 @@ def connected(address: str | None) -> Iterator[None]:
     check_installed()
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
+    place = address or os.environ.get("RAY_ADDRESS") or "this machine"
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        _check_reachable(place)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray has many, some of which are its own
-        place = literal(address or os.environ.get("RAY_ADDRESS") or "this machine")
-        raise UsageError(f"cannot reach a Ray cluster at {place}: {first_line(error)}") from None
+        raise UsageError(f"cannot reach a Ray cluster at {literal(place)}: {first_line(error)}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(place: str) -> None:
+    """Raise OSError where nothing listens at an address with a port: Ray would try it for minutes."""
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
 def replicas(size: int) -> ActorPoolStrategy:
@@ -105,5 +119,7 @@ def device_for(device: str, resources: Resources) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error of Ray says, without a traceback."""
+    if isinstance(error, OSError) and error.strerror:
+        return literal(error.strerror.lower())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return literal(lines[0] if lines else type(error).__name__)
