@@ -107,7 +107,7 @@ def read_range(url: str, begin: int | None = None, end: int | None = None) -> by
     """The bytes of a file from `begin` up to `end`, or all. Raises UsageError if they cannot be read."""
     with _reaching(url):
         system, path = _system(url)
-        data: bytes = system.cat_file(path, begin, end)
+        data: bytes = system.cat_file(path, start=begin, end=end)
         return data
 
 
@@ -229,4 +229,4 @@ def _reason(error: Exception) -> str:
         return literal(error.strerror.lower())
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
-    return literal(str(error).strip().split("\n")[0] or type(error).__name__)
+    return literal(" ".join(str(error).split()) or type(error).__name__)
