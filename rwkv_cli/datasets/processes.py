@@ -18,11 +18,11 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rwkv_cli import machine
 from rwkv_cli.datasets.executor import MOST_SHARDS, wants_more
 from rwkv_cli.datasets.job import Answerer, Job
 from rwkv_cli.datasets.plan import Plan, Shard
 from rwkv_cli.datasets.worker import Report, ShardWorker
+from rwkv_cli.engine.backends.registry import threads_each
 from rwkv_cli.errors import DeviceError, FieldSpelling, RwkvError, UsageError
 from rwkv_cli.reporting import Reporter
 from rwkv_cli.sessions.batch import Answer
@@ -90,8 +90,7 @@ class Processes:
         on_answer: Callable[[int], None] | None = None,
     ) -> None:
         """`on_answer` is called with the number of tokens of each answer."""
-        n_cpu = sum(device in ("cpu", "reference") for device in devices)
-        threads = job.threads or max(1, machine.default_threads() // max(n_cpu, 1))
+        threads = threads_each(job.threads, devices)
         self._on_answer = on_answer
         self._digest = ""
         self._replicas = [_Replica(replace(job, device=each, threads=threads), spelled) for each in devices]

@@ -22,7 +22,7 @@ def run(tmp_path, tiny_model, compiled_kernels):  # noqa: ARG001
 
     def start(*options, out=tmp_path / "out"):
         command = (sys.executable, "-m", "rwkv_cli", "batch", file, out, "-m", tiny_model)
-        common = ("-n", "60", "--ban", "0", "--seed", "3", "--shard-rows", "8", "--threads", "1", "-q")
+        common = ("-n", "80", "--ban", "0", "--seed", "3", "--shard-rows", "8", "--threads", "1", "-q")
         return subprocess.Popen([str(word) for word in (*command, *common, *options)], stderr=subprocess.PIPE)
 
     return start
@@ -53,10 +53,10 @@ def finish(process):
 
 def test_the_command_is_killed(run, out):
     chance, versions = random.Random(1), Versions(out)
-    for share in (0.1, 0.3, 0.6, 0.9):
+    for share in (0.05, 0.25, 0.5):
         process = run()
         wait_for(round(share * SHARDS), out, process)
-        time.sleep(chance.random() / 10)
+        time.sleep(chance.random() / 20)
         process.kill()
         process.wait()
         versions.look()

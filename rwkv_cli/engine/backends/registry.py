@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rwkv_cli import machine
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError, UsageError
@@ -141,6 +142,14 @@ def expand(devices: str) -> list[str]:
     if len({*gpus}) < len(gpus):
         raise UsageError(f"{{device}} names a GPU twice: {devices}")
     return names
+
+
+def threads_each(threads: int | None, devices: Sequence[str]) -> int | None:
+    """The threads of each of several replicas: those that were chosen, otherwise a share of the machine's."""
+    n_cpu = sum(device in ("cpu", "reference") for device in devices)
+    if threads is not None or n_cpu < 2:
+        return threads
+    return max(1, machine.default_threads() // n_cpu)
 
 
 def _split(device: str) -> tuple[str, int]:
