@@ -19,6 +19,8 @@ MOST_SHARDS = 64
 class Executor(Protocol):
     """What has shards answered: on this machine or on a cluster."""
 
+    replicas: int  # of the model
+
     def digest(self) -> str:
         """`job.Answerer.digest` of the model, once it is loaded. Raises what loading it raises."""
         ...
@@ -38,6 +40,8 @@ def wants_more(shards: int, rows: int, slots: int) -> bool:
 
 class InProcess:
     """One replica, in this process."""
+
+    replicas = 1
 
     def __init__(
         self, open_answerer: Callable[[], Answerer], on_answer: Callable[[Answer], None] | None = None

@@ -23,10 +23,10 @@ MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"
 """Files of the output that are not data: names that begin with _ are left out by what reads datasets."""
 
 _VERSION = 1
-_SHARDS = 2_000
-"""Shards that a dataset is divided into, unless they would be smaller or larger than the limits."""
+_SHARDS, _SHARDS_EACH = 2_000, 20
+"""Shards that a dataset is divided into, at least so many for each replica, unless they would be too small or large."""
 
-_MOST_ROWS = 10_000
+_MOST_ROWS = 78 * PIECE
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,13 @@ def find_sources(places: Sequence[str], output: str) -> tuple[str, list[Source]]
     return formats.pop(), sources
 
 
-def divide(name: str, sources: Sequence[Source], columns: Columns, shard_rows: int | None) -> Input:
-    """Shards of files. Raises UsageError for files that cannot be read, or have no rows."""
+def divide(
+    name: str, sources: Sequence[Source], columns: Columns, shard_rows: int | None, replicas: int = 1
+) -> Input:
+    """Shards of files, whose size suits so many replicas unless it is given.
+
+    Raises UsageError for files that cannot be read, or have no rows.
+    """
     kind = make_format(name, columns, shard_rows)
     found = [kind.scan(source) for source in sources]
     rows = sum(extent.rows for extents in found for extent in extents)
@@ -152,7 +157,8 @@ def divide(name: str, sources: Sequence[Source], columns: Columns, shard_rows: i
             f"there are no prompts in {literal(sources[0].url)}" + (" and others" if sources[1:] else "")
         )
     if shard_rows is None:
-        shard_rows = min(max(rows // _SHARDS // PIECE * PIECE, PIECE), _MOST_ROWS // PIECE * PIECE)
+        n_shards = max(_SHARDS, _SHARDS_EACH * replicas)
+        shard_rows = min(max(rows // n_shards // PIECE * PIECE, PIECE), _MOST_ROWS)
     shards, first = list[Shard](), 0
     for i, extents in enumerate(found):
         for extent in kind.divide(extents, shard_rows):

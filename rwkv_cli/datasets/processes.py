@@ -91,6 +91,7 @@ class Processes:
     ) -> None:
         """`on_answer` is called with the number of tokens of each answer."""
         threads = threads_each(job.threads, devices)
+        self.replicas = len(devices)
         self._on_answer = on_answer
         self._digest = ""
         self._replicas = [_Replica(replace(job, device=each, threads=threads), spelled) for each in devices]

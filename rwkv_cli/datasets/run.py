@@ -63,7 +63,7 @@ def prepare(wanted: Wanted, executor: Executor) -> Run:
             raise UsageError(
                 f"{literal(folder.url)} has other files, such as {literal(data[0])}: use an empty folder"
             )
-        found = plans.divide(name, sources, wanted.columns, wanted.shard_rows)
+        found = plans.divide(name, sources, wanted.columns, wanted.shard_rows, executor.replicas)
         seed = secrets.randbits(32) if wanted.seed is None else wanted.seed
         plan = Plan(
             executor.digest(), seed, name, wanted.columns, found.shard_rows, sources, found.shards, folder.url

@@ -33,7 +33,8 @@ class OnRay:
         spelled: FieldSpelling,
     ) -> None:
         """`replicas` is None for as many as the cluster has room for, `gpus` for one each where there are any."""
-        self._job, self._address, self._replicas, self._gpus = job, address, replicas, gpus
+        self._job, self._address, self._wanted, self._gpus = job, address, replicas, gpus
+        self.replicas = replicas or 1
         self._spelled = spelled
         self._closing = ExitStack()
 
@@ -45,7 +46,7 @@ class OnRay:
             self._resources = cluster.resources_for(job.device, job.threads, self._gpus)
             device = cluster.device_for(job.device, self._resources)
             self._job = replace(job, device=device, threads=self._resources.num_cpus)
-            self._replicas = self._replicas or self._resources.fitting()
+            self.replicas = self._wanted or self._resources.fitting()
             self._closing = stack.pop_all()
         return self
 
@@ -76,7 +77,7 @@ class OnRay:
                 Worker,
                 fn_constructor_args=(replace(plan, shards=()), self._job, self._spelled),
                 batch_size=1,
-                compute=cluster.replicas(min(self._replicas or 1, len(shards))),
+                compute=cluster.replicas(min(self.replicas, len(shards))),
                 **self._resources.options(),
             )
             try:

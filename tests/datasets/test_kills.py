@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.datasets import Versions, answers_of, check_complete, parts_of, write_rows
+from helpers.datasets import Versions, answers_of, check_complete, parts_of, processes, write_rows
 
 N = 200
 SHARDS = -(-N // 8)
@@ -40,9 +40,8 @@ def wait_for(n, out, process):
 
 
 def children(process):
-    """The ids of the processes that a process has started."""
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [pid for pid in map(int, found) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    """The ids of the processes with a replica that a process has started."""
+    return processes("spawn_main", process.pid)
 
 
 def finish(process):

@@ -13,10 +13,9 @@ import pytest
 
 pytest.importorskip("ray")
 
-import psutil
 import pyarrow as pa
 import ray
-from helpers.datasets import Versions, answers_of, check_complete, parts_of, write_rows
+from helpers.datasets import Versions, answers_of, check_complete, parts_of, processes, write_rows
 
 import rwkv_cli
 from rwkv_cli.engine.constraints.grammar import Grammar
@@ -149,11 +148,6 @@ def wait_for(n, out, process, seconds=90):
         time.sleep(0.02)
 
 
-def replica_processes():
-    found = psutil.process_iter(["cmdline"])
-    return [each for each in found if "MapWorker" in " ".join(each.info["cmdline"] or ())]
-
-
 def finish(process):
     _, said = process.communicate(timeout=180)
     assert process.returncode == 1, said.decode()
@@ -164,7 +158,7 @@ def test_a_replica_a_node_and_the_driver_are_killed(run, out, cluster):
     chance, versions = random.Random(1), Versions(out)
     process = run()
     wait_for(2, out, process)
-    chance.choice(replica_processes()).send_signal(signal.SIGKILL)
+    os.kill(chance.choice(processes("MapWorker")), signal.SIGKILL)
     versions.look()
     wait_for(SHARDS // 4, out, process)
     cluster.remove_node(cluster.second, allow_graceful=False)
