@@ -89,7 +89,7 @@ class Columns:
         if both:
             raise UsageError(
                 f"{literal(where)} has a column {literal(min(both))!r}, which is also one of the answer: choose other "
-                "names with {prefix=answer_}, or carry other columns with {keep}"
+                "names with {prefix=answer_}, or carry other columns with {keep_columns}"
             )
 
 

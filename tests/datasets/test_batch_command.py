@@ -92,7 +92,7 @@ def test_columns_are_chosen_by_name(batch, tmp_path, out):
     rows = [{"question": "a", "text": "t", "temperature": "hot", "n": 1}, {"question": "b", "n": 2}]
     file = write(tmp_path / "in.jsonl", rows)
     options = ("--column", "prompt=question", "--column", "temperature=", "--prefix", "answer_")
-    batch(file, options=(*options, "--keep", "n, text"))
+    batch(file, options=(*options, "--keep-columns", "n, text"))
     first, second = answers(out)
     assert [*first] == ["n", "text", *("answer_" + name for name in ANSWER)]
     assert (first["n"], first["text"], second["n"]) == (1, "t", 2)
@@ -250,7 +250,7 @@ def test_seeds_go_on_where_they_were_random(rwkv, tiny_model, file, out):
         ),
         (("--template", "qa"), "has answers of another model, or with other options"),
         (("-m", "gosling"), "has answers of another model, or with other options"),
-        (("--keep", "id"), "has answers of another model, or with other options"),
+        (("--keep-columns", "id"), "has answers of another model, or with other options"),
         (("--seed", "6"), "was begun with --seed 5, not with 6: leave it out, or use another folder"),
         (
             ("--shard-rows", "3"),

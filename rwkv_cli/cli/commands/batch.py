@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 DATASET, CLUSTER = "Dataset", "Cluster (needs pip install 'rwkv-cli[ray]')"
 
-Places = Annotated[
+Inputs = Annotated[
     list[str],
     typer.Argument(
-        metavar="INPUT... OUTPUT",
-        help="JSON lines or Parquet files, folders and globs, here or at s3://, gs:// and so on; then the folder of "
-        "the answers.",
+        metavar="INPUT",
+        help="JSON lines or Parquet: files, folders and globs, here or at s3:// and so on.",
     ),
 ]
+OutputFolder = Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder of the answers.")]
 Column = Annotated[
     list[str] | None,
     typer.Option(
@@ -38,7 +38,7 @@ Column = Annotated[
 Keep = Annotated[
     str | None,
     typer.Option(
-        "--keep",
+        "--keep-columns",
         metavar="NAMES",
         help="Columns to carry along, such as id,topic.",
         show_default="all",
@@ -51,6 +51,7 @@ Prefix = Annotated[
         "--prefix",
         metavar="TEXT",
         help="Begin the names of the new columns with this.",
+        show_default="none",
         rich_help_panel=DATASET,
     ),
 ]
@@ -107,10 +108,11 @@ Gpus = Annotated[
 @with_constraint
 @with_sampling
 def batch(
-    places: Places,
+    inputs: Inputs,
+    output: OutputFolder,
     *,
     column: Column = None,
-    keep: Keep = None,
+    keep_columns: Keep = None,
     prefix: Prefix = "",
     shard_rows: ShardRows = None,
     batch_size: options.BatchSize = None,
@@ -125,12 +127,12 @@ def batch(
     constraint: Constraint = None,
     state: options.State = None,
     no_cache: options.NoCache = False,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
     ray: Ray = False,
     ray_address: RayAddress = None,
     replicas: Replicas = None,
     gpus: Gpus = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Answer a dataset of prompts, every row once.
@@ -142,12 +144,12 @@ def batch(
     Examples:
         # Answer the column "prompt" of a file
         rwkv batch -m g1-0.1b questions.jsonl answers
-        # Answer another column of many files, and carry only some columns along
-        rwkv batch 'data/*.parquet' answers --column prompt=question --keep id,topic
+        # Answer another column of many files, and carry only one along
+        rwkv batch 'in/*.parquet' out --column prompt=question --keep-columns id
         # On two GPUs
-        rwkv batch -m 2.9b questions.parquet answers --device cuda:0,cuda:1
+        rwkv batch -m 2.9b in.parquet out --device cuda:0,cuda:1
         # On a cluster, from and to an object store
-        rwkv batch -m /models/2.9b.safetensors s3://bucket/questions s3://bucket/answers --ray
+        rwkv batch -m /models/2.9b.safetensors s3://b/in s3://b/out --ray
     """
     from rwkv_cli import settings
     from rwkv_cli.cli.batch.dataset import Cluster, run
@@ -157,8 +159,6 @@ def batch(
 
     if raw and template:
         raise UsageError("give either --raw or --template, not both")
-    if len(places) < 2:
-        raise UsageError("give the files of the prompts, and then the folder of the answers")
     is_on_ray = ray or ray_address is not None
     if not is_on_ray:
         options.refuse_without("--ray", {"--replicas": replicas, "--gpus": gpus})
@@ -180,8 +180,7 @@ def batch(
         cache=not no_cache,
         batch_size=batch_size,
     )
-    *inputs, output = places
-    wanted = Wanted(inputs, output, _columns(column, keep, prefix), shard_rows, sampling.get("seed"))
+    wanted = Wanted(inputs, output, _columns(column, keep_columns, prefix), shard_rows, sampling.get("seed"))
     cluster = Cluster(ray_address, replicas, gpus) if is_on_ray else None
     raise typer.Exit(run(job, wanted, cluster, quiet))
 
