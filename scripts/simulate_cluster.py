@@ -161,14 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in vars(Cluster()):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float)
-    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
-    if not given:
-        print(tables())
-        return
-    whole = {name: int(given[name]) for name in ("replicas", "shard_rows", "slots", "seed") if name in given}
-    print(table([("this one", replace(Cluster(), **{**given, **whole}))]))
+    for name, value in vars(Cluster()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value)
+    chosen = parser.parse_args()
+    whole = {name: int(getattr(chosen, name)) for name in ("replicas", "shard_rows", "slots", "seed")}
+    about = Cluster(**{**vars(chosen), **whole})
+    print(tables() if about == Cluster() else table([("this one", about)]))
 
 
 if __name__ == "__main__":

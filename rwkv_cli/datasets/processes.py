@@ -44,6 +44,7 @@ class _Replica:
         self.shards = dict[int, Shard]()  # that it has, by number
         self.slots = 0  # 0 until it is ready
         self.deaths = 0  # since it has done a shard
+        self.answered = 0  # rows of shards that it has not done yet
         self._start()
 
     def _start(self) -> None:
@@ -64,7 +65,7 @@ class _Replica:
                 f"the replica on {self.job.device} has ended {self.deaths} times (exit code {code}): is there too "
                 "little memory?"
             )
-        self.shards, self.slots = {}, 0
+        self.shards, self.slots, self.answered = {}, 0, 0
         self._start()
         return lost
 
@@ -87,12 +88,12 @@ class Processes:
         job: Job,
         devices: Sequence[str],
         spelled: FieldSpelling,
-        on_answer: Callable[[int], None] | None = None,
+        on_answers: Callable[[int, int], None] | None = None,
     ) -> None:
-        """`on_answer` is called with the number of tokens of each answer."""
+        """`on_answers` is called with how many more rows were answered, and their tokens; fewer if some are lost."""
         threads = threads_each(job.threads, devices)
         self.replicas = len(devices)
-        self._on_answer = on_answer
+        self._on_answers = on_answers
         self._digest = ""
         self._replicas = [_Replica(replace(job, device=each, threads=threads), spelled) for each in devices]
 
@@ -118,6 +119,7 @@ class Processes:
                         replica.connection.send(shard)
             for replica, message in self._messages():
                 if message is None:
+                    self._tell(-replica.answered, 0)
                     waiting.extendleft(reversed(replica.revive()))
                 elif report := self._take(replica, message, plan):
                     n_left -= 1
@@ -146,14 +148,20 @@ class Processes:
             self._digest, replica.slots = value
             if plan:
                 replica.connection.send(plan)
-        elif kind == "answer" and self._on_answer:
-            self._on_answer(value)
+        elif kind == "answer":
+            replica.answered += 1
+            self._tell(1, value)
         elif kind == "report":
             replica.deaths = 0
+            replica.answered -= value.rows
             del replica.shards[value.shard]
             report: Report = value
             return report
         return None
+
+    def _tell(self, rows: int, tokens: int) -> None:
+        if self._on_answers:
+            self._on_answers(rows, tokens)
 
     def close(self) -> None:
         """End all of them."""

@@ -33,9 +33,9 @@ class _Counted:
     def __init__(self) -> None:
         self.rows = Rows(0)
 
-    def answered(self, tokens: int) -> None:
-        """A row was answered."""
-        self.rows.answered(1, tokens)
+    def answered(self, rows: int, tokens: int) -> None:
+        """So many more rows were answered; fewer, if a replica was lost with those that it had not written."""
+        self.rows.answered(rows, tokens)
 
 
 def run(job: Job, wanted: Wanted, cluster: Cluster | None, quiet: bool) -> int:
@@ -82,4 +82,4 @@ def _executor(job: Job, cluster: Cluster | None, counted: _Counted, quiet: bool)
         ui.detail(f"{model.path}: {model.backend.description}, template {answerer.layout.name}")
         return answerer
 
-    yield InProcess(opened, lambda answer: counted.answered(answer.generated_tokens))
+    yield InProcess(opened, lambda answer: counted.answered(1, answer.generated_tokens))

@@ -120,6 +120,14 @@ ALL = "all"
 """Every GPU: what `expand` knows beside single devices."""
 
 
+def is_known(devices: str) -> bool:
+    """Whether `expand` knows the names, whatever this machine has."""
+    names = devices.split(",")
+    return devices == ALL or all(
+        name.strip() in DEVICES or _ONE_GPU.fullmatch(name.strip()) for name in names
+    )
+
+
 def check(device: str) -> None:
     """Raise UsageError for the name of an unknown device."""
     if device not in DEVICES and not _ONE_GPU.fullmatch(device):
