@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from io import BytesIO
@@ -17,6 +18,10 @@ from rwkv_cli.sessions.batch import Answer
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_MOST_GROUPS = 2
+"""Row groups that are kept in memory, beside those of the shards that are being answered."""
 
 
 def with_answers(table: pa.Table, answers: Sequence[Answer], columns: Columns, first: int | None) -> pa.Table:
@@ -73,9 +78,8 @@ class Parquet(Format):
 
     def __init__(self, columns: Columns) -> None:
         super().__init__(columns)
-        self._groups = (
-            threading.local()
-        )  # the row group that a thread read last, which its next shard may continue
+        self._groups = OrderedDict[tuple[str, int], "pa.Table"]()  # that were read last
+        self._lock = threading.Lock()
 
     def scan(self, source: Source) -> Sequence[Extent]:
         """See `Format.scan`. Reads only the footer; a change that leaves it as it is shows in `Source.version`."""
@@ -115,11 +119,13 @@ class Parquet(Format):
         return ParquetRows(source.url, extent.begin, pa.concat_tables(parts), self.columns)
 
     def _group(self, url: str, reader: Any, i: int) -> pa.Table:
-        """A row group, perhaps the one that was read last."""
-        known = getattr(self._groups, "last", None)
-        if known is None or known[0] != (url, i):
-            self._groups.last = known = (url, i), reader.read_row_group(i)
-        return known[1]
+        """A row group, perhaps one that was read before: shards that follow each other may be in the same."""
+        with self._lock:
+            if (url, i) not in self._groups:
+                self._groups[url, i] = reader.read_row_group(i)
+                while len(self._groups) > _MOST_GROUPS:
+                    self._groups.popitem(last=False)
+            return self._groups[url, i]
 
     def tally(self, data: bytes) -> tuple[int, int]:
         """See `Format.tally`."""
