@@ -2,8 +2,8 @@
 
     python benchmarks/batch_command.py [--rows 512] [--rounds 5] [--model gosling] [--ray]
 
-The programs take turns; each is a process of its own. Its time is the one for all rows without the one for a single row,
-so that loading is not in it. Times are medians of rounds, ratios medians of ratios within a round.
+The programs take turns; each is a process of its own. Its time is the one for all rows without the one for a single
+row, so that loading is not in it. Times are medians of rounds, ratios medians of ratios within a round.
 """
 
 from __future__ import annotations

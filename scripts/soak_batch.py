@@ -42,19 +42,18 @@ class Soak:
         words = [sys.executable, "-m", "rwkv_cli", "batch", str(self._file), str(self.out), "--seed", "1"]
         return subprocess.Popen([*words, *self._options], stderr=subprocess.PIPE)
 
-    def run(self, most_seconds: float) -> float:
-        """Run it, and kill something every few seconds, until all is done: the seconds."""
-        begun, process = time.monotonic(), self.start()
-        while True:
-            try:
-                _, said = process.communicate(timeout=self._chance.uniform(2, most_seconds))
-            except subprocess.TimeoutExpired:
+    def run(self, most_files: int) -> float:
+        """Run it, and kill something whenever up to so many more files are there, until all is done: the seconds."""
+        begun, process, kill_at = time.monotonic(), self.start(), 1
+        while process.poll() is None:
+            time.sleep(self._chance.uniform(0.01, 0.5))
+            if len(parts_of(self.out)) >= kill_at:
                 process = self._kill(process)
-                self.versions.look()
-                continue
-            assert process.returncode == 1, said.decode()  # some rows are broken
-            self.versions.look()
-            return time.monotonic() - begun
+                kill_at = self.versions.look() + self._chance.randint(1, most_files)
+        _, said = process.communicate()
+        assert process.returncode == 1, said.decode()  # some rows are broken
+        self.versions.look()
+        return time.monotonic() - begun
 
     def _kill(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         """Kill something with signal 9: the process of the command, a new one if that was killed."""
@@ -108,7 +107,7 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1, help="of what is killed when")
-    parser.add_argument("--pause", type=float, default=20, help="the most seconds between two kills")
+    parser.add_argument("--files", type=int, default=20, help="the most files between two kills")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--disk", metavar="SIZE", help="of the file system at first, such as 4M")
     arguments = parser.parse_args()
@@ -119,7 +118,7 @@ def main() -> None:
         try:
             if arguments.disk:
                 fill(soak, arguments.disk)
-            seconds = soak.run(arguments.pause)
+            seconds = soak.run(arguments.files)
             check_complete(soak.out, arguments.rows)
         finally:
             if arguments.disk:
