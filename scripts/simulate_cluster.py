@@ -27,7 +27,7 @@ class Cluster:
 
     replicas: int = 1000
     rows: float = 1e8
-    shard_rows: int = 4992  # what `rwkv batch` takes for 100 M rows and a thousand replicas
+    shard_rows: int = 1152  # what `rwkv batch` takes for 100 M rows and a thousand replicas
     tokens: float = 200.0  # of an answer, in the mean
     spread: float = 0.6  # of the logarithm of an answer's tokens
     prompt_tokens: float = 200.0
@@ -139,13 +139,13 @@ def tables() -> str:
         (f"{name} prompts, shards of {rows:,}", replace(about, shard_rows=rows))
         for name, about, choices in (
             ("1 M", small, (128, 384, 9984)),
-            ("100 M", base, (128, 1280, 4992, 9984)),
+            ("100 M", base, (128, 1152, 4992, 9984)),
             ("10 B", large, (9984, 99_840)),
         )
         for rows in choices
     ]
     faults = [
-        ("as above, 100 M in shards of 4,992", base),
+        ("as above, 100 M in shards of 1,152", base),
         ("no slow replicas", replace(base, slow_share=0)),
         ("a node is lost every 4 days", replace(base, lost_per_hour=0.01)),
         ("a node is lost every 4 hours", replace(base, lost_per_hour=0.25)),

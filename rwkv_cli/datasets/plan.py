@@ -23,7 +23,7 @@ MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"
 """Files of the output that are not data: names that begin with _ are left out by what reads datasets."""
 
 _VERSION = 1
-_SHARDS, _SHARDS_EACH = 2_000, 20
+_SHARDS, _SHARDS_EACH = 2_000, 80
 """Shards that a dataset is divided into, at least so many for each replica, unless they would be too small or large."""
 
 _MOST_ROWS = 78 * PIECE

@@ -20,6 +20,9 @@ from rwkv_cli.errors import DeviceError, FieldSpelling, RwkvError, UsageError
 from rwkv_cli.ray import cluster
 from rwkv_cli.reporting import Reporter
 
+_MOST_TASKS = 100_000
+"""Tasks of Ray, each a shard; of more shards, a task has several."""
+
 
 class OnRay:
     """See `datasets.executor.Executor`; a context manager."""
@@ -72,7 +75,8 @@ class OnRay:
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
         with ray.data.DataContext.current(context):
-            rows = ray.data.from_items([_row(shard) for shard in shards], override_num_blocks=len(shards))
+            n_tasks = min(len(shards), _MOST_TASKS)
+            rows = ray.data.from_items([_row(shard) for shard in shards], override_num_blocks=n_tasks)
             done = rows.map_batches(
                 Worker,
                 fn_constructor_args=(replace(plan, shards=()), self._job, self._spelled),
