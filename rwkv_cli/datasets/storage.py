@@ -45,7 +45,7 @@ def is_remote(place: str) -> bool:
 
 def absolute(place: str) -> str:
     """A place that means the same in every process. A path is this machine's, from its root."""
-    place = place.removeprefix("file://") if place.startswith("file://") else place
+    place = place.removeprefix("file://")
     return place.rstrip("/") if is_remote(place) else str(paths.user_path(place).resolve())
 
 
