@@ -113,9 +113,9 @@ def _is_number(name: str) -> Callable[[float], bool]:
 
 
 def _is_device(name: str) -> bool:
-    from rwkv_cli.engine.backends.registry import DEVICES
+    from rwkv_cli.engine.backends.registry import is_known
 
-    return name in DEVICES
+    return is_known(name)
 
 
 def _sampling(name: str, help: str, demand: str) -> Key:

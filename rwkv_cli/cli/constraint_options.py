@@ -88,8 +88,9 @@ def schema_text(file_or_text: str) -> str:
 def file_text(path: str, what: str) -> str:
     """The text of a file. Raises UsageError where there is none, or it is too large or not UTF-8."""
     from rwkv_cli import paths
-    from rwkv_cli.cli.prompt import decoded, read_limited
+    from rwkv_cli.cli.prompt import read_limited
     from rwkv_cli.engine.constraints.grammar import MOST_CHARACTERS
+    from rwkv_cli.text.prompt_bytes import decoded
 
     try:
         data = read_limited(paths.user_path(path), 4 * MOST_CHARACTERS)

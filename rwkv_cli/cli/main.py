@@ -17,6 +17,7 @@ import typer
 from cpu_kernels.runtime.leftovers import remove_leftovers
 from rwkv_cli import __version__, paths
 from rwkv_cli.cli import failures, help_pages
+from rwkv_cli.cli.commands.batch import batch
 from rwkv_cli.cli.commands.bench import bench
 from rwkv_cli.cli.commands.cache import cache
 from rwkv_cli.cli.commands.chat import chat
@@ -101,6 +102,7 @@ for command, panel in (
     (chat, RUN),
     (run_model, RUN),
     (generate, RUN),
+    (batch, RUN),
     (serve, RUN),
     (pull, MODELS),
     (quantize, MODELS),

@@ -184,6 +184,18 @@ Device = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        "-d",
+        envvar="RWKV_DEVICE",
+        metavar="NAMES",
+        help="Where to compute: auto, cuda, cpu or reference (slow); cuda:0,cuda:1 or all uses several GPUs.",
+        autocompletion=completion.devices,
+        rich_help_panel=MODEL,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -13,14 +13,10 @@ from pathlib import Path
 from rwkv_cli import paths
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
-from rwkv_cli.text import stop_strings
+from rwkv_cli.text import prompt_bytes, stop_strings
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
-MOST_BYTES = 64_000_000
-"""Of a prompt, or of a file of prompts: a hundred books. A device or a pipe without an end must not fill the memory."""
-
 _PATIENCE = 2  # seconds
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors on Windows write it at the beginning of a file
 
 
 def read_prompt(text: str | None, file: str | None, optional: bool = False) -> str:
@@ -28,7 +24,7 @@ def read_prompt(text: str | None, file: str | None, optional: bool = False) -> s
 
     A blank line separates them. One newline at the end of a file is dropped: the editor put it there, not the user. An
     `optional` prompt is empty if standard input is a terminal. Raises UsageError if there is no prompt, for text that
-    is not UTF-8, and for more than MOST_BYTES.
+    is not UTF-8, and for more than prompt_bytes.MOST_BYTES.
     """
     given = [] if text is None else [checked_text(text, "prompt")]
     if file is None:
@@ -40,8 +36,8 @@ def read_prompt(text: str | None, file: str | None, optional: bool = False) -> s
             raise UsageError("no prompt given: use --prompt TEXT, --prompt-file FILE or a pipe")
         if text is not None:
             _tell_of_waiting()
-    data = _read(file or "-").removeprefix(_BYTE_ORDER_MARK)
-    read = re.sub(r"\r?\n\Z", "", decoded(data, "prompt"))
+    data = _read(file or "-").removeprefix(prompt_bytes.BYTE_ORDER_MARK)
+    read = re.sub(r"\r?\n\Z", "", prompt_bytes.decoded(data, "prompt"))
     return "\n\n".join([read, *given] if read or not given else given)
 
 
@@ -86,7 +82,7 @@ def checked_text(text: str, what: str) -> str:
         data = text.encode("utf-8", "surrogatepass" if sys.platform == "win32" else "surrogateescape")
     except UnicodeEncodeError as error:  # a surrogate that stands for no byte
         raise UsageError(f"the {what} is not valid UTF-8 text (character {error.start})") from None
-    return decoded(data, what)
+    return prompt_bytes.decoded(data, what)
 
 
 def _unescaped(text: str) -> str:
@@ -104,24 +100,16 @@ def _read(file: str) -> bytes:
     where = "standard input" if file == "-" else file
     try:
         if file != "-":
-            data = read_limited(paths.user_path(file), MOST_BYTES)
+            data = read_limited(paths.user_path(file), prompt_bytes.MOST_BYTES)
         elif sys.stdin is None:
             raise UsageError("cannot read the prompt from standard input: it is closed")
         else:
-            data = sys.stdin.buffer.read(MOST_BYTES + 1)
+            data = sys.stdin.buffer.read(prompt_bytes.MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(
             f"cannot read the prompt from {where}: {(error.strerror or str(error)).lower()}"
         ) from None
-    if data is None or len(data) > MOST_BYTES:
-        limit = f"{MOST_BYTES // 10**6} MB"
+    if data is None or len(data) > prompt_bytes.MOST_BYTES:
+        limit = f"{prompt_bytes.MOST_BYTES // 10**6} MB"
         raise UsageError(f"{where} has more than {limit}, which is the most that is read: use a part of it")
     return data
-
-
-def decoded(data: bytes, what: str) -> str:
-    """The text of bytes. Raises UsageError unless they are UTF-8."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the {what} is not valid UTF-8 text (byte {error.start})") from None

@@ -11,12 +11,13 @@ from pathlib import Path
 from rwkv_cli import model as models
 from rwkv_cli import paths
 from rwkv_cli.catalog import model_store, registry
+from rwkv_cli.engine.backends import registry as backends
 from rwkv_cli.errors import MissingModelError, RwkvError
 from rwkv_cli.reporting import Reporter, did_you_mean
 from rwkv_cli.server.http import ApiError
 from rwkv_cli.server.settings import ServerSettings
 from rwkv_cli.server.turn_cache import TurnCache
-from rwkv_cli.server.worker import Worker
+from rwkv_cli.server.workers import Workers
 from rwkv_cli.sessions import state_file, state_store
 from rwkv_cli.sessions.prompt_cache import PromptCache
 from rwkv_cli.text.template import Template
@@ -50,7 +51,7 @@ class Known:
 class Loaded:
     """A model that is loaded, with what belongs to it while it runs."""
 
-    def __init__(self, name: str, worker: Worker, turns: TurnCache, size: int) -> None:
+    def __init__(self, name: str, worker: Workers, turns: TurnCache, size: int) -> None:
         self.name, self.worker, self.turns, self.size = name, worker, turns, size
         self.model = worker.model
         self.template: Template = for_chat(worker.model.template)
@@ -154,7 +155,7 @@ class Models:
                 loaded = await asyncio.to_thread(self._load, known)
                 self._loaded[known.path] = loaded
                 seconds = time.perf_counter() - since
-                self._log(f"loaded {loaded.name} in {seconds:.1f} s: {loaded.model.backend.description}")
+                self._log(f"loaded {loaded.name} in {seconds:.1f} s: {loaded.worker.descriptions}")
             if queues:
                 self._check_queue(loaded)
             loaded.users += 1
@@ -170,10 +171,14 @@ class Models:
 
     def _load(self, known: Known) -> Loaded:
         settings = self._settings
-        model = models.load(known.path, settings.device, threads=settings.threads, reporter=self._reporter)
-        turns = TurnCache(model, settings.state_bytes, settings.disk_bytes)
+        devices = backends.expand(settings.device)
+        threads = backends.threads_each(settings.threads, devices)
+        replicas = [
+            models.load(known.path, device, threads=threads, reporter=self._reporter) for device in devices
+        ]
+        turns = TurnCache(replicas[0], settings.state_bytes, settings.disk_bytes)
         name = next((each.name for each in self._models().values() if each.path == known.path), known.name)
-        return Loaded(name, Worker(model, settings.parallel), turns, known.size)
+        return Loaded(name, Workers(replicas, settings.parallel), turns, known.size * len(replicas))
 
     async def _make_room(self, size: int) -> None:
         """Unload those that were used least recently and are not in use, until there is room for `size` bytes."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Literal, Unpack
+from typing import Final, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def batch(
 
 def answers(
     model: Model,
-    prompts: Iterable[str | Prompt],
+    prompts: Iterable[str | Prompt | None],
     *,
     batch_size: int | None = None,
     max_tokens: int = MAX_TOKENS,
@@ -122,7 +123,8 @@ def answers(
     `cache` keeps such beginnings for the next run. With `in_order`, answers wait for those before them, in bounded
     memory. A prompt that fails while it is answered has an error in place of its text. Raises UsageError, before
     anything is read, for prompts and settings that are invalid: with `lenient`, these prompts have an error too, and
-    are only looked at when their turn comes. Raises DeviceError if the device fails.
+    are only looked at when their turn comes; None among them then says that there is no prompt yet, and another one may
+    follow. Raises DeviceError if the device fails.
     """
     layout = get_template(template) if isinstance(template, str) else template or model.template
     check_limit(max_tokens)
@@ -130,14 +132,19 @@ def answers(
     run = _Run(model, layout, max_tokens, stop, start, after_document, cache, sampling)
     slots = model.backend.batch_size if batch_size is None else batch_size
     asked = (Prompt(each) if isinstance(each, str) else each for each in prompts)
-    coming = iter([run.checked(each) for each in asked]) if not lenient else ((each, None) for each in asked)
+    coming: Iterator[Asked | None] = ((each, None) if each else None for each in asked)
+    if not lenient:
+        coming = iter([run.checked(each) for each in asked if each])
     # No more slots than there are prompts, as far as that can be known.
     first = [*islice(coming, slots)]
-    return run.answers(chain(first, coming), min(slots, len(first) or 1), _Turns(in_order))
+    n = slots if None in first else len(first) or 1
+    return run.answers(chain(first, coming), min(slots, n), _Turns(in_order))
 
 
 Asked = tuple[Prompt, Tokens | None]
 """A prompt, perhaps encoded."""
+
+_OVER: Final = "over"
 
 
 class _Run:
@@ -172,16 +179,17 @@ class _Run:
             where = f"{literal(prompt.where)}: " if prompt.where else ""
             raise UsageError(where + error.args[0]) from None
 
-    def answers(self, coming: Iterator[Asked], slots: int, turns: _Turns) -> Iterator[Answer]:
+    def answers(self, coming: Iterator[Asked | None], slots: int, turns: _Turns) -> Iterator[Answer]:
         """The answers to prompts, when it is their turn. Those without tokens are encoded once there is room."""
         scheduler = Scheduler(self._model.backend, slots)
-        numbered, running = enumerate(coming), dict[Handle, _Text]()
+        numbers, running = itertools.count(), dict[Handle, _Text]()
         n_bytes = 0  # of those that are not answered yet
+        found: Asked | Literal["over"] | None = None
         while True:
             while not turns.are_full and scheduler.waiting < AHEAD and n_bytes < MOST_AHEAD_BYTES:
-                if (found := next(numbered, None)) is None:
+                if (found := next(coming, _OVER)) is None or found == _OVER:
                     break
-                index, (prompt, tokens) = found
+                index, (prompt, tokens) = next(numbers), found
                 try:
                     text = self._begun(index, prompt, tokens, scheduler)
                 except RwkvError as error:
@@ -191,7 +199,7 @@ class _Run:
                 else:
                     running[text.handle] = text
                     n_bytes += text.nbytes
-            if not running:
+            if not running and found == _OVER:
                 return
             for handle in scheduler.step():
                 if answer := running[handle].advance():

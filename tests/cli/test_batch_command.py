@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_cli.cli import prompt
 from rwkv_cli.cli.batch.lines import Lines
 from rwkv_cli.sessions import state_file
+from rwkv_cli.text import prompt_bytes
 
 RWKV = (sys.executable, "-m", "rwkv_cli")
 FIELDS = ["index", "prompt", "text", "finish", "prompt_tokens", "generated_tokens"]
@@ -272,7 +272,7 @@ def test_a_bar_does_not_take_what_goes_to_a_file(tiny_model, prompts, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
 def test_what_has_no_end_is_read_to_a_limit(rwkv, monkeypatch):
-    monkeypatch.setattr(prompt, "MOST_BYTES", 2_000_000)
+    monkeypatch.setattr(prompt_bytes, "MOST_BYTES", 2_000_000)
     result = rwkv("generate", "-f", "/dev/zero")
     assert result.code == 2
     assert result.sentence == "/dev/zero has more than 2 MB, which is the most that is read: use a part of it"
@@ -283,7 +283,7 @@ def test_what_has_no_end_is_read_to_a_limit(rwkv, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [("generate",), ("state", "save", "s")])
 def test_a_pipe_is_read_to_a_limit(rwkv, monkeypatch, arguments):
-    monkeypatch.setattr(prompt, "MOST_BYTES", 2)
+    monkeypatch.setattr(prompt_bytes, "MOST_BYTES", 2)
     result = rwkv(*arguments, stdin=b"abc")
     assert result.code == 2
     assert result.sentence.startswith("standard input has more than 0 MB, which is the most that is read")
@@ -291,7 +291,7 @@ def test_a_pipe_is_read_to_a_limit(rwkv, monkeypatch, arguments):
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_a_line_that_is_too_long_or_not_a_text(batch, monkeypatch, end):
-    monkeypatch.setattr(prompt, "MOST_BYTES", 5)
+    monkeypatch.setattr(prompt_bytes, "MOST_BYTES", 5)
     result = batch("-", "-n", "1", stdin=end.join([b"abcde", b"abcdef", b"a" * 100, b"ab\xff", b"abcde"]))
     lines = [json.loads(each) for each in result.out.splitlines()]
     assert result.code == 1

@@ -137,7 +137,7 @@ def test_the_gpu_is_used_and_says_what_it_compiles(gpu, tiny_model, monkeypatch)
         heard.append(processor)
         yield
 
-    def open_cuda(model, compiling):
+    def open_cuda(model, compiling, _index):
         with compiling():
             heard.append(model.path)
         return Fake()
@@ -225,3 +225,26 @@ def test_a_machine_without_a_driver(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", missing)
     monkeypatch.setattr(ctypes, "WinDLL", missing, raising=False)
     assert probe._library() is None
+
+
+def test_several_devices(monkeypatch):
+    monkeypatch.setattr(probe, "gpus", lambda: (GPU, GPU))
+    assert registry.expand("all") == ["cuda:0", "cuda:1"]
+    assert registry.expand("cuda:1, cuda:0") == ["cuda:1", "cuda:0"]
+    assert registry.expand("cpu,cpu") == ["cpu", "cpu"]
+    assert registry.expand("auto") == ["auto"]
+    for wrong in ("cuda:0,abacus", "cuda:0,cuda:0", "", "cuda:x", "cuda:-1"):
+        with pytest.raises(UsageError):
+            registry.expand(wrong)
+
+
+def test_a_gpu_by_its_number(gpu, monkeypatch, tiny_model):
+    gpu()
+    monkeypatch.setattr(probe, "gpus", lambda: (GPU, GPU))
+    opened = []
+    monkeypatch.setattr(cuda, "open_cuda", lambda _model, _compiling, index: opened.append(index))
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        registry.open_backend(device, ModelFile(tiny_model))
+    assert opened == [0, 0, 1]
+    with pytest.raises(DeviceError, match="there is no GPU 2: this machine has 2, which are counted from 0"):
+        registry.open_backend("cuda:2", ModelFile(tiny_model))

@@ -66,7 +66,9 @@ def test_pages_fit(name):
 @every_page
 def test_nothing_is_cut_off(name):
     text = page(name, 80)
-    assert "..." not in re.sub(r"(COMMAND|PROMPT)\]?( )?\.\.\.\]?|(NAME|NAME\|FILE)\.\.\.|N,\.\.\.", "", text)
+    assert "..." not in re.sub(
+        r"(COMMAND|INPUT|PROMPT)\]?( )?\.\.\.\]?|(NAME|NAME\|FILE)\.\.\.|N,\.\.\.", "", text
+    )
     for inner in getattr(SECTIONS[name].command, "commands", {}).values():
         assert f"{inner.name} " in text
         summary = inner.get_short_help_str()
@@ -93,6 +95,7 @@ def test_an_option_is_the_same_everywhere():
     different = {
         "--prompt",  # of a generation, or the text to read
         "--template",  # a name alone where it is stored in a model file
+        "--device",  # several, where a replica may be on each
         "--type",  # those of model files, or of exported files
         "--force",  # of a download
         "--newest",  # is downloaded, or compared with the known models

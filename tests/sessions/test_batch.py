@@ -285,3 +285,20 @@ def test_a_device_that_fails_ends_all(monkeypatch):
     monkeypatch.setattr(ScriptBatch, "read", read)
     with pytest.raises(DeviceError, match="the GPU is gone"):
         list(answers(scripted(), ["a", "b"], lenient=True))
+
+
+def test_prompts_may_come_later():
+    """None says that there is none yet: those that run go on, and another one joins them."""
+    steps = []
+
+    def prompts():
+        yield "a"
+        for _ in range(3):
+            steps.append("pause")
+            yield None
+        yield "b"
+        yield None
+
+    found = answers(scripted(), prompts(), lenient=True, temperature=0)
+    assert sorted(answer.index for answer in found) == [0, 1]
+    assert len(steps) == 3

@@ -1,6 +1,6 @@
-"""`rwkv generate --batch`: a file of prompts in, a file of results out.
+"""Many prompts: `rwkv generate --batch`, with a file of results, and `rwkv batch`, with datasets.
 
-lines     the lines of a file, read lazily
-question  what a line asks: a prompt, perhaps with options of its own
-results   where results go: standard output, or the file that --resume continues
+lines    a file of prompts, opened
+dataset  what executes `rwkv batch`, and what is shown
+results  where results go: standard output, or the file that --resume continues
 """

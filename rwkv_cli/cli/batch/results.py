@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_cli import paths
-from rwkv_cli.cli import prompt
-from rwkv_cli.cli.batch.lines import Line
-from rwkv_cli.cli.batch.question import Question
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.cli.terminal.interrupts import until_done
+from rwkv_cli.datasets.lines import Line
+from rwkv_cli.datasets.question import Question
 from rwkv_cli.errors import UsageError, literal
 from rwkv_cli.files.atomic import storage_error
 from rwkv_cli.files.lock import HeldError, lock_file, locked
+from rwkv_cli.text import prompt_bytes
 
 Fields = Mapping[str, Any]
 
@@ -163,7 +163,7 @@ class ResultFile(Output):
 
     def _scan(self) -> None:
         """Note which results are there, and cut off a torn one at the end. Raises UsageError for other files."""
-        most = 8 * prompt.MOST_BYTES  # JSON has escapes
+        most = 8 * prompt_bytes.MOST_BYTES  # JSON has escapes
         limit = os.fstat(self._file.fileno()).st_size + _LEAST_INDEX_LIMIT
         with self.path.open("rb") as file:
             while data := file.readline(most):

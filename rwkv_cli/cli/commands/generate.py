@@ -97,12 +97,36 @@ def generate(
     offered = tool_options.parse(tools, tool_choice)
     if constraint and tool_choice not in (None, "auto", "none"):
         raise UsageError("give either --tool-choice or a form of the answer, not both")
+    user = settings.load()
+    prompt_format = options.parse_template("raw" if raw else template)
+    if batch is not None:
+        from rwkv_cli.cli.commands.generate_batch import run as run_batch
+        from rwkv_cli.datasets.job import Job
+
+        job = Job(
+            model=model,
+            default_model=user.model,
+            device=device,
+            threads=threads,
+            template=prompt_format,
+            system=options.parse_system(system),
+            think=think,
+            stops=parse_stops(stop or ()),
+            max_tokens=options.limit_of(max_tokens),
+            sampling=sampling,
+            default_sampling=user.sampling,
+            constraint=constraint,
+            state=state,
+            cache=not no_cache,
+            batch_size=batch_size,
+        )
+        raise typer.Exit(run_batch(job, batch, unordered=unordered, out=resume, quiet=quiet))
     request = Request(
-        template=options.parse_template("raw" if raw else template),
+        template=prompt_format,
         system=options.parse_system(system),
         think=think,
         stops=parse_stops(stop or ()),
-        text="" if batch is not None else read_prompt(prompt, prompt_file, optional=state is not None),
+        text=read_prompt(prompt, prompt_file, optional=state is not None),
         model=model,
         device=device,
         threads=threads,
@@ -117,14 +141,10 @@ def generate(
         compact=compact,
         cache=not no_cache,
         max_tokens=options.limit_of(max_tokens),
-        settings=settings.load(),
+        settings=user,
         force=force,
         echo=echo,
         json=json,
         quiet=quiet,
     )
-    if batch is not None:
-        from rwkv_cli.cli.commands.batch import run as run_batch
-
-        raise typer.Exit(run_batch(request, batch, batch_size, unordered=unordered, out=resume))
     raise typer.Exit(run(request))

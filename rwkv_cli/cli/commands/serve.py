@@ -29,7 +29,7 @@ Parallel = Annotated[
         "--parallel",
         min=1,
         metavar="N",
-        help="How many requests to answer at once; others wait.",
+        help="How many requests to answer at once, on each device; others wait.",
         show_default="what suits the device",
         rich_help_panel=SERVER,
     ),
@@ -139,7 +139,7 @@ LogPrompts = Annotated[
 def serve(
     *,
     model: options.Model = None,
-    device: options.Device = "auto",
+    device: options.Devices = "auto",
     threads: options.Threads = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,

@@ -8,13 +8,14 @@ from pathlib import Path
 import typer
 
 from rwkv_cli import paths
-from rwkv_cli.cli.prompt import checked_text, decoded, read_limited
+from rwkv_cli.cli.prompt import checked_text, read_limited
 from rwkv_cli.cli.terminal import ui
 from rwkv_cli.errors import UsageError
 from rwkv_cli.evaluation.comparison import Comparison
 from rwkv_cli.evaluation.intervals import Interval
 from rwkv_cli.evaluation.questions import Question, parse_questions
 from rwkv_cli.evaluation.text import TextScore
+from rwkv_cli.text.prompt_bytes import decoded
 
 _MAX_TEXT = 1 << 24
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rwkv_cli.generation import Generation
 
 _PATIENCE = 0.5  # seconds that a person waits without a bar
+_PAUSE = 0.2  # seconds between two looks at rows
+_FIRST_LINE, _LINES = 10, 60  # seconds until the first line of a log, and between two
 
 
 class TerminalReporter(Reporter):
@@ -170,6 +172,62 @@ def answering(size: int | None, quiet: bool = False) -> Iterator[Answering | Non
     progress = Answering(size)
     with _shown_if_long(progress.bar):
         yield progress
+
+
+class Rows:
+    """Rows of a dataset that are answered, of all that are to be; any thread may count them."""
+
+    def __init__(self, total: int) -> None:
+        """`total` is without the rows that were done before."""
+        self.total, self.done = total, 0
+        self._tokens = 0
+        self._begun = time.perf_counter()
+
+    def answered(self, rows: int, tokens: int) -> None:
+        """So many more rows were answered, with so many tokens."""
+        self.done += rows
+        self._tokens += tokens
+
+    def __str__(self) -> str:
+        """ "1,234 of 20,000 rows (6%), 12.3 rows/s, 456 tokens/s, 2 min left"."""
+        seconds = max(time.perf_counter() - self._begun, 1e-3)
+        rate = self.done / seconds
+        text = f"{self.done:,} of {pluralize(self.total, 'row')} ({self.done / max(self.total, 1):.0%})"
+        text += f", {rate:.{0 if rate >= 100 else 1}f} rows/s"
+        if self._tokens:
+            text += f", {self._tokens / seconds:,.0f} tokens/s"
+        if self.done and self.done < self.total:
+            text += f", {duration((self.total - self.done) / rate)} left"
+        return text
+
+
+@contextmanager
+def counting_rows(rows: Rows, quiet: bool = False) -> Iterator[None]:
+    """Show rows while they are answered: in a bar, or in a log as a line now and then."""
+    if quiet:
+        yield
+        return
+    is_over = threading.Event()
+    bar = _bar("answering", rows.total, lambda _: str(rows)) if _can_move() else None
+
+    def follow() -> None:
+        if bar:
+            while not is_over.wait(_PAUSE):
+                bar.update(bar.task_ids[0], completed=rows.done)
+            return
+        pause = _FIRST_LINE
+        while not is_over.wait(pause):
+            ui.note(str(rows))
+            pause = _LINES
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    with _shown_if_long(bar) if bar else nullcontext():
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
 
 @contextmanager

@@ -353,9 +353,9 @@ class CudaBackend(Backend):
 
 
 def open_cuda(
-    model: ModelFile, compiling: Callable[[], AbstractContextManager[None]] = nullcontext
+    model: ModelFile, compiling: Callable[[], AbstractContextManager[None]] = nullcontext, index: int = 0
 ) -> CudaBackend:
-    """The backend on the first GPU of this machine. `compiling()` is entered while its kernels are compiled.
+    """The backend on GPU `index` of this machine. `compiling()` is entered while its kernels are compiled.
 
     Raises DeviceError with the reason if the GPU, its driver or its packages cannot run the model.
     """
@@ -364,7 +364,7 @@ def open_cuda(
     except ImportError:
         raise DeviceError(probe.NOT_INSTALLED) from None
     try:
-        gpu = Gpu(model.info.weight_type, compiling)
+        gpu = Gpu(model.info.weight_type, compiling, index)
         _check_memory(gpu.name, model, gpu.free_memory())
         return CudaBackend(model, gpu)
     except Exception as error:

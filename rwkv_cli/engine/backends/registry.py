@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rwkv_cli import machine
 from rwkv_cli.engine.backends.base import Backend
 from rwkv_cli.engine.gpu import probe
 from rwkv_cli.errors import DeviceError, UsageError
@@ -41,18 +43,23 @@ class Entry:
     """A backend before its module is imported."""
 
     name: str
-    open: Callable[[ModelFile, int | None, Compiling], Backend]
+    open: Callable[[ModelFile, int | None, Compiling, int], Backend]
+    """Of a model, threads of the CPU, what is entered while kernels are compiled, and which GPU."""
+
     # A cheap probe, see `why_not_cuda`.
     why_not: Callable[[WeightType, int], str | None] = lambda _type, _bytes: None
     is_automatic: bool = True
 
 
-def why_not_cuda(weight_type: WeightType, weight_bytes: int = 0) -> str | None:
-    """Why the GPU cannot run a model of this type and size, as far as is known before it is tried; None if it may."""
+def why_not_cuda(weight_type: WeightType, weight_bytes: int = 0, index: int = 0) -> str | None:
+    """Why a GPU cannot run a model of this type and size, as far as is known before it is tried; None if it may."""
     try:
-        gpu = probe.gpus()[0]
+        gpus = probe.gpus()
     except DeviceError as error:
         return str(error)
+    if index >= len(gpus):
+        return f"there is no GPU {index}: this machine has {len(gpus)}, which are counted from 0"
+    gpu = gpus[index]
     if reason := probe.too_old(gpu.name, gpu.capability):
         return reason
     if not probe.is_backend_installed():
@@ -64,17 +71,17 @@ def why_not_cuda(weight_type: WeightType, weight_bytes: int = 0) -> str | None:
     return None
 
 
-def _open_cuda(model: ModelFile, _threads: int | None, compiling: Compiling) -> Backend:
-    if reason := why_not_cuda(model.info.weight_type):
+def _open_cuda(model: ModelFile, _threads: int | None, compiling: Compiling, index: int) -> Backend:
+    if reason := why_not_cuda(model.info.weight_type, index=index):
         raise DeviceError(reason)
     from rwkv_cli.engine.backends import cuda
 
     if model.info.weight_type == MIXED:  # each kernel is compiled for one type
         model = Widened(model)
-    return cuda.open_cuda(model, lambda: compiling("GPU"))
+    return cuda.open_cuda(model, lambda: compiling("GPU"), index)
 
 
-def _open_cpu(model: ModelFile, threads: int | None, compiling: Compiling) -> Backend:
+def _open_cpu(model: ModelFile, threads: int | None, compiling: Compiling, _index: int) -> Backend:
     try:
         from cpu_kernels.runtime.compiler import CompilationError
         from rwkv_cli.engine.backends.cpu import CpuBackend, is_compiled
@@ -87,7 +94,7 @@ def _open_cpu(model: ModelFile, threads: int | None, compiling: Compiling) -> Ba
         raise DeviceError(f"the CPU kernels cannot run: {error}") from None
 
 
-def _open_reference(model: WeightSource, _threads: int | None, _compiling: Compiling) -> Backend:
+def _open_reference(model: WeightSource, _threads: int | None, _compiling: Compiling, _index: int) -> Backend:
     from rwkv_cli.engine.backends.reference import ReferenceBackend
 
     return ReferenceBackend(model)
@@ -107,10 +114,56 @@ DEVICES = (AUTO, *BACKENDS)
 """What the setting `device` may be."""
 
 
+_ONE_GPU = re.compile(r"cuda:([0-9]{1,4})")
+
+ALL = "all"
+"""Every GPU: what `expand` knows beside single devices."""
+
+
+def is_known(devices: str) -> bool:
+    """Whether `expand` knows the names, whatever this machine has."""
+    names = devices.split(",")
+    return devices == ALL or all(
+        name.strip() in DEVICES or _ONE_GPU.fullmatch(name.strip()) for name in names
+    )
+
+
 def check(device: str) -> None:
     """Raise UsageError for the name of an unknown device."""
-    if device not in DEVICES:
-        raise UsageError(f"{{device}} is {device!r}: it must be one of {', '.join(DEVICES)}")
+    if device not in DEVICES and not _ONE_GPU.fullmatch(device):
+        raise UsageError(
+            f"{{device}} is {device!r}: it must be one of {', '.join(DEVICES)}, or a GPU such as cuda:1"
+        )
+
+
+def expand(devices: str) -> list[str]:
+    """The devices of a setting for several replicas: "cuda:0,cuda:1", or "all" for every GPU of this machine.
+
+    Raises UsageError for an unknown device, DeviceError for all GPUs where there are none.
+    """
+    if devices == ALL:
+        return [f"cuda:{i}" for i in range(len(probe.gpus()))]
+    names = [each.strip() for each in devices.split(",")]
+    for name in names:
+        check(name)
+    gpus = [name for name in names if name.startswith("cuda")]
+    if len({*gpus}) < len(gpus):
+        raise UsageError(f"{{device}} names a GPU twice: {devices}")
+    return names
+
+
+def threads_each(threads: int | None, devices: Sequence[str]) -> int | None:
+    """The threads of each of several replicas: those that were chosen, otherwise a share of the machine's."""
+    n_cpu = sum(device in ("cpu", "reference") for device in devices)
+    if threads is not None or n_cpu < 2:
+        return threads
+    return max(1, machine.default_threads() // n_cpu)
+
+
+def _split(device: str) -> tuple[str, int]:
+    """The backend of a device, and which GPU."""
+    one = _ONE_GPU.fullmatch(device)
+    return ("cuda", int(one[1])) if one else (device, 0)
 
 
 def select(device: str, weight_type: WeightType, weight_bytes: int = 0) -> Selection:
@@ -146,13 +199,14 @@ def open_backend(
     """
     check(device)
     if not isinstance(source, ModelFile):
-        return Opened(_open_reference(source, None, compiling), Selection("reference", "chosen by name"))
+        return Opened(_open_reference(source, None, compiling, 0), Selection("reference", "chosen by name"))
     selection = select(device, source.info.weight_type, source.weight_bytes)
     candidates = [entry.name for entry in BACKENDS.values() if entry.is_automatic] if device == AUTO else []
     failure = None
     for name in candidates[candidates.index(selection.device) :] if candidates else [selection.device]:
         try:
-            backend = BACKENDS[name].open(source, threads, compiling)
+            kind, index = _split(name)
+            backend = BACKENDS[kind].open(source, threads, compiling, index)
             return Opened(backend, Selection(name, failure or selection.reason), failure)
         except DeviceError as error:
             if device != AUTO or name == candidates[-1]:

@@ -48,9 +48,10 @@ class Gpu:
         self,
         weight_type: str,
         compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
+        index: int = 0,
     ) -> None:
-        """Compile the kernels if needed, inside `compiling()`. Raises DeviceError if there is no usable GPU."""
-        self._device = _first_device()
+        """Compile the kernels if needed, inside `compiling()`. Raises DeviceError if there is no usable GPU `index`."""
+        self._device = _current_device(index)
         self._context = _check(driver.cuCtxGetCurrent())
         self._stream = self._device.create_stream()
         properties = self._device.properties
@@ -233,8 +234,8 @@ class Blas:
             raise DeviceError(f"the GPU failed: {name} gave {code}")
 
 
-def _first_device() -> Device:
-    """The first GPU, made current. Raises DeviceError with the reason if it cannot be used."""
+def _current_device(index: int) -> Device:
+    """A GPU, made current. Raises DeviceError with the reason if it cannot be used."""
     try:
         (error,) = driver.cuInit(0)
     except RuntimeError:
@@ -248,7 +249,7 @@ def _first_device() -> Device:
             f"the NVIDIA driver supports CUDA {version // 1000}.{version % 1000 // 10}, but {needed // 1000}.0 is "
             "needed: update it or, in the folder of rwkv's sources, pip install '.[cuda12]'"
         )
-    device = Device(0)
+    device = Device(index)
     device.set_current()
     if reason := too_old(device.name, tuple(device.compute_capability)):
         raise DeviceError(reason)

@@ -1,4 +1,4 @@
-"""What a line of a file of prompts asks: a prompt and, in JSON, options that take the place of those of the command."""
+"""What a row of a dataset asks: a prompt, and options that take the place of those of the whole batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from rwkv_cli.cli.batch.lines import Line
-from rwkv_cli.cli.terminal import ui
+from rwkv_cli.datasets.lines import Line
 from rwkv_cli.engine.constraints import requests
 from rwkv_cli.engine.constraints.grammar import Grammar
 from rwkv_cli.engine.generate import check_limit
@@ -22,13 +21,13 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """What a line asks. None stands for what the command says."""
+    """What a row asks. None stands for what the whole batch has."""
 
     prompt: str = ""
     system: str | None = None
     think: str | None = None
     max_tokens: int | None = None
-    stop: tuple[str, ...] = ()  # beside those of the command
+    stop: tuple[str, ...] = ()  # beside those of the batch
     state: str | None = None  # a name or a file
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
     constraint: Grammar | None = None
@@ -36,22 +35,37 @@ class Question:
     error: str = ""  # why it cannot be answered
 
 
-def parse(line: Line, is_json: bool) -> Question:
+NAMES = frozenset(
+    {"prompt", "system", "think", "max_tokens", "stop", "state", "seed", "logit_bias", "ban"}
+    | {*NUMERIC_FIELDS, *requests.FIELDS}
+)
+"""Fields of a row that mean something."""
+
+
+def parse(fields: Fields, carried: Fields | None = None) -> Question:
+    """The question in the fields of a row; one with an error if it is wrong. `carried` goes into it as it is."""
+    try:
+        return _question(fields, carried or {})
+    except UsageError as error:
+        return Question(carried=carried or {}, error=error.worded(lambda name, _: f'"{name}"'))
+
+
+def parse_line(line: Line, is_json: bool) -> Question:
     """The question in a line; one with an error if it is wrong."""
     if line.error:
         return Question(error=line.error)
     if not is_json:
         return Question(line.text)
-    carried: Fields = {}
     try:
-        fields = _object(line.text)
+        fields = parse_object(line.text)
         carried = _carried(fields)
-        return _question(fields, carried)
     except UsageError as error:
-        return Question(carried=carried, error=error.worded(lambda name, _: f'"{name}"'))
+        return Question(error=error.worded(lambda name, _: f'"{name}"'))
+    return parse(fields, carried)
 
 
-def _object(text: str) -> Fields:
+def parse_object(text: str) -> Fields:
+    """The fields of a JSON object. Raises UsageError for anything else."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
@@ -66,7 +80,7 @@ def _carried(fields: Fields) -> Fields:
     if "id" not in fields:
         return {}
     try:
-        ui.json_text(fields["id"]).encode()
+        json.dumps(fields["id"], ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise UsageError('"id" cannot be written to the result: use a text or a number') from None
     return {"id": fields["id"]}
@@ -103,7 +117,7 @@ def _question(fields: Fields, carried: Fields) -> Question:
 
 
 def _constraint(fields: Fields) -> Grammar | None:
-    """What the answer of a line has to look like; lines that demand the same share it. Raises UsageError."""
+    """What the answer of a row has to look like; rows that demand the same share it. Raises UsageError."""
     chosen = {name: fields[name] for name in requests.FIELDS if fields.get(name) is not None}
     return _grammar(json.dumps(chosen)) if chosen else None
 
