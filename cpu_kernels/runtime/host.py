@@ -72,7 +72,7 @@ def _features() -> dict[str, bool]:
     if features.get("amx-tile") and not amx.is_permitted():
         features["amx-tile"] = False
     if platform.machine().lower() in ARM64:
-        features["neon"] = True  # of every such CPU
+        features |= {"fp-armv8": True, "neon": True}  # of every such CPU
         for name, (linux, mac_os, windows) in _ARM64_FEATURES.items():
             if sys.platform == "linux":
                 has = _linux_has(*linux)
