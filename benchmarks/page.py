@@ -20,6 +20,7 @@ import cold_start
 import gpu
 import memory
 import perplexity
+import prefill
 import report
 import results
 
@@ -37,6 +38,7 @@ class Section(NamedTuple):
 
 SECTIONS = (
     Section("Next to other programs", "compare", None),
+    Section("Reading a prompt on a CPU", "prefill-*", prefill.write_report),
     Section("Many at once on a CPU", "batch-*", batch.write_report),
     Section("Memory over a long text", "memory-*", memory.write_report),
     Section("A chat of a thousand turns", "chat-*", chat.write_report),

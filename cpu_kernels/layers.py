@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from numba import njit
 
 from cpu_kernels import elementwise as el
@@ -86,8 +87,10 @@ from cpu_kernels.simd import (
 )
 from cpu_kernels.wkv7 import HEAD_BYTES
 
-TILES = BLOCK // LANES  # of a block of rows
-HEAD_TILES = HEAD_SIZE // LANES
+# Numba would compile a function once more for each constant that it is given, if they were Python's integers.
+TILES = np.int64(BLOCK // LANES)  # of a block of rows
+HEAD_TILES = np.int64(HEAD_SIZE // LANES)
+HEAD_STRIDE = np.int64(HEAD_BYTES)
 
 tokens_at, states_at = table(TOKEN), table(STATE)
 _removed = stack_memory(HEAD_BYTES)
@@ -226,7 +229,7 @@ def heads(
             continue
         out = w if i == 0 else a if i == 1 else vg if i == 2 else g
         m = matrices[matrix + W2 + i]
-        rows_times_tokens(out, HEAD_BYTES, m, head * HEAD_TILES, HEAD_TILES, inputs[LOW_W + i], T)
+        rows_times_tokens(out, HEAD_STRIDE, m, head * HEAD_TILES, HEAD_TILES, inputs[LOW_W + i], T)
     for t in range(T):
         row, local = column + t * run.C * FLOAT, t * HEAD_BYTES
         head_inputs(run, vectors + column, layer, row, w + local, a + local, vg + local, kk + local)

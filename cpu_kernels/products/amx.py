@@ -58,15 +58,14 @@ STRIP = 8
 
 GROUP_SCALES = BLOCK * SCALE_BYTES  # bytes, of the scales of a group of inputs
 
-# The numbers of tile registers. There are two sets, so that one product need not wait for another.
-X_0, W_0, SUMS_0, X_1, W_1, SUMS_1, X_REST, SUMS_REST = range(8)
+X, W, SUMS, X_REST, SUMS_REST = range(5)  # the numbers of tile registers
 PALETTE_BYTES, FIRST_WIDTH, FIRST_ROWS = 64, 16, 48
 
 _f = np.float32
 _byte, _long, _void = ir.IntType(8), ir.IntType(64), ir.VoidType()
 
 _configuration = stack_memory(PALETTE_BYTES)
-_sums = stack_memory(2 * INT8_GROUP)
+_sums = stack_memory(ROWS * VECTOR)
 _packed = stack_memory(TILES * STRIP * INT8_GROUP)
 
 
@@ -127,9 +126,8 @@ def _store_tile(register):
     return store_tile
 
 
-_multiply_0, _multiply_1 = _multiply(X_0, W_0, SUMS_0), _multiply(X_1, W_1, SUMS_1)
-_store_0, _store_1, _store_rest = _store_tile(SUMS_0), _store_tile(SUMS_1), _store_tile(SUMS_REST)
-_multiply_rest = _multiply(X_REST, W_0, SUMS_REST)
+_multiply_whole, _store_whole = _multiply(X, W, SUMS), _store_tile(SUMS)
+_multiply_rest, _store_rest = _multiply(X_REST, W, SUMS_REST), _store_tile(SUMS_REST)
 
 TOTALS = Vector("TOTALS", ir.ArrayType(F32.llvm, ROWS))
 """Sixteen output rows of sixteen tokens, which LLVM keeps in registers."""
@@ -244,7 +242,7 @@ def dense_rows(out, stride, m: MATRIX, block, act: ACTIVATION, T):
     _configure(T)
     for g in range(0, groups, STRIP):
         strip = _strip_of_rows(packed, m, block, g, min(STRIP, groups - g))
-        _add_strip(out, stride, strip, TILES, act, T)
+        _add_strip(out, stride, strip, np.int64(TILES), act, T)
     _release(0)
 
 
@@ -310,26 +308,13 @@ def _add_whole(out, stride, strip, tile, act: ACTIVATION, t):
     K, next_token = act.cols, act.cols // GROUP * FLOAT
     sums = _sums(0)
     totals = _no_totals(0) if strip.is_first else _load_totals(out, stride)
-    pairs = strip.n // 2
-    for i in range(pairs + 1 if pairs else 0):
-        if i > 0:
-            _store_0(sums)
-            _store_1(sums + INT8_GROUP)
-        if i < pairs:  # while the products before are scaled
-            _multiply_0(xq, K, weights)
-            _multiply_1(xq + GROUP, K, weights + INT8_GROUP)
-            xq += 2 * GROUP
-            weights += 2 * INT8_GROUP
-        if i > 0:
-            totals = _add_scaled(totals, sums, load_bf16(scales), scale, next_token)
-            scales += next_scales
-            totals = _add_scaled(totals, sums + INT8_GROUP, load_bf16(scales), scale + FLOAT, next_token)
-            scales += next_scales
-            scale += 2 * FLOAT
-    if strip.n % 2:
-        _multiply_0(xq, K, weights)
-        _store_0(sums)
-        totals = _add_scaled(totals, sums, load_bf16(scales), scale, next_token)
+    _multiply_whole(xq, K, weights)
+    for i in range(strip.n):
+        _store_whole(sums)
+        if i + 1 < strip.n:  # while this product is scaled
+            _multiply_whole(xq + (i + 1) * GROUP, K, weights + (i + 1) * INT8_GROUP)
+        weight_scales = load_bf16(scales + i * next_scales)
+        totals = _add_scaled(totals, sums, weight_scales, scale + i * FLOAT, next_token)
     _store_totals(out, stride, totals)
 
 

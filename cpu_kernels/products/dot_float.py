@@ -100,31 +100,18 @@ def _float_tile(load_weights, width):
     return tile_x1, tile_x4
 
 
-def _scaled_tile():
-    """The same for weights in int8, of which 64 columns share a scale, or fewer at the end of a row."""
-    sums_x1, sums_x4 = _sums(load_i8_as_f32, 1)
+_small_sums, _ = _sums(load_i8_as_f32, 1)
 
-    @njit
-    def tile_x1(m: MATRIX, tile, x):
-        weights, scales = m.weights + tile * m.cols * LANES, _scales(m, tile)
-        total = splat(_f(0))
-        for k in range(0, m.cols, GROUP):
-            n, scale = min(GROUP, m.cols - k), load_bf16(scales + k // GROUP * SCALES)
-            total = fma(sums_x1(weights + k * LANES, x + k * FLOAT, n), scale, total)
-        return total
 
-    @njit
-    def tile_x4(m: MATRIX, tile, x, next_token):
-        weights, scales = m.weights + tile * m.cols * LANES, _scales(m, tile)
-        a = b = c = d = splat(_f(0))
-        for k in range(0, m.cols, GROUP):
-            n, scale = min(GROUP, m.cols - k), load_bf16(scales + k // GROUP * SCALES)
-            sums = sums_x4(weights + k * LANES, x + k * FLOAT, next_token, n)
-            a, b = fma(sums[0], scale, a), fma(sums[1], scale, b)
-            c, d = fma(sums[2], scale, c), fma(sums[3], scale, d)
-        return a, b, c, d
-
-    return tile_x1, tile_x4
+@njit
+def small_x1(out, m: MATRIX, tile, act: ACTIVATION, t):
+    """out [16] = one tile in int8 times token t; 64 columns share a scale, or fewer at the end of a row."""
+    weights, scales = m.weights + tile * m.cols * LANES, _scales(m, tile)
+    x, total = act.x + t * act.cols * FLOAT, splat(_f(0))
+    for k in range(0, m.cols, GROUP):
+        n, scale = min(GROUP, m.cols - k), load_bf16(scales + k // GROUP * SCALES)
+        total = fma(_small_sums(weights + k * LANES, x + k * FLOAT, n), scale, total)
+    store(out, total)
 
 
 @njit
@@ -135,7 +122,7 @@ def small_pair(out, stride, m: MATRIX, tile, act: ACTIVATION, T):
     """
     weights, next_tile, K = m.weights + tile * m.cols * LANES, m.cols * LANES, m.cols
     floats, scales = _floats(0), _scales(m, tile)
-    for k in range(0, K, GROUP):
+    for k in range(0, K if T else 0, GROUP):
         n, group = min(GROUP, K - k), k // GROUP * SCALES
         for i in range(n):
             store(floats + i * VECTOR, load_i8_as_f32(weights + (k + i) * LANES))
@@ -205,4 +192,3 @@ def _kernels(tile_x1, tile_x4):
 
 float16 = _kernels(*_float_tile(load_f16, 2))
 float32 = _kernels(*_float_tile(load, 4))
-small = _kernels(*_scaled_tile())

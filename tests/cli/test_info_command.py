@@ -116,6 +116,27 @@ def test_facts_of_this_machine():
     assert memory.available is None or memory.available <= memory.total
 
 
+@pytest.mark.parametrize(
+    ("size", "level", "shared", "siblings", "expected"),
+    [
+        ("2048K", "2", "0", "0", 2 << 20),
+        ("1280K", "2", "0,32", "0,32", 1280 << 10),
+        ("2048K", "2", "0-3", "0", 512 << 10),
+        ("480M", "3", "0", "0", None),
+        ("", "", "", "", None),
+    ],
+)
+def test_the_cache_of_a_core(monkeypatch, size, level, shared, siblings, expected):
+    files = {
+        "size": size,
+        "level": level,
+        "shared_cpu_list": shared,
+        "thread_siblings_list": siblings,
+    }
+    monkeypatch.setattr(machine, "_text", lambda path: files[path.rpartition("/")[2]])
+    assert machine.l2_cache() == expected
+
+
 def test_a_machine_that_tells_nothing(monkeypatch):
     monkeypatch.setattr(machine, "_text", lambda _: "")
     monkeypatch.setattr(machine, "_output", lambda *_: "")

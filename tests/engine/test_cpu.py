@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from cpu_kernels.runtime import instructions
 from rwkv_cli.engine.backends import cpu
-from rwkv_cli.engine.backends.cpu import CpuBackend
+from rwkv_cli.engine.backends.cpu import CpuBackend, best_chunk
 from rwkv_cli.engine.backends.reference import ReferenceBackend
 from rwkv_cli.engine.state import State
 from rwkv_cli.files.model_file import ModelFile
@@ -142,6 +142,22 @@ def test_progress_hears_of_every_chunk(tiny):
     heard: list[int] = []
     CpuBackend(tiny, chunk=8).forward(some_tokens(TINY, 20), State.zeros(TINY), heard.append)
     assert heard == [8, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("n_embd", "l2_cache", "expected"),
+    [
+        (768, None, 64),
+        (768, 256 << 10, 64),
+        (768, 512 << 10, 80),
+        (768, 2 << 20, 128),
+        (2048, 2 << 20, 128),
+        (2560, 2 << 20, 96),
+        (4096, 2 << 20, 64),
+    ],
+)
+def test_a_chunk_is_as_long_as_the_cache_is_large(n_embd, l2_cache, expected):
+    assert best_chunk(n_embd, l2_cache) == expected
 
 
 def test_conversations_in_threads_do_not_disturb_each_other(tiny):
@@ -266,7 +282,7 @@ def test_the_description_names_what_computes(tiny):
 PRINT_LOGITS = """
 import sys
 from pathlib import Path
-from rwkv_cli.engine.backends.cpu import CpuBackend
+from rwkv_cli.engine.backends.cpu import CpuBackend, best_chunk
 from rwkv_cli.files.model_file import ModelFile
 from rwkv_cli.engine.state import State
 model = ModelFile(Path(sys.argv[1]))
