@@ -6,7 +6,8 @@
 
 Both are given in multiply-adds a second: those of all matrices that a token of a prompt meets, by the time of the whole
 prompt, with norms, the recurrence and all; and those of the big matrices alone, by the time of `torch._int_mm`, which
-neither scales nor rounds anything. They take turns in one process, with as many threads.
+neither scales nor rounds anything. They take turns in one process, with as many threads. On a machine that others use
+too, `--cpu-time` measures the CPU time of one thread in place of the wall time of all.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from rwkv_cli.files.model_file import ModelFile
 
 PEER = "oneDNN"
 
+Clock = Callable[[], float]
+
 
 def big_matrices(config: ModelConfig) -> list[tuple[int, int, int]]:
     """The shapes of the quantized matrices of a layer: inputs, outputs, and how many there are."""
@@ -44,7 +47,7 @@ def multiply_adds(config: ModelConfig) -> int:
     return config.n_layer * (big + 2 * config.n_embd * ranks)
 
 
-def peer(config: ModelConfig, tokens: int, threads: int) -> Callable[[], float]:
+def peer(config: ModelConfig, tokens: int, threads: int, clock: Clock) -> Callable[[], float]:
     """A function that multiplies as many tokens with matrices of all shapes: multiply-adds a second."""
     import torch
 
@@ -61,17 +64,17 @@ def peer(config: ModelConfig, tokens: int, threads: int) -> Callable[[], float]:
     total = sum(inputs * outputs * n for inputs, outputs, n in shapes) * tokens * 8
 
     def measure() -> float:
-        start = time.perf_counter()
+        start = clock()
         for n, copies in weights:
             for w in copies:
                 for _ in range(n):
                     torch._int_mm(x[w.shape[0]], w)
-        return total / (time.perf_counter() - start)
+        return total / (clock() - start)
 
     return measure
 
 
-def ours(path: Path, tokens: int, threads: int) -> tuple[str, Callable[[], float]]:
+def ours(path: Path, tokens: int, threads: int, clock: Clock) -> tuple[str, Callable[[], float]]:
     """What reads the prompt, and a function that reads one: multiply-adds a second."""
     model = ModelFile(path)
     backend = CpuBackend(model, threads)
@@ -80,23 +83,24 @@ def ours(path: Path, tokens: int, threads: int) -> tuple[str, Callable[[], float
 
     def measure() -> float:
         state = State.zeros(model.config)
-        start = time.perf_counter()
+        start = clock()
         backend.forward(prompt, state)
-        return total / (time.perf_counter() - start)
+        return total / (clock() - start)
 
     return f"{backend.description}, {backend.chunk} tokens at once", measure
 
 
 def measure(size: str, options: argparse.Namespace) -> dict[str, Any]:
     """All rounds of one size: multiply-adds a second by weight type, and of the peer."""
-    facts = results.circumstances() | {"size": size, "threads": options.threads, "tokens": options.tokens}
+    threads, clock = (1, time.thread_time) if options.cpu_time else (options.threads, time.perf_counter)
+    facts = results.circumstances() | {"size": size, "threads": threads, "tokens": options.tokens}
     config = synthetic.SHAPES[size]
     facts["multiply_adds"] = multiply_adds(config)
-    measured = {PEER: peer(config, options.tokens, options.threads)}
+    measured = {PEER: peer(config, options.tokens, threads, clock)}
     facts["programs"] = {}
     for weight_type in options.types:
         path = options.folder / f"{size}-{weight_type}.safetensors"
-        facts["programs"][weight_type], measured[weight_type] = ours(path, options.tokens, options.threads)
+        facts["programs"][weight_type], measured[weight_type] = ours(path, options.tokens, threads, clock)
     for call in measured.values():
         call()
     facts["rounds"] = [{name: call() for name, call in measured.items()} for _ in range(options.repeat)]
@@ -146,6 +150,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = results.parser(__doc__)
     parser.add_argument("--threads", type=int, default=machine.usable_cores(), help="default: one per core")
+    parser.add_argument("--cpu-time", action="store_true", help="the CPU time of one thread")
     parser.add_argument("--sizes", type=results.some_of(synthetic.SHAPES), default=["0.1b", "0.4b"])
     parser.add_argument("--types", type=results.some_of(synthetic.WEIGHT_TYPES), default=["int8", "int4"])
     parser.add_argument("--tokens", type=int, default=512, help="of the prompt")

@@ -273,12 +273,8 @@ def recurrence(run: RUN, gated: ACTIVATION, layer, head, w, a, kk):
         r, k, v, y = run.r + row, run.k + row, run.v + row, gated.x + row
         if t == 0 or not follows(run, t):
             wkv7.removal(m, source, kk + local)
-        if t + 1 < run.T and follows(run, t + 1):
-            wkv7.step_and_removal(
-                y, target, source, r, w + local, k, v, a + local, m, kk + local + HEAD_BYTES
-            )
-        else:
-            wkv7.step(y, target, source, r, w + local, k, v, a + local, m, 0)
+        next_kk = kk + (local + HEAD_BYTES if t + 1 < run.T else local)
+        wkv7.step(y, target, source, r, w + local, k, v, a + local, m, next_kk)
         if token.is_last:
             keep_shift(run, t, at(states[token.target].shift_att, layer, C), head)
 

@@ -65,40 +65,30 @@ def removal(m, S, kk):
     store_4(m, m0, m1, m2, m3)
 
 
-def _step(has_next):
-    """`step`, or `step_and_removal`, which also does what `removal` would do next without reading the state again."""
+@njit
+def step(y, target, S, r, w, k, v, b, m, next_kk):
+    """target = S diag(w) - m b^T + v k^T with m = S kk, b = kk * a;  y [N] = target r.  `target` may be S.
 
-    @njit
-    def step(y, target, S, r, w, k, v, b, m, next_kk):
-        """target = S diag(w) - m b^T + v k^T with m = S kk, b = kk * a;  y [N] = target r.  `target` may be S.
-
-        S [N, N] is stored by key: a row holds what all values remember of one key, in four vectors, so that no sum
-        over lanes is needed. With a next token, m becomes target next_kk, to the bit as by `removal`.
-        """
-        n0 = n1 = n2 = n3 = y0 = y1 = y2 = y3 = splat(_f(0))
-        m0, m1, m2, m3 = load(m), load(m + VECTOR), load(m + 2 * VECTOR), load(m + 3 * VECTOR)
-        v0, v1, v2, v3 = load(v), load(v + VECTOR), load(v + 2 * VECTOR), load(v + 3 * VECTOR)
-        for j in range(N):
-            s, out, column = S + j * HEAD_BYTES, target + j * HEAD_BYTES, j * FLOAT
-            wj, bj = splat(get_f32(w + column)), splat(-get_f32(b + column))
-            kj, rj = splat(get_f32(k + column)), splat(get_f32(r + column))
-            s0 = fma(load(s), wj, fma(m0, bj, v0 * kj))
-            s1 = fma(load(s + VECTOR), wj, fma(m1, bj, v1 * kj))
-            s2 = fma(load(s + 2 * VECTOR), wj, fma(m2, bj, v2 * kj))
-            s3 = fma(load(s + 3 * VECTOR), wj, fma(m3, bj, v3 * kj))
-            store_4(out, s0, s1, s2, s3)
-            y0, y1, y2, y3 = fma(s0, rj, y0), fma(s1, rj, y1), fma(s2, rj, y2), fma(s3, rj, y3)
-            if has_next:
-                c = splat(get_f32(next_kk + column))
-                n0, n1, n2, n3 = fma(s0, c, n0), fma(s1, c, n1), fma(s2, c, n2), fma(s3, c, n3)
-        store_4(y, y0, y1, y2, y3)
-        if has_next:
-            store_4(m, n0, n1, n2, n3)
-
-    return step
-
-
-step, step_and_removal = _step(False), _step(True)
+    S [N, N] is stored by key: a row holds what all values remember of one key, in four vectors, so that no sum over
+    lanes is needed. m becomes target next_kk, to the bit as by `removal`: the next token need not read the state twice.
+    """
+    n0 = n1 = n2 = n3 = y0 = y1 = y2 = y3 = splat(_f(0))
+    m0, m1, m2, m3 = load(m), load(m + VECTOR), load(m + 2 * VECTOR), load(m + 3 * VECTOR)
+    v0, v1, v2, v3 = load(v), load(v + VECTOR), load(v + 2 * VECTOR), load(v + 3 * VECTOR)
+    for j in range(N):
+        s, out, column = S + j * HEAD_BYTES, target + j * HEAD_BYTES, j * FLOAT
+        wj, bj = splat(get_f32(w + column)), splat(-get_f32(b + column))
+        kj, rj = splat(get_f32(k + column)), splat(get_f32(r + column))
+        s0 = fma(load(s), wj, fma(m0, bj, v0 * kj))
+        s1 = fma(load(s + VECTOR), wj, fma(m1, bj, v1 * kj))
+        s2 = fma(load(s + 2 * VECTOR), wj, fma(m2, bj, v2 * kj))
+        s3 = fma(load(s + 3 * VECTOR), wj, fma(m3, bj, v3 * kj))
+        store_4(out, s0, s1, s2, s3)
+        c = splat(get_f32(next_kk + column))
+        y0, y1, y2, y3 = fma(s0, rj, y0), fma(s1, rj, y1), fma(s2, rj, y2), fma(s3, rj, y3)
+        n0, n1, n2, n3 = fma(s0, c, n0), fma(s1, c, n1), fma(s2, c, n2), fma(s3, c, n3)
+    store_4(y, y0, y1, y2, y3)
+    store_4(m, n0, n1, n2, n3)
 
 
 @njit

@@ -212,6 +212,7 @@ def test_what_is_not_kept_costs_nothing_and_says_so(backend):
 def test_nobody_waits_for_a_long_prompt(tiny):
     """Each step gives a token to all who are being answered, and is about as long as one pass."""
     backend = Counting(tiny, 1)
+    capacity = backend.batch(1).capacity
     scheduler = Scheduler(backend, 4)
     short = [scheduler.submit(request([seed + 1], seed, 400)) for seed in range(3)]
     for _ in range(3):
@@ -223,7 +224,6 @@ def test_nobody_waits_for_a_long_prompt(tiny):
         scheduler.step()
         steps += 1
         assert [handle.usage.generated_tokens for handle in short] == [n + 1 for n in before]
-    capacity = backend.batch(1).capacity
     assert max(sum(parts.values()) for parts in backend.steps) == capacity
     assert steps == pytest.approx(5_000 / (capacity - 3), abs=2)
 

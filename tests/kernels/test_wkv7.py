@@ -39,13 +39,13 @@ _removed = stack_memory(N * 4)
 def _step(y, S, r, w, k, v, kk, b):
     m = _removed(0)
     wkv7.removal(m, S, kk)
-    wkv7.step(y, S, S, r, w, k, v, b, m, 0)
+    wkv7.step(y, S, S, r, w, k, v, b, m, kk)
 
 
 @njit
 def _step_and_removal(y, target, S, r, w, k, v, kk, b, m, next_kk):
     wkv7.removal(m, S, kk)
-    wkv7.step_and_removal(y, target, S, r, w, k, v, b, m, next_kk)
+    wkv7.step(y, target, S, r, w, k, v, b, m, next_kk)
 
 
 @njit
