@@ -32,6 +32,7 @@ Argument = int | NDArray[Any]
 """Of an entry point: an integer, or a contiguous array that stands for its address."""
 
 _one_at_a_time = threading.Lock()
+_loaded = set[str]()  # names of entry points
 
 
 def _after_fork() -> None:
@@ -47,6 +48,11 @@ if hasattr(os, "register_at_fork"):
 def is_compiled(name: str) -> bool:
     """Whether the installation or the cache has an entry point, so that `kernel` need not compile it."""
     return _stored(name) is not None
+
+
+def is_loaded(name: str) -> bool:
+    """Whether this process has used an entry point, so that `kernel` gives it at once, wherever it came from."""
+    return name in _loaded
 
 
 def compile_missing(names: Iterable[str]) -> None:
@@ -98,6 +104,7 @@ def _kernel(name: str) -> Callable[..., int]:
         engine.get_function_address(name)
     )
     function.engine = engine  # type: ignore[attr-defined]  # keeps the machine code alive
+    _loaded.add(name)
 
     def call(*arguments: Argument) -> int:
         # Not by `from_param` of ctypes, which turns a KeyboardInterrupt into ArgumentError.

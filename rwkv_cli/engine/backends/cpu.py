@@ -51,7 +51,7 @@ class CpuBackend(Backend):
         self.config = model.config
         self.chunk: int = chunk or best_chunk(model.config.n_embd, machine.l2_cache())
         self._info = model.info
-        aot.compile_missing(KERNELS)
+        aot.compile_missing(_missing())
         self.n_threads: int = n_threads or machine.default_threads()
         self._pass = ForwardPass(model, self.n_threads, self.chunk)
         self._sampler = CpuSampler(model.config.vocab_size, self.n_threads)
@@ -149,4 +149,9 @@ def best_chunk(n_embd: int, l2_cache: int | None) -> int:
 
 def is_compiled() -> bool:
     """Whether the kernels need not be compiled; otherwise creating a backend does so, for some seconds."""
-    return all(map(aot.is_compiled, KERNELS))
+    return all(map(aot.is_compiled, _missing()))
+
+
+def _missing() -> list[str]:
+    """The kernels that this process has not loaded."""
+    return [name for name in KERNELS if not aot.is_loaded(name)]
