@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray")
-
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # otherwise a token is written to the home folder
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # otherwise it is 15, and other programs go first
