@@ -1,6 +1,6 @@
 """Answer prompts on a Ray cluster, or on a local Ray, into Parquet files.
 
-pip install 'rwkv-cli[ray]'
+pip install '.[ray]'
 python examples/ray_batch.py [MODEL]
 """
 

@@ -1,6 +1,6 @@
 """Serve a model on a Ray cluster, or on a local Ray, with two replicas, and ask it.
 
-pip install 'rwkv-cli[ray]'
+pip install '.[ray]'
 python examples/ray_serve.py [MODEL]
 """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the small RWKV-7 that has to reason, on tasks with one right answer.
 
-    pip install 'rwkv-cli[train]'
+    pip install '.[train]'
     python scripts/train_reasoning.py --minutes 8 --seed 0 --output reasoning/
 
 The tasks are those of `reasoning_tasks.py`, drawn anew for every step. The output is a folder: `reasoning.pth`, an

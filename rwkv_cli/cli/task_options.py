@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-PANEL = "Tasks (needs pip install 'rwkv-cli[eval]')"
+PANEL = "Tasks (needs pip install '.[eval]')"
 
 Tasks = Annotated[
     str | None,

@@ -41,7 +41,9 @@ def check_installed() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise UsageError("Parquet needs a package: pip install 'rwkv-cli[parquet]'") from None
+        raise UsageError(
+            "Parquet needs a package: in the folder of rwkv's sources, pip install '.[parquet]'"
+        ) from None
 
 
 class ParquetRows(Rows):

@@ -27,7 +27,9 @@ def check_installed() -> None:
     try:
         import ray.data  # noqa: F401
     except ImportError:
-        raise UsageError("a Ray cluster needs packages: pip install 'rwkv-cli[ray]'") from None
+        raise UsageError(
+            "Ray needs packages: in the folder of rwkv's sources, pip install '.[ray]'"
+        ) from None
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def test_tasks_without_the_package(rwkv, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     result = rwkv("eval", "fp32", "--tasks", "mmlu")
     assert (result.code, result.out) == (2, "")
-    assert "pip install 'rwkv-cli[eval]'" in result.err
+    assert "pip install '.[eval]'" in result.err
 
 
 @pytest.mark.parametrize("also", [("text.txt",), ("--against", "int4"), ("--questions", "q.jsonl")])

@@ -32,7 +32,9 @@ class McpServer:
         try:
             import mcp  # noqa: F401
         except ImportError:
-            raise UsageError("--mcp needs a package: pip install 'rwkv-cli[mcp]'") from None
+            raise UsageError(
+                "--mcp needs a package: in the folder of rwkv's sources, pip install '.[mcp]'"
+            ) from None
         self._requests: asyncio.Queue[_Request | None] = asyncio.Queue()
         self._loop = asyncio.new_event_loop()
         started: Future[list[dict[str, Any]]] = Future()

@@ -16,7 +16,7 @@ from rwkv_cli.sampling_settings import SamplingOverrides
 if TYPE_CHECKING:
     from rwkv_cli.datasets.columns import Columns
 
-DATASET, CLUSTER = "Dataset", "Cluster (needs pip install 'rwkv-cli[ray]')"
+DATASET, CLUSTER = "Dataset", "Cluster (needs pip install '.[ray]')"
 
 Inputs = Annotated[
     list[str],

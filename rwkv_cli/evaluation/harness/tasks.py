@@ -105,7 +105,9 @@ def check_installed() -> None:
     try:
         import lm_eval
     except ImportError:
-        raise UsageError("tasks need a package: pip install 'rwkv-cli[eval]'") from None
+        raise UsageError(
+            "tasks need a package: in the folder of rwkv's sources, pip install '.[eval]'"
+        ) from None
     logging.getLogger(lm_eval.__name__).setLevel(logging.ERROR)
 
 
