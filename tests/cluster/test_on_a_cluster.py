@@ -8,14 +8,20 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # otherwise a token is written to the home folder
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # otherwise it is 15, and other programs go first
 
 pytest.importorskip("ray")
 
 import pyarrow as pa
 import ray
 from helpers.datasets import Versions, answers_of, check_complete, parts_of, processes, write_rows
+from ray.cluster_utils import Cluster
 
 import rwkv_cli
 from rwkv_cli.engine.constraints.grammar import Grammar
@@ -24,6 +30,18 @@ from rwkv_cli.ray import Generator, replicas
 
 N, ROWS = 240, 8
 SHARDS = -(-N // ROWS)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def cluster(compiled_kernels, tmp_path_factory):  # noqa: ARG001
+    """Two nodes with a core each: `cluster.address` is the address; the second node is `cluster.second`."""
+    os.environ["RWKV_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))  # of what runs on the nodes
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found.second = found.add_node(num_cpus=1)
+    yield found
+    found.shutdown()
 
 
 @contextmanager
@@ -211,3 +229,38 @@ def test_the_manifest_is_that_of_one_machine(run, out):
     finish(run())
     assert json.loads((out / "_manifest.json").read_text()) == before
     check_complete(out, N)
+
+
+# --- examples, as they are, with the built-in model ---
+
+
+def example(name, folder, cluster):
+    """What an example prints; it runs in `folder`."""
+    variables = {"PYTHONPATH": str(EXAMPLES.parent), "PYTHONUTF8": "1", "RAY_ADDRESS": cluster.address}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, "gosling"],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_batch(cluster, tmp_path):
+    lines = [
+        line
+        for line in example("ray_batch.py", tmp_path, cluster).splitlines()
+        if ". Once upon a time" in line
+    ]
+    assert [line.split(".")[0] for line in lines] == [str(i) for i in range(2, 10)]
+    assert all(len(line) > len("2. Once upon a time, there were 2 little foxes") + 10 for line in lines)
+
+
+def test_a_server_with_two_replicas(cluster, tmp_path):
+    model = rwkv_cli.load(device="cpu")
+    alone = model.generate("Once upon a time", template="raw", seed=1, max_tokens=20)
+    text = "".join(step.text for step in alone)
+    assert example("ray_serve.py", tmp_path, cluster).endswith(f"Once upon a time{text}\n")
