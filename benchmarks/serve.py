@@ -3,6 +3,9 @@
 
     python benchmarks/serve.py --model FILE
     python benchmarks/serve.py --model FILE --only endurance --minutes 10
+    python benchmarks/serve.py --model FILE --against OTHER.gguf
+
+With `--against`, only llama-cpp-python's server is measured beside, with the same model in another form.
 
 Each figure is the median of several rounds; what is compared is measured in turns, seconds apart.
 """
@@ -15,6 +18,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,12 +33,13 @@ from typing import Any
 
 import httpx2
 
-from rwkv_cli import load, paths
+from rwkv_cli import load, machine, paths
 from rwkv_cli.model import Model
 
 TOKENS = 128
 MOST_TOKENS = 4000
 ROUNDS = 5
+ROUNDS_AGAINST = 3
 LONG = 8000
 SESSIONS = 200
 ENDLESS = {"logit_bias": {"0": -1000}, "temperature": 0}
@@ -136,6 +141,41 @@ def serving(model: str, folder: Path, *arguments: str) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+
+
+@contextlib.contextmanager
+def serving_llama(gguf: Path) -> Iterator[Server]:
+    """llama-cpp-python's server, with as many threads as ours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--port", str(port)]
+    command += ["--n_threads", str(machine.default_threads()), "--n_ctx", "4096", "--verbose", "false"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+            while process.poll() is None:
+                with contextlib.suppress(httpx2.HTTPError):
+                    client.get("/v1/models").raise_for_status()
+                    break
+                time.sleep(0.1)
+            assert process.poll() is None, "llama-cpp-python's server ended: it is in the extra benchmarks"
+            yield Server(process, client)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def against(ours: Server, theirs: Server) -> dict[str, float]:
+    """Both servers in turns: one client, eight clients, and the first token of a short prompt."""
+    found = dict[str, list[float]]()
+    for turn in range(ROUNDS_AGAINST):
+        for name, server in (("rwkv", ours), ("llama.cpp", theirs)):
+            for n in (1, 8):
+                found.setdefault(f"{name}, {n} clients, tokens/s", []).append(server.total(n))
+            first = first_token(server, [{"role": "user", "content": f"Hello, number {turn}"}])
+            found.setdefault(f"{name}, first token, ms", []).append(1000 * first)
+    return {what: statistics.median(values) for what, values in found.items()}
 
 
 def one_stream(server: Server, model: Model) -> dict[str, float]:
@@ -284,15 +324,25 @@ def main() -> None:
     parser.add_argument("--model", default=str(paths.EMBEDDED_MODEL), help="a model file")
     parser.add_argument("--only", choices=[*PARTS, "endurance"], action="append", help="what to measure")
     parser.add_argument("--minutes", type=float, default=1, help="of the endurance test")
+    parser.add_argument("--against", type=Path, metavar="GGUF", help="for llama-cpp-python's server")
     parser.add_argument("--json", type=Path, help="where to write the results")
     options = parser.parse_args()
     wanted, results = options.only or [*PARTS, "endurance"], {}
+    if options.against:
+        wanted = ["against"]
     model = load(options.model)
     small = ("--state-memory", "50MB")  # so that idle sessions leave it
     with tempfile.TemporaryDirectory() as folder, serving(options.model, Path(folder), *small) as server:
         server.whole("warm up", 8)
         for name in wanted:
-            found = endurance(server, options.minutes) if name == "endurance" else PARTS[name](server, model)
+            if name == "against":
+                with serving_llama(options.against) as theirs:
+                    theirs.whole("warm up", 8)
+                    found = against(server, theirs)
+            elif name == "endurance":
+                found = endurance(server, options.minutes)
+            else:
+                found = PARTS[name](server, model)
             results[name] = found
             for what, value in found.items():
                 print(f"{name:12} {what:36} {value:10.3f}", flush=True)
