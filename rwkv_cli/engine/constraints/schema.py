@@ -8,6 +8,7 @@ from typing import Any
 
 from rwkv_cli.engine.constraints.keywords import followed
 from rwkv_cli.engine.constraints.logic import rewritten
+from rwkv_cli.engine.constraints.schema_sets import listed, resolved
 from rwkv_cli.errors import UsageError, literal
 
 _FORM = {
@@ -86,37 +87,17 @@ class _Ends:
     def _needed(self, schema: Mapping[str, Any]) -> Iterator[object]:
         """The schemas that each text of this one contains, or has to satisfy."""
         if "$ref" in schema:
-            yield self._resolved(schema["$ref"])
-        yield from _listed(schema, "allOf")
+            yield resolved(self._root, schema["$ref"])
+        yield from listed(schema, "allOf")
         kinds = schema.get("type", ())
         properties = schema.get("properties")
         if kinds in ("object", ["object"]) and isinstance(properties, dict):
             yield from (
-                properties.get(name, True) for name in _listed(schema, "required") if isinstance(name, str)
+                properties.get(name, True) for name in listed(schema, "required") if isinstance(name, str)
             )
         least = schema.get("minItems")
         if kinds in ("array", ["array"]) and isinstance(least, int) and least > 0:
-            first = _listed(schema, "prefixItems")
+            first = listed(schema, "prefixItems")
             yield from first[:least]
             if least > len(first):
                 yield schema.get("items", True)
-
-    def _resolved(self, reference: object) -> object:
-        """What a local reference refers to; True, which ends, for any other one."""
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            return True
-        found: Any = self._root
-        for part in reference[1:].split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and part.isdigit() and int(part) < len(found):
-                found = found[int(part)]
-            elif isinstance(found, dict) and part in found:
-                found = found[part]
-            else:
-                return True
-        return found
-
-
-def _listed(schema: Mapping[str, Any], key: str) -> list[Any]:
-    value = schema.get(key)
-    return value if isinstance(value, list) else []

@@ -64,7 +64,7 @@ class SchemaSets:
         if depth > _DEEPEST or self._steps > _MOST_STEPS:
             return []
         if "$ref" in schema:  # in older drafts, what is beside it does not count
-            found = self.conjuncts(self._resolved(schema["$ref"]), depth + 1)
+            found = self.conjuncts(resolved(self._root, schema["$ref"]), depth + 1)
         else:
             found = [{key: value for key, value in schema.items() if key != "allOf"}]
             for each in listed(schema, "allOf"):
@@ -120,21 +120,6 @@ class SchemaSets:
         if kinds <= {"boolean", "null"}:
             return [*([True, False] if "boolean" in kinds else []), *([None] if "null" in kinds else [])]
         return None
-
-    def _resolved(self, reference: object) -> object:
-        """What a local reference refers to; True, of which nothing is known, for any other one."""
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-            return True
-        found: Any = self._root
-        for part in reference[1:].split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and part.isdigit() and int(part) < len(found):
-                found = found[int(part)]
-            elif isinstance(found, dict) and part in found:
-                found = found[part]
-            else:
-                return True
-        return found
 
     # --- two schemas ------------------------------------------------------------------------------------------------
 
@@ -298,7 +283,23 @@ def _but(rests: Sequence[str]) -> str:
     return "|".join(parts if is_empty_avoided else ["", *parts])
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- parts of schemas ------------------------------------------------------------------------------------------------
+
+
+def resolved(root: object, reference: object) -> object:
+    """What a reference within `root` refers to; True, which every value satisfies, for any other one."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return True
+    found: Any = root
+    for part in reference[1:].split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict) and part in found:
+            found = found[part]
+        else:
+            return True
+    return found
 
 
 def listed(schema: Mapping[str, Any], key: str) -> list[Any]:
