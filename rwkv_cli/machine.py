@@ -46,7 +46,7 @@ def cpu_features() -> list[str]:
     """The vector and dot-product instructions of the CPU, as LLVM names them."""
     from cpu_kernels.runtime.host import this_cpu
 
-    return [name for name in _FEATURES if this_cpu().has(name)]
+    return [*filter(this_cpu().has, _FEATURES)]
 
 
 def usable_cores() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cpu_kernels.abi import EMPTY
-from cpu_kernels.runtime import aot, cache, compiler, isolated, prebuilt
+from cpu_kernels.runtime import aot, cache, compiler, host, isolated, prebuilt
 from cpu_kernels.runtime.aot import kernel
 from cpu_kernels.runtime.compiler import ENTRY_POINTS
 
@@ -425,18 +425,28 @@ def test_old_versions_go(place, code):
     assert set(place.iterdir()) == {cache.folder(), other, *versions[: cache.KEPT_VERSIONS - 1]}
 
 
+@pytest.fixture
+def asked_anew():
+    """A function after which the CPU is asked again; and it is after the test."""
+    yield host.this_cpu.cache_clear
+    host.this_cpu.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["get_host_cpu_name", "get_process_triple"])
-def test_another_machine_has_another_version(monkeypatch, name):
+def test_another_machine_has_another_version(monkeypatch, asked_anew, name):
     assert cache._version() == cache.VERSION
     monkeypatch.setattr(llvm, name, lambda: "another")
+    asked_anew()
     assert cache._version() != cache.VERSION
 
 
-def test_other_features_and_instructions_have_another_version(monkeypatch):
+def test_other_features_and_instructions_have_another_version(monkeypatch, asked_anew):
     features = llvm.get_host_cpu_features()
     features["another"] = True
     with monkeypatch.context() as patch:
         patch.setattr(llvm, "get_host_cpu_features", lambda: features)
+        asked_anew()
         assert cache._version() != cache.VERSION
+    asked_anew()
     monkeypatch.setattr(cache, "CHOSEN", "another")
     assert cache._version() != cache.VERSION

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llvmlite import ir
 from numba import njit, types
 
-from cpu_kernels.runtime import amx, instructions
+from cpu_kernels.runtime import amx, host, instructions
 from cpu_kernels.simd import I8, I32, intrinsic_of, load_i8, pointer
 
 QUADS, BYTES = 16, 64
@@ -160,8 +160,20 @@ def test_any_other_can_be_named(monkeypatch, name):
     assert instructions.choose() == name
 
 
-def test_plain_is_everywhere(monkeypatch):
-    monkeypatch.setattr(llvm, "get_host_cpu_features", dict)
+@pytest.fixture
+def with_features(monkeypatch):
+    """`with_features(features)`: LLVM finds these in this CPU."""
+
+    def become(features):
+        monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: dict(features))
+        host.this_cpu.cache_clear()
+
+    yield become
+    host.this_cpu.cache_clear()
+
+
+def test_plain_is_everywhere(with_features):
+    with_features({})
     assert instructions.available() == ["plain"]
 
 
@@ -174,17 +186,16 @@ def test_a_name_that_is_none_is_refused_with_those_that_are(monkeypatch, name):
         instructions.choose()
 
 
-def test_an_instruction_of_another_cpu_is_refused(monkeypatch):
-    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {"avx2": True, "avxvnni": False})
+def test_an_instruction_of_another_cpu_is_refused(monkeypatch, with_features):
+    with_features({"avx2": True, "avxvnni": False})
     monkeypatch.setenv("RWKV_CPU_KERNEL", "avx-vnni")
     with pytest.raises(ValueError, match=r"this machine can run: avx2, plain$"):
         instructions.choose()
 
 
 @pytest.mark.parametrize("is_permitted", [True, False])
-def test_tile_registers_need_the_permission_of_the_system(monkeypatch, is_permitted):
-    features = dict.fromkeys(instructions.INSTRUCTIONS["amx-int8"].features, True)
-    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
+def test_tile_registers_need_the_permission_of_the_system(monkeypatch, with_features, is_permitted):
+    with_features(dict.fromkeys(instructions.INSTRUCTIONS["amx-int8"].features, True))
     monkeypatch.setattr(amx, "is_permitted", lambda: is_permitted)
     names = ["amx-int8"] * is_permitted + ["avx512-vnni", "plain"]
     assert instructions.available() == names

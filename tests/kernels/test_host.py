@@ -49,8 +49,10 @@ def system(monkeypatch):
         monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
         monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
         monkeypatch.delenv("RWKV_CPU_KERNEL", raising=False)
+        host.this_cpu.cache_clear()
 
-    return become
+    yield become
+    host.this_cpu.cache_clear()
 
 
 class Function:
@@ -101,6 +103,7 @@ def test_a_system_that_cannot_be_asked_still_has_neon(system, monkeypatch, platf
         raise OSError("no C library can be loaded")
 
     monkeypatch.setattr(ctypes, "CDLL", fail)
+    host.this_cpu.cache_clear()
     assert instructions.available() == ["neon", "plain"]
 
 
@@ -128,7 +131,7 @@ def test_flags_are_those_of_llvm():
 
 def test_this_machine_is_asked_without_an_error():
     """Whatever it is: the real library is called."""
-    assert host.this_cpu() == host.this_cpu()
+    assert host.this_cpu.__wrapped__() == host.this_cpu.__wrapped__()
     for name in ("_linux_has", "_mac_os_has", "_windows_has"):
         arguments = {"_linux_has": (16, 0), "_mac_os_has": ("hw.optional.none",), "_windows_has": (0,)}[name]
         assert getattr(host, name)(*arguments) in (True, False)
