@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers.datasets import answers_of, batch_command, parts_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,14 +34,6 @@ def write(path, rows):
     return path
 
 
-def parts(folder):
-    return sorted(each for each in Path(folder).iterdir() if each.name.startswith("part-"))
-
-
-def answers(folder):
-    return [json.loads(line) for part in parts(folder) for line in part.read_bytes().splitlines()]
-
-
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
@@ -49,15 +42,7 @@ def out(tmp_path):
 @pytest.fixture
 def batch(rwkv, tiny_model, out):
     """Run it with the tiny model: the result of the command."""
-
-    def call(*places, options=(), code=0):
-        common = ("-m", tiny_model, "-n", "6", "--seed", "5", *options)
-        result = rwkv("batch", *places, out, *common)
-        assert result.code == code, result.err
-        assert result.out == ""
-        return result
-
-    return call
+    return batch_command(rwkv, tiny_model, out)
 
 
 # ------------------------------------------------------------------------------------------------ what comes out
@@ -72,7 +57,7 @@ def test_rows_are_answered_as_lines_of_a_batch_are(rwkv, tiny_model, batch, tmp_
     assert "8 of 8 rows (100%)" in result.err
     assert result.err.endswith("rwkv: 2 of 8 rows failed: the column of errors says why\n")
     plain = rwkv("generate", "-m", tiny_model, "-n", "6", "--seed", "5", "--batch", file).out.splitlines()
-    found = answers(out)
+    found = answers_of(out)
     assert [row["index"] for row in found] == list(range(8))
     for row, line in zip(found, map(json.loads, plain), strict=True):
         assert {name: row.get(name) for name in line if name not in ("error", "id", "prompt")} == {
@@ -84,7 +69,7 @@ def test_rows_are_answered_as_lines_of_a_batch_are(rwkv, tiny_model, batch, tmp_
     assert [{k: v for k, v in row.items() if k not in ANSWER} for row in found] == inputs
     assert found[2]["error"].startswith(f"{file}, line 4: it must be a JSON object")
     assert found[7]["error"] == f'{file}, line 9: "prompt" must be a non-empty text'
-    assert len(parts(out)) == -(-8 // shard_rows)
+    assert len(parts_of(out)) == -(-8 // shard_rows)
     assert (out / SUCCESS).read_bytes() == b""
 
 
@@ -93,7 +78,7 @@ def test_columns_are_chosen_by_name(batch, tmp_path, out):
     file = write(tmp_path / "in.jsonl", rows)
     options = ("--column", "prompt=question", "--column", "temperature=", "--prefix", "answer_")
     batch(file, options=(*options, "--keep-columns", "n, text"))
-    first, second = answers(out)
+    first, second = answers_of(out)
     assert [*first] == ["n", "text", *("answer_" + name for name in ANSWER)]
     assert (first["n"], first["text"], second["n"]) == (1, "t", 2)
     assert first["answer_text"]
@@ -131,7 +116,7 @@ def test_files_folders_and_globs(batch, tmp_path, out):
     for name in ("b/2.jsonl", "a.jsonl", "b/1.ndjson", "_x/3.jsonl", "b/.4.jsonl", "c.txt", "b/empty.jsonl"):
         write(data / name, [] if "empty" in name else [{"prompt": name}])
     batch(data, data / "b" / "*.jsonl", options=("--shard-rows", "7"))
-    assert [row["prompt"] for row in answers(out)] == ["a.jsonl", "b/1.ndjson", "b/2.jsonl"]
+    assert [row["prompt"] for row in answers_of(out)] == ["a.jsonl", "b/1.ndjson", "b/2.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -159,11 +144,11 @@ def test_json_that_is_no_json_to_others(batch, tmp_path, out):
     ]
     rows[2] += "]" * 900 + "}\n"
     batch(write(tmp_path / "in.jsonl", rows), code=1)
-    found = answers(out)
+    found = answers_of(out)
     assert "NaN" in found[0]["error"]
     assert found[1]["x"] == "\ud800"
     assert found[1]["error"] is None
-    for part in parts(out):
+    for part in parts_of(out):
         assert "NaN}" not in part.read_text()
 
 
@@ -217,8 +202,8 @@ TWO = ("--shard-rows", "2")
 
 def test_only_shards_that_are_not_there_are_computed(batch, file, out):
     batch(file, options=TWO, code=1)
-    whole = {part: part.read_bytes() for part in parts(out)}
-    times = {part: part.stat().st_mtime_ns for part in parts(out)}
+    whole = {part: part.read_bytes() for part in parts_of(out)}
+    times = {part: part.stat().st_mtime_ns for part in parts_of(out)}
     (out / "part-000001.jsonl").unlink()
     (out / "part-000003.jsonl").unlink()
     (out / SUCCESS).unlink()
@@ -226,7 +211,7 @@ def test_only_shards_that_are_not_there_are_computed(batch, file, out):
     assert result.err.startswith("4 rows of an earlier run: continuing with the other rows\n")
     assert "3 of 3 rows" in result.err
     assert "1 of 7 rows failed" in result.err
-    assert {part: part.read_bytes() for part in parts(out)} == whole
+    assert {part: part.read_bytes() for part in parts_of(out)} == whole
     for name in ("part-000000.jsonl", "part-000002.jsonl"):
         assert (out / name).stat().st_mtime_ns == times[out / name]
     assert (out / SUCCESS).exists()
@@ -235,10 +220,10 @@ def test_only_shards_that_are_not_there_are_computed(batch, file, out):
 def test_seeds_go_on_where_they_were_random(rwkv, tiny_model, file, out):
     common = (file, out, "-m", tiny_model, "-n", "6", *TWO)
     assert rwkv("batch", *common).code == 1
-    whole = answers(out)
+    whole = answers_of(out)
     (out / "part-000001.jsonl").unlink()
     assert rwkv("batch", *common).code == 1
-    assert answers(out) == whole
+    assert answers_of(out) == whole
 
 
 @pytest.mark.parametrize(
@@ -288,12 +273,12 @@ def test_another_input_is_refused(batch, file, out, change, keeps_time):
 
 def test_the_same_input_elsewhere_is_the_same(batch, file, out, tmp_path):
     batch(file, options=TWO, code=1)
-    whole = answers(out)
+    whole = answers_of(out)
     (out / "part-000001.jsonl").unlink()
     moved = file.rename(tmp_path / "moved.jsonl")
     os.utime(moved, (1, 1))
     batch(moved, code=1)
-    found = answers(out)
+    found = answers_of(out)
     assert [row["text"] for row in found] == [row["text"] for row in whole]
 
 
@@ -334,8 +319,8 @@ def test_a_full_disk(batch, file, out, monkeypatch):
         said = batch(file, options=TWO, code=1).err
     assert "no space left on the disk" in said
     assert "Traceback" not in said
-    assert len(parts(out)) == 3
+    assert len(parts_of(out)) == 3
     assert not (out / SUCCESS).exists()
     assert not [each for each in out.iterdir() if each.suffix == ".tmp"]
     batch(file, code=1)
-    assert [row["index"] for row in answers(out)] == list(range(7))
+    assert [row["index"] for row in answers_of(out)] == list(range(7))

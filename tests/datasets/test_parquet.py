@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("pyarrow")
 
 import pyarrow as pa
+from helpers.datasets import batch_command
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -29,14 +30,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def batch(rwkv, tiny_model, out):
-    def call(*places, options=(), code=0):
-        result = rwkv(
-            "batch", *places, out, "-m", tiny_model, "-n", "6", "--seed", "5", "--ban", "0", *options
-        )
-        assert result.code == code, result.err
-        return result
-
-    return call
+    return batch_command(rwkv, tiny_model, out, "--ban", "0")
 
 
 def answers(folder):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rwkv_cli.datasets.plan import MANIFEST, SUCCESS
 
@@ -32,6 +34,18 @@ def parts_of(folder: Path) -> list[Path]:
 def answers_of(folder: Path) -> list[dict[str, object]]:
     """All answers, in the order of the rows."""
     return [json.loads(line) for part in parts_of(folder) for line in part.read_bytes().splitlines()]
+
+
+def batch_command(rwkv: Callable[..., Any], model: Path, out: Path, *common: str) -> Callable[..., Any]:
+    """A function that runs `rwkv batch` from places to `out`: the result of the command, which has to be `code`."""
+
+    def call(*places: object, options: tuple[object, ...] = (), code: int = 0) -> Any:
+        result = rwkv("batch", *places, out, "-m", model, "-n", "6", "--seed", "5", *common, *options)
+        assert result.code == code, result.err
+        assert result.out == ""
+        return result
+
+    return call
 
 
 def check_complete(folder: Path, n: int, broken_every: int = 17) -> None:
