@@ -166,15 +166,17 @@ def serving_llama(gguf: Path) -> Iterator[Server]:
         process.wait()
 
 
-def against(ours: Server, theirs: Server) -> dict[str, float]:
+def against(ours: Server, gguf: Path) -> dict[str, float]:
     """Both servers in turns: one client, eight clients, and the first token of a short prompt."""
     found = dict[str, list[float]]()
-    for turn in range(ROUNDS_AGAINST):
-        for name, server in (("rwkv", ours), ("llama.cpp", theirs)):
-            for n in (1, 8):
-                found.setdefault(f"{name}, {n} clients, tokens/s", []).append(server.total(n))
-            first = first_token(server, [{"role": "user", "content": f"Hello, number {turn}"}])
-            found.setdefault(f"{name}, first token, ms", []).append(1000 * first)
+    with serving_llama(gguf) as theirs:
+        theirs.whole("warm up", 8)
+        for turn in range(ROUNDS_AGAINST):
+            for name, server in (("rwkv", ours), ("llama.cpp", theirs)):
+                for n in (1, 8):
+                    found.setdefault(f"{name}, {n} clients, tokens/s", []).append(server.total(n))
+                first = first_token(server, [{"role": "user", "content": f"Hello, number {turn}"}])
+                found.setdefault(f"{name}, first token, ms", []).append(1000 * first)
     return {what: statistics.median(values) for what, values in found.items()}
 
 
@@ -327,23 +329,15 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="GGUF", help="for llama-cpp-python's server")
     parser.add_argument("--json", type=Path, help="where to write the results")
     options = parser.parse_args()
-    wanted, results = options.only or [*PARTS, "endurance"], {}
+    parts, results = PARTS | {"endurance": lambda server, _: endurance(server, options.minutes)}, {}
     if options.against:
-        wanted = ["against"]
+        parts = {"against": lambda server, _: against(server, options.against)}
     model = load(options.model)
     small = ("--state-memory", "50MB")  # so that idle sessions leave it
     with tempfile.TemporaryDirectory() as folder, serving(options.model, Path(folder), *small) as server:
         server.whole("warm up", 8)
-        for name in wanted:
-            if name == "against":
-                with serving_llama(options.against) as theirs:
-                    theirs.whole("warm up", 8)
-                    found = against(server, theirs)
-            elif name == "endurance":
-                found = endurance(server, options.minutes)
-            else:
-                found = PARTS[name](server, model)
-            results[name] = found
+        for name in [*parts] if options.against else options.only or [*parts]:
+            found = results[name] = parts[name](server, model)
             for what, value in found.items():
                 print(f"{name:12} {what:36} {value:10.3f}", flush=True)
     if options.json:
